@@ -1,0 +1,5 @@
+"""`python -m liuli` is `liuli`."""
+
+from liuli.cli import main
+
+main()
