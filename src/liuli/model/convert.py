@@ -1,0 +1,182 @@
+"""Between our Transformer and a model folder. A qwen3 model becomes a Hugging Face Qwen3 folder by renaming alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liuli.errors import LiuliError
+from liuli.folder import read_model_folder, write_model_folder
+from liuli.model.config import ModelConfig
+from liuli.model.transformer import Transformer
+
+# ours -> Hugging Face's; {} is the layer
+NAMES = {
+    "embedding.weight": "model.embed_tokens.weight",
+    "final_gain": "model.norm.weight",
+    "head.weight": "lm_head.weight",
+    "blocks.{}.attention_gain": "model.layers.{}.input_layernorm.weight",
+    "blocks.{}.feed_forward_gain": "model.layers.{}.post_attention_layernorm.weight",
+    "blocks.{}.attention.query.weight": "model.layers.{}.self_attn.q_proj.weight",
+    "blocks.{}.attention.key.weight": "model.layers.{}.self_attn.k_proj.weight",
+    "blocks.{}.attention.value.weight": "model.layers.{}.self_attn.v_proj.weight",
+    "blocks.{}.attention.output.weight": "model.layers.{}.self_attn.o_proj.weight",
+    "blocks.{}.attention.query_gain": "model.layers.{}.self_attn.q_norm.weight",
+    "blocks.{}.attention.key_gain": "model.layers.{}.self_attn.k_norm.weight",
+    "blocks.{}.feed_forward.gate.weight": "model.layers.{}.mlp.gate_proj.weight",
+    "blocks.{}.feed_forward.up.weight": "model.layers.{}.mlp.up_proj.weight",
+    "blocks.{}.feed_forward.down.weight": "model.layers.{}.mlp.down_proj.weight",
+}
+LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def rename(name: str, table: Mapping[str, str]) -> str:
+    """The name in the other convention; a name that the table lacks stays."""
+    layer = LAYER.search(name)
+    pattern = LAYER.sub("{}", name, count=1) if layer else name
+    return table.get(pattern, name).format(layer.group() if layer else "")
+
+
+def export_tensors(model: Transformer) -> dict[str, Tensor]:
+    """The weights under the names that the folder uses (float32, contiguous, on the CPU)."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_parameters()}
+    return {rename(name, NAMES): tensor for name, tensor in tensors.items()} if is_qwen3(model.config) else tensors
+
+
+def is_qwen3(config: ModelConfig) -> bool:
+    return config.preset == "qwen3"
+
+
+def export_config(config: ModelConfig, special: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """config.json. special: bos_token_id, eos_token_id and the like, taken over as they are."""
+    c = config
+    if not is_qwen3(c):
+        return {"model_type": "liuli_racer"} | c.to_dict() | dict(special or {})
+    if c.softcap or c.bigram_rows or c.value_layers:
+        raise LiuliError("a qwen3 model cannot hold softcap, bigram table or value embeddings", "model config")
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.width,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.kv_heads,
+        "head_dim": c.head_size,
+        "intermediate_size": c.ff_width,
+        "hidden_act": "silu",
+        "max_position_embeddings": c.context,
+        "rms_norm_eps": c.norm_eps,
+        "rope_theta": c.rope_base,
+        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_base},
+        "tie_word_embeddings": c.tied,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "torch_dtype": "float32",
+        "use_cache": True,
+    } | dict(special or {})
+
+
+def import_config(values: Mapping[str, Any], where: str | Path) -> ModelConfig:
+    """Our config from a config.json of ours or of any Qwen3 model that uses no feature that we lack."""
+    kind = values.get("model_type")
+    if kind == "liuli_racer":
+        return ModelConfig.from_dict(dict(values))
+    if kind != "qwen3":
+        raise LiuliError(f"model_type {kind!r} is not one that Liuli reads", where, "use a qwen3 or liuli_racer folder")
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    lacking = {
+        "attention_bias": bool(values.get("attention_bias")),
+        "hidden_act": values.get("hidden_act", "silu") != "silu",
+        "rope type": rope.get("rope_type", rope.get("type", "default")) != "default",
+        "sliding window": bool(values.get("use_sliding_window")),
+    }
+    if any(lacking.values()):
+        used = ", ".join(name for name, is_used in lacking.items() if is_used)
+        raise LiuliError(f"this Qwen3 model uses what Liuli has no code for: {used}", where)
+    heads = values["num_attention_heads"]
+    return ModelConfig(
+        vocab_size=values["vocab_size"],
+        width=values["hidden_size"],
+        layers=values["num_hidden_layers"],
+        heads=heads,
+        kv_heads=values.get("num_key_value_heads", heads),
+        head_size=values.get("head_dim") or values["hidden_size"] // heads,
+        ff_width=values["intermediate_size"],
+        context=values.get("max_position_embeddings", 2048),
+        rope_base=float(rope.get("rope_theta", values.get("rope_theta", 10_000.0))),
+        norm_eps=values.get("rms_norm_eps", 1e-6),
+        tied=values.get("tie_word_embeddings", False),
+    )
+
+
+def load(path: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Transformer:
+    """The model in a folder, ready to run (eval mode).
+
+    device: default is the CPU. dtype: of the weights; default float32. Raises LiuliError naming the tensor that is
+    missing, left over or of a wrong shape, DamagedError when a checksum differs.
+    """
+    folder = read_model_folder(path)
+    config = import_config(folder.config, folder.path)
+    with torch.device("meta"):
+        model = Transformer(config)
+    back = {theirs: ours for ours, theirs in NAMES.items()}
+    found = folder.tensors(device="cpu")
+    if is_qwen3(config):
+        found = {rename(name, back): tensor for name, tensor in found.items()}
+    if config.tied:
+        found.pop("head.weight", None)  # some writers store the tied matrix twice
+    check_tensors(model, found, folder.path)
+    model.load_state_dict({name: tensor.to(dtype or torch.float32) for name, tensor in found.items()}, assign=True)
+    model.set_rotary()  # the tables were left on meta
+    model.requires_grad_(True)
+    return model.to(device or "cpu").eval()
+
+
+def check_tensors(model: Transformer, found: Mapping[str, Tensor], where: Path) -> None:
+    """Every tensor there, none left over, each of the right shape; else an error that names it."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    for name, shape in wanted.items():
+        shown = rename(name, NAMES) if is_qwen3(model.config) else name
+        if name not in found:
+            raise LiuliError(f"tensor {shown} is missing", where / "model.safetensors", "write the folder again")
+        if tuple(found[name].shape) != shape:
+            got = tuple(found[name].shape)
+            raise LiuliError(
+                f"tensor {shown} has shape {got}, config.json asks for {shape}",
+                where / "model.safetensors",
+                "use the config.json that belongs to these weights",
+            )
+    left = sorted(set(found) - set(wanted))
+    if left:
+        raise LiuliError(f"tensor {left[0]} does not belong to this model ({len(left)} such)", where)
+
+
+def save(
+    model: Transformer,
+    path: str | Path,
+    *,
+    tokenizer_folder: str | Path,
+    provenance: Mapping[str, Any],
+    card: str = "",
+    special: Mapping[str, Any] | None = None,
+    generation: Mapping[str, Any] | None = None,
+    replace: bool = False,
+) -> None:
+    """Write a model folder: it appears whole or not at all. special: token ids for config.json."""
+    write_model_folder(
+        path,
+        config=export_config(model.config, special),
+        tensors=export_tensors(model),
+        tokenizer_folder=tokenizer_folder,
+        generation=dict(generation or {}) | dict(special or {}),
+        provenance=dict(provenance),
+        card=card,
+        replace=replace,
+    )

@@ -1,0 +1,154 @@
+"""The few tensor functions of which a Transformer consists, as pure functions.
+
+Each is written plainly, which is what torch.compile fuses best. In eager mode a chain of small operations costs a pass
+over memory each, and autograd keeps every intermediate; there the norms and the loss use hand-written gradients
+(classes ending in `Eager`, tested against autograd of the plain form).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rms_norm(x: Tensor, gain: Tensor | None, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * gain over the last axis (RMSNorm, arXiv 1910.07467, eq. 4). Any shape; gain (D,)."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
+        wide = x.float()
+        normed = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+        return normed if gain is None else normed * gain.to(x.dtype)
+    result: Tensor = RMSNormEager.apply(x, gain, eps)
+    return result
+
+
+class RMSNormEager(torch.autograd.Function):
+    """RMSNorm in as few passes over memory as plain tensor operations allow."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor | None, eps: float) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = length.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
+        normed = x * scale
+        ctx.save_for_backward(normed, scale, gain)
+        return normed if gain is None else normed * gain.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        # with n = x * s: dx = s * (g*gain - n * mean(g * gain * n)), dgain = sum(g * n)
+        (grad,) = grads
+        normed, scale, gain = ctx.saved_tensors
+        product = grad * normed
+        width = normed.shape[-1]
+        if gain is None:
+            mean = product.mean(-1, keepdim=True)
+            return torch.addcmul(grad, normed, mean, value=-1).mul_(scale), None, None
+        gain_low = gain.to(grad.dtype)
+        mean = (product @ gain_low).unsqueeze(-1).mul_(1 / width)
+        grad_x = torch.addcmul(grad * gain_low, normed, mean, value=-1).mul_(scale)
+        return grad_x, product.reshape(-1, width).sum(0, dtype=torch.float32), None
+
+
+def rotary_table(context: int, head_size: int, base: float) -> tuple[Tensor, Tensor]:
+    """cos and sin, each (context, head_size) float32, for `rotate` (RoPE, arXiv 2104.09864, eq. 34; half-split pairs)."""
+    frequency_E = base ** (-torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
+    angle_TE = torch.arange(context, dtype=torch.float32)[:, None] * frequency_E.repeat(2)[None, :]
+    return angle_TE.cos(), angle_TE.sin()
+
+
+def rotate(x_BTHE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_{i+E/2}) by its position's angle. cos, sin: (T, E) or (B, T, E)."""
+    cos, sin = cos_TE.unsqueeze(-2), sin_TE.unsqueeze(-2)
+    first, second = x_BTHE.chunk(2, dim=-1)
+    return x_BTHE * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def causal_mask(T: int, documents_BT: Tensor | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Additive mask: 0 where a query may look, -inf elsewhere. (1, T, T), or (B, T, T) when documents must not mix."""
+    allowed = torch.ones(T, T, dtype=torch.bool, device=device).tril_().unsqueeze(0)
+    if documents_BT is not None:
+        allowed = allowed & (documents_BT[:, :, None] == documents_BT[:, None, :])
+    return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, float("-inf"))
+
+
+def attention(q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, mask_BTS: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """softmax(q k^T * scale + mask) v (arXiv 1706.03762, eq. 1), written out: (B, H, T, E) and the weights (B, H, T, S).
+
+    Written out it is also the faster form here: PyTorch's CPU flash kernel gains nothing from bfloat16, its backward
+    takes three times as long at T = 256.
+    """
+    B, H, T, E = q_BHTE.shape
+    S = k_BHSE.shape[2]
+    mask = mask_BTS.unsqueeze(1)
+    if torch.compiler.is_compiling():
+        scores = (q_BHTE @ k_BHSE.transpose(-1, -2)).float() * scale + mask
+        weights = torch.softmax(scores, dim=-1).to(v_BHSE.dtype)
+        return weights @ v_BHSE, weights
+    flat_mask = mask.expand(B, H, T, S).reshape(B * H, T, S) if mask.shape[0] > 1 else mask.reshape(1, T, S)
+    scores = torch.baddbmm(
+        flat_mask, q_BHTE.reshape(B * H, T, E), k_BHSE.reshape(B * H, S, E).transpose(1, 2), alpha=scale
+    )
+    weights = torch.softmax(scores, dim=-1)
+    mixed = torch.bmm(weights, v_BHSE.reshape(B * H, S, E))
+    return mixed.view(B, H, T, E), weights.view(B, H, T, S)
+
+
+def cap(logits: Tensor, softcap: float) -> Tensor:
+    """softcap * tanh(logits / softcap): keeps logits within (-softcap, softcap) (arXiv 2408.00118, section 2)."""
+    return softcap * torch.tanh(logits / softcap) if softcap else logits
+
+
+def cross_entropy(x_ND: Tensor, head_VD: Tensor, targets_N: Tensor, weights_N: Tensor, softcap: float = 0.0) -> Tensor:
+    """Sum over N of weight * -log softmax(cap(x head^T))[target]: float32 scalar (nats).
+
+    x (N, D) in the compute dtype, head (V, D), targets (N,) int64, weights (N,) float32.
+    """
+    if torch.compiler.is_compiling() or x_ND.device.type != "cpu":
+        logits = cap(F.linear(x_ND, head_VD.to(x_ND.dtype)).float(), softcap)
+        return (F.cross_entropy(logits, targets_N, reduction="none") * weights_N).sum()
+    result: Tensor = CrossEntropyEager.apply(x_ND, head_VD, targets_N, weights_N, softcap)
+    return result
+
+
+class CrossEntropyEager(torch.autograd.Function):
+    """Head and loss together, chunk by chunk; the gradient is formed while the logits are still in cache."""
+
+    CHUNK = 1024
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, head: Tensor, targets: Tensor, weights: Tensor, softcap: float) -> Tensor:
+        head_low = head.to(x.dtype)
+        total = torch.zeros((), dtype=torch.float32)
+        wants_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        grad_x = torch.empty_like(x) if wants_grad else None
+        grad_head = torch.zeros_like(head, dtype=torch.float32) if wants_grad else None
+        for start in range(0, x.shape[0], CrossEntropyEager.CHUNK):
+            part = slice(start, start + CrossEntropyEager.CHUNK)
+            logits = (x[part] @ head_low.T).float()
+            if softcap:
+                logits.mul_(1 / softcap).tanh_()
+                slope = logits.square().neg_().add_(1) if wants_grad else None
+                logits.mul_(softcap)
+            index = targets[part].unsqueeze(1)
+            log_total = torch.logsumexp(logits, dim=1, keepdim=True)
+            weight = weights[part].unsqueeze(1)
+            total += ((log_total - logits.gather(1, index)) * weight).sum()
+            if grad_x is None or grad_head is None:
+                continue
+            # d loss / d logits = weight * (softmax - onehot), times the cap's slope
+            grad = logits.sub_(log_total).exp_()
+            grad.scatter_add_(1, index, torch.full_like(weight, -1.0))
+            grad.mul_(weight)
+            grad_low = (grad.mul_(slope) if softcap else grad).to(x.dtype)
+            grad_x[part] = grad_low @ head_low
+            grad_head += grad_low.T @ x[part]
+        ctx.save_for_backward(grad_x, grad_head)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        (grad,) = grads
+        grad_x, grad_head = ctx.saved_tensors
+        return grad_x * grad.to(grad_x.dtype), grad_head * grad, None, None, None
