@@ -66,7 +66,7 @@ def _clear_errors(path: Path) -> Iterator[None]:
 # --- one file --------------------------------------------------------------------------------------------------------
 
 
-def write_file(path: str | Path, data: bytes | str | Iterable[bytes], *, durable: bool = True) -> None:
+def write_file(path: str | Path, data: bytes | str | Iterable[bytes | memoryview], *, durable: bool = True) -> None:
     """Write a file so that, whatever happens, it holds its old content or all of the new one.
 
     data: the content, or its pieces in order. durable: also survive a power cut (False: rewritten each second anyway).
@@ -295,7 +295,7 @@ os.register_at_fork(after_in_child=_release_in_child)
 # --- the operations below change the disk, each announced to `_io` ---------------------------------------------------
 
 
-def _write_pieces(path: Path, pieces: Iterable[bytes], durable: bool) -> None:
+def _write_pieces(path: Path, pieces: Iterable[bytes | memoryview], durable: bool) -> None:
     _io("open", path)
     with open(path, "xb", buffering=0) as file:
         for piece in pieces:
