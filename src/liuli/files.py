@@ -92,6 +92,21 @@ def write_json(path: str | Path, value: Any, *, durable: bool = True) -> None:
     write_file(path, _json(value, indent=2) + "\n", durable=durable)
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Return the JSON object in a file; DamagedError if the file is missing or holds anything else."""
+    path = Path(path)
+    fix = "use a copy of this file, or make it again"
+    if not path.is_file():
+        raise DamagedError(f"{path.name} is missing", where=path, fix=fix)
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DamagedError(f"{path.name} is not JSON: {error}", where=path, fix=fix) from error
+    if not isinstance(value, dict):
+        raise DamagedError(f"{path.name} holds no JSON object", where=path, fix=fix)
+    return value
+
+
 def append_line(path: str | Path, value: dict[str, Any]) -> None:
     """Add one JSON line in one write; what a killed process left of its last line is cut off first."""
     path = Path(path)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from liuli import __version__
 from liuli.errors import DamagedError, LiuliError, UsageError
-from liuli.files import MANIFEST, folder_hash, new_folder, verify_folder, write_file, write_json
+from liuli.files import MANIFEST, folder_hash, new_folder, read_json, verify_folder, write_file, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,7 @@ TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json"
 _DTYPES = {
     **{"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"},
     **{"int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL"},
+    **{"uint64": "U64", "uint32": "U32", "uint16": "U16"},
 }
 
 
@@ -62,7 +63,7 @@ def read_model_folder(path: str | Path, verify: bool = True, tokenizer: bool = T
     _demand_model_folder(path)
     if verify and ((path / MANIFEST).exists() or (path / PROVENANCE).exists()):
         verify_folder(path)
-    config = _read_object(path / CONFIG)
+    config = read_json(path / CONFIG)
     if config.get("model_type") not in MODEL_TYPES:
         raise LiuliError(
             f"Unknown model_type {config.get('model_type')!r}",
@@ -72,7 +73,7 @@ def read_model_folder(path: str | Path, verify: bool = True, tokenizer: bool = T
     _weight_files(path)
     if tokenizer:
         _demand_tokenizer(path, int(config.get("vocab_size", 0)))
-    return ModelFolder(path, config, _read_object(path / PROVENANCE) if (path / PROVENANCE).exists() else {})
+    return ModelFolder(path, config, read_json(path / PROVENANCE) if (path / PROVENANCE).exists() else {})
 
 
 def write_model_folder(
@@ -197,7 +198,7 @@ def _weight_files(path: Path) -> list[Path]:
         pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
         fix = "copy the folder again" if not pickled else f"{pickled[0]} can run code when opened: save as safetensors"
         raise DamagedError(f"{WEIGHTS} is missing", where=path, fix=fix)
-    names = sorted({str(name) for name in dict(_read_object(path / SHARDS).get("weight_map", {})).values()})
+    names = sorted({str(name) for name in dict(read_json(path / SHARDS).get("weight_map", {})).values()})
     for name in names:
         if Path(name).name != name or not (path / name).is_file():
             raise DamagedError(f"{name} is missing", where=path, fix="copy the folder again")
@@ -205,25 +206,13 @@ def _weight_files(path: Path) -> list[Path]:
 
 
 def _demand_tokenizer(path: Path, vocab_size: int) -> None:
-    tokenizer = _read_object(path / TOKENIZER)
+    tokenizer = read_json(path / TOKENIZER)
     vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
     ids = [*vocabulary.values()] if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
     ids += [int(token["id"]) for token in tokenizer.get("added_tokens") or ()]
     if max(ids, default=0) >= vocab_size:
         what = f"The tokenizer does not match the model: it has {max(ids) + 1} tokens, the model {vocab_size}"
         raise LiuliError(what, where=path / TOKENIZER, fix="use the tokenizer the model was trained with")
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise DamagedError(f"{path.name} is missing", where=path.parent, fix="copy the folder again, or make it again")
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DamagedError(f"{path.name} is damaged: {error}", where=path, fix="copy the folder again") from error
-    if not isinstance(value, dict):
-        raise DamagedError(f"{path.name} is damaged: it holds no JSON object", where=path, fix="copy the folder again")
-    return value
 
 
 # --- where it came from ----------------------------------------------------------------------------------------------
