@@ -41,7 +41,7 @@ class Country:
     region: Both | None
     currency: Both | None
     language: Both | None  # the official one most people use; None where there is no clear answer
-    coast: Both  # landlocked, island or coastal
+    coast: Both | None  # landlocked, island or coastal
 
 
 @dataclass(frozen=True)
