@@ -1,0 +1,21 @@
+"""A proportion and how far it can be trusted."""
+
+from __future__ import annotations
+
+import math
+
+
+def wilson(right: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927); z is the normal quantile, 95% by default. n = 0: (0, 1)."""
+    if n == 0:
+        return 0.0, 1.0
+    share = right / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def score(right: int, n: int) -> dict[str, float | int]:
+    """A proportion with everything one needs to judge it: n, right, accuracy, low, high."""
+    low, high = wilson(right, n)
+    return {"n": n, "right": right, "accuracy": right / n if n else 0.0, "low": low, "high": high}

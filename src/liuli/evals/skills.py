@@ -1,0 +1,132 @@
+"""Skills: what share of the curriculum's questions a model answers rightly, by skill, language and split, with intervals.
+
+Comes in: an engine and the curriculum's items. Goes out: one result per item, and a table of cells. What is right is
+decided by `curriculum.judge` alone; what a tool returns, by the engine's own tools. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from liuli.curriculum import judge
+from liuli.engine import TOOLS, Engine, Sampling, reply_many
+from liuli.evals.proportion import score
+from liuli.text import Message
+
+Item = dict[str, Any]
+Cell = tuple[str, str, str]  # skill, language, split
+BATCH = 64
+AT_LEAST = 4 * BATCH  # items in one stretch of work: enough to sort by length into full batches
+
+
+@dataclass(frozen=True)
+class Result:
+    """One question put to the model: what it said (messages after the question) and whether that is right."""
+
+    item: Item
+    said: list[dict[str, Any]]
+    right: bool
+
+    @property
+    def cell(self) -> Cell:
+        return cell_of(self.item)
+
+
+def cell_of(item: Item) -> Cell:
+    return item["skill"], item["language"], item["split"]
+
+
+def deal(items: Iterable[Item], limit: int | None = None) -> list[list[Item]]:
+    """Rounds: each takes one item from every cell that has any left, so that any number of whole rounds is fair.
+
+    limit: at most this many items of a cell, hence this many rounds.
+    """
+    cells: dict[Cell, list[Item]] = {}
+    for item in items:
+        cells.setdefault(cell_of(item), []).append(item)
+    deepest = max((len(cell) for cell in cells.values()), default=0)
+    rounds = deepest if limit is None else min(limit, deepest)
+    return [[cells[key][r] for key in sorted(cells) if r < len(cells[key])] for r in range(rounds)]
+
+
+def stretches(rounds: Sequence[list[Item]], at_least: int = AT_LEAST) -> Iterator[list[Item]]:
+    """Whole rounds joined until there is enough work to fill batches of equal length."""
+    work: list[Item] = []
+    for one in rounds:
+        work = work + one
+        if len(work) >= at_least:
+            yield work
+            work = []
+    if work:
+        yield work
+
+
+def ask(engine: Engine, items: Sequence[Item], max_tokens: int) -> list[Result]:
+    """Put the items to the model, greedy, with tools, items of like length together; results in the order of items."""
+    order = sorted(range(len(items)), key=lambda i: (len(items[i]["answer"]), _length(items[i])))
+    results: dict[int, Result] = {}
+    for start in range(0, len(order), BATCH):
+        batch = order[start : start + BATCH]
+        conversations = [[_message(m) for m in items[i]["messages"]] for i in batch]
+        replies = reply_many(engine, conversations, Sampling(temperature=0.0, max_tokens=max_tokens), TOOLS)
+        for i, messages in zip(batch, replies, strict=True):
+            said = [plain(message) for message in messages]
+            results[i] = Result(items[i], said, judge(items[i], said))
+    return [results[i] for i in range(len(items))]
+
+
+def ask_all(
+    engine: Engine,
+    items: Iterable[Item],
+    *,
+    limit: int | None = None,
+    seconds: float | None = None,
+    max_tokens: int = 200,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Result]:
+    """Results of as many whole rounds over the cells as `limit` and `seconds` allow, always at least one.
+
+    A stretch of rounds is begun only if, at the speed of those before it, it will end in time.
+    """
+    rounds = deal(items, limit)
+    total, began, results = sum(map(len, rounds)), time.monotonic(), list[Result]()
+    for work in stretches(rounds):
+        spent = time.monotonic() - began
+        if seconds is not None and results and spent * (1 + len(work) / len(results)) > seconds:
+            break
+        results.extend(ask(engine, work, max_tokens))
+        progress(len(results), total)
+    return results
+
+
+def table(results: Iterable[Result]) -> list[dict[str, Any]]:
+    """One row a cell: skill, language, split and its score, sorted by these names."""
+    counts: dict[Cell, list[int]] = {}
+    for result in results:
+        cell = counts.setdefault(result.cell, [0, 0])
+        cell[0] += result.right
+        cell[1] += 1
+    return [
+        {"skill": skill, "language": language, "split": split, **score(right, n)}
+        for (skill, language, split), (right, n) in sorted(counts.items())
+    ]
+
+
+def plain(message: Message) -> dict[str, Any]:
+    """A message as the curriculum knows it: OpenAI's form, as a dict."""
+    calls = [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in message.tool_calls
+    ]
+    return {"role": message.role, "content": message.content} | ({"tool_calls": calls} if calls else {})
+
+
+def _message(message: dict[str, Any]) -> Message:
+    raise NotImplementedError
+
+
+def _length(item: Item) -> int:
+    return sum(len(message.get("content") or "") for message in item["messages"])
