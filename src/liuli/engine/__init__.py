@@ -4,3 +4,26 @@ In: a model (tokens to logits, with a cache it is handed), a tokenizer, prompts 
 Out: tokens one by one as they may be shown, or whole answers, of one prompt or a batch of different ones.
 It does not know how the model computes, how it was trained, who asks, or what HTTP is.
 """
+
+from liuli.engine.answer import Alternative, Answer, StoppedBy, Token
+from liuli.engine.cache import KeyValueCache
+from liuli.engine.engine import Engine, Request
+from liuli.engine.sampling import Sampling
+from liuli.engine.stops import TextStream
+from liuli.engine.tools import TOOLS, Tool, calculate, number_text
+
+__all__ = [
+    "TOOLS",
+    "Alternative",
+    "Answer",
+    "Engine",
+    "KeyValueCache",
+    "Request",
+    "Sampling",
+    "StoppedBy",
+    "TextStream",
+    "Token",
+    "Tool",
+    "calculate",
+    "number_text",
+]

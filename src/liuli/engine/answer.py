@@ -1,0 +1,52 @@
+"""What the engine gives back: tokens as they come, and whole answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+StoppedBy = Literal["end", "stop", "length", "cancel", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that could have stood there. logprob: natural logarithm, of the unmodified distribution."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of an answer.
+
+    text: what may be shown now; empty while half a character or the beginning of a stop string is held back, so the
+    texts of all tokens joined are the answer. logprob: of the unmodified distribution (before temperature, filters,
+    penalty and banned tokens). forced: put there, not sampled. stopped_by: why the answer ends here; None before.
+    """
+
+    id: int
+    text: str
+    logprob: float
+    alternatives: tuple[Alternative, ...] = ()
+    forced: bool = False
+    stopped_by: StoppedBy | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer. tokens: all that were sampled, the one that ended it included."""
+
+    tokens: tuple[Token, ...]
+    text: str
+    stopped_by: StoppedBy
+
+    @property
+    def ids(self) -> list[int]:
+        return [token.id for token in self.tokens]
+
+    @property
+    def logprobs(self) -> list[float]:
+        """Natural logarithms of the probabilities of the tokens, of the unmodified distribution."""
+        return [token.logprob for token in self.tokens]

@@ -1,0 +1,81 @@
+"""Keys and values of all earlier tokens, in one allocation made once.
+
+Each row is one answer being written; a token's slot is its position in that row. Rows in use are always 0..n-1, so a
+batch is a slice and never a gather: when one ends, the last row moves into its place (`move`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class KeyValueCache:
+    """The cache that `Transformer.forward` is handed; `begin` or `follow` says what is fed next.
+
+    rows, slots: how many answers and how many tokens of each fit. Memory: layers * 2 * rows * slots * K * E numbers.
+    """
+
+    positions_BT: Tensor
+    previous_B1: Tensor
+    mask_BTS: Tensor
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        rows: int,
+        slots: int,
+        kv_heads: int,
+        head_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.rows, self.slots = rows, slots
+        # zeros, not empty: a slot that is masked still takes part as 0 * value, and 0 * NaN would be NaN.
+        # (B, K, S, E) is the order in which attention multiplies, so its reshape of a slice of rows and slots is a view.
+        self.store_LPBKSE = torch.zeros(layers, 2, rows, kv_heads, slots, head_size, dtype=dtype, device=device)
+        self.pairs_L = [(layer[0], layer[1]) for layer in self.store_LPBKSE]
+        self.flat_L = [(k.view(-1, head_size), v.view(-1, head_size)) for k, v in self.pairs_L]
+        self.slots_S = torch.arange(slots, device=device)
+        self.heads_BK = torch.arange(rows * kv_heads, device=device).view(rows, kv_heads) * slots
+        self.first_row = self.batch = self.first_slot = self.seen = 0
+        self.index: Tensor | None = None
+
+    def begin(self, row: int, batch: int, T: int) -> None:
+        """Next come T tokens each of `batch` new rows from `row` on, at positions 0..T-1 (shorter ones padded right).
+
+        A query looks at no later position, so what stands in the padding is never seen by a real token.
+        """
+        self.first_row, self.batch, self.first_slot, self.seen, self.index = row, batch, 0, T, None
+        positions = self.slots_S[:T]
+        self.positions_BT = positions.expand(batch, T)
+        self.previous_B1 = positions.new_full((batch, 1), -1)
+        self.mask_BTS = (positions[None, :] <= positions[:, None]).unsqueeze(0)
+
+    def follow(self, positions_B1: Tensor, previous_B1: Tensor, lengths: list[int]) -> None:
+        """Next comes one token for each of the rows 0..B-1. lengths: tokens already stored, equal to positions_B1."""
+        self.first_row, self.batch, self.first_slot, self.seen = 0, len(lengths), lengths[0], max(lengths) + 1
+        self.positions_BT, self.previous_B1 = positions_B1, previous_B1
+        if min(lengths) + 1 == self.seen:  # all rows at one position: one slot to write, nothing to hide
+            self.index = None
+            self.mask_BTS = self.slots_S.new_ones((1, 1, self.seen), dtype=torch.bool)
+        else:
+            self.index = (self.heads_BK[: self.batch] + positions_B1).view(-1)
+            self.mask_BTS = (self.slots_S[: self.seen] <= positions_B1).unsqueeze(1)
+
+    def extend(self, layer: int, k_BTKE: Tensor, v_BTKE: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the tokens fed; return keys and values of all slots seen, (B, S, K, E)."""
+        rows = slice(self.first_row, self.first_row + self.batch)
+        seen = []
+        for pair_BKSE, flat, new_BTKE in zip(self.pairs_L[layer], self.flat_L[layer], (k_BTKE, v_BTKE), strict=True):
+            if self.index is None:
+                pair_BKSE[rows, :, self.first_slot : self.seen] = new_BTKE.transpose(1, 2)
+            else:
+                flat.index_copy_(0, self.index, new_BTKE.reshape(-1, new_BTKE.shape[-1]))
+            seen.append(pair_BKSE[rows, :, : self.seen].transpose(1, 2))
+        return seen[0], seen[1]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` slots of a row over another row, in all layers."""
+        self.store_LPBKSE[:, :, target, :, :length] = self.store_LPBKSE[:, :, source, :, :length]

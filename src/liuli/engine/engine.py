@@ -1,0 +1,304 @@
+"""The engine: prompts in, tokens out, many different prompts at once.
+
+Prompts of similar length are read together (padded right), then every row writes one token a step. A row that ends
+leaves at once and waiting prompts take its place, so a step never computes for a row that is done. Whoever asks for one
+answer gets the same tokens as in any batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from liuli.engine.answer import Alternative, Answer, StoppedBy, Token
+from liuli.engine.cache import KeyValueCache
+from liuli.engine.sampling import Sampler, Sampling
+from liuli.engine.stops import TextStream
+from liuli.errors import LiuliError
+from liuli.model import Transformer
+
+PREFILL_TOKENS = 8192  # read in one go, padding included: bounds the memory for scores
+CACHE_BYTES = 2**30  # fewer rows run at once when their cache would be larger than this
+
+
+class Vocabulary(Protocol):
+    """What the engine needs of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def stops(self) -> Sequence[int]: ...
+    @property
+    def call(self) -> int: ...
+    @property
+    def think(self) -> int: ...
+    @property
+    def bytes_per_id(self) -> Sequence[int]: ...
+    def bytes_of(self, id: int) -> bytes: ...
+
+
+@dataclass
+class Request:
+    """One prompt being answered."""
+
+    prompt: Sequence[int]
+    sampling: Sampling
+    number: int = 0
+    tokens: list[Token] = field(default_factory=list)
+    text: TextStream = field(default_factory=TextStream)
+
+    @property
+    def stopped_by(self) -> StoppedBy | None:
+        return self.tokens[-1].stopped_by if self.tokens else None
+
+    def answer(self) -> Answer:
+        return Answer(tuple(self.tokens), "".join(token.text for token in self.tokens), self.stopped_by or "cancel")
+
+
+class Engine:
+    """Writes answers with a model. rows: how many at once; more wait until a row is free."""
+
+    def __init__(self, model: Transformer, tokenizer: Vocabulary, rows: int = 64) -> None:
+        config = model.config
+        if tokenizer.vocab_size > config.vocab_size:
+            raise LiuliError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model knows {config.vocab_size}",
+                "engine",
+                "use the tokenizer that the model was trained with",
+            )
+        self.model, self.tokenizer, self.rows = model, tokenizer, rows
+        self.stops = frozenset(tokenizer.stops)
+        self.bytes_of = [tokenizer.bytes_of(id) for id in range(tokenizer.vocab_size)]
+        self.names = [_name(tokenizer, id) for id in range(tokenizer.vocab_size)]
+        allowed = {tokenizer.call, tokenizer.think, tokenizer.think + 1} | self.stops  # think + 1 closes the thought
+        banned = [id for id in range(config.vocab_size) if id not in allowed and not self.may_show(id)]
+        self.ban_V = torch.zeros(config.vocab_size, device=self.device)
+        self.ban_V[banned] = -math.inf
+
+    def may_show(self, id: int) -> bool:
+        """Whether an id stands for bytes of text, not for a control token or nothing at all."""
+        return id < len(self.bytes_of) and self.tokenizer.bytes_per_id[id] > 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embedding.weight.device
+
+    @property
+    def context(self) -> int:
+        """How many tokens prompt and answer may have together."""
+        return self.model.config.context
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling]) -> list[Answer]:
+        """An answer for each prompt, in order. sampling: one for all, or one each.
+
+        Raises LiuliError for a prompt that is empty, too long or holds an id the model does not know.
+        """
+        each = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
+        requests = [self.request(p, s, number) for number, (p, s) in enumerate(zip(prompts, each, strict=True))]
+        self.work(requests)
+        return [request.answer() for request in requests]
+
+    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[Token]:
+        """The tokens of one answer as they are written; closing the iterator stops the work."""
+        request = self.request(prompt, sampling)
+        batch = Batch(self, rows=1, slots=_slots([request]))
+        batch.step([request])
+        yield request.tokens[-1]
+        while batch.running:
+            batch.step()
+            yield request.tokens[-1]
+
+    def work(self, requests: Sequence[Request], then: Callable[[Request], Request | None] | None = None) -> None:
+        """Write all answers. then: called with each finished request; may give a new one, which joins the batch."""
+        if not requests:
+            return
+        slots = self.context if then else _slots(requests)
+        batch = Batch(self, rows=min(self.rows, len(requests)), slots=slots)
+        waiting = deque(sorted(requests, key=lambda request: -len(request.prompt)))  # similar lengths side by side
+        while waiting or batch.running:
+            free = batch.rows - len(batch.running)
+            # a prefill for every freed row would hold up the others too often: wait until a quarter is free
+            ready = min(free, len(waiting)) if free * 4 >= batch.rows or not batch.running else 0
+            for request in batch.step([waiting.popleft() for _ in range(ready)]):
+                if then is not None and (more := then(request)) is not None:
+                    waiting.append(more)
+
+    def request(self, prompt: Sequence[int], sampling: Sampling, number: int = 0) -> Request:
+        """Check a prompt and make it ready to run."""
+        where = f"prompt {number}"
+        if not prompt:
+            raise LiuliError("the prompt is empty", where, "begin it with the tokenizer's bos token")
+        if len(prompt) > self.context:
+            raise LiuliError(
+                f"the prompt has {len(prompt)} tokens, the model's context is {self.context}",
+                where,
+                "shorten it or start a new conversation",
+            )
+        if min(prompt) < 0 or max(prompt) >= self.model.config.vocab_size:
+            raise LiuliError("the prompt holds an id that is not in the vocabulary", where, "use the model's tokenizer")
+        # the last token needs no slot of its own: nothing is computed after it
+        room = self.context - len(prompt) + 1
+        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
+        return Request(prompt, sampling, number, text=TextStream(sampling.stop))
+
+    def token(self, request: Request, id: int, logprob: float, alternatives: tuple[Alternative, ...]) -> Token:
+        """Write one token into a request: what of its text may be shown, and whether the answer ends with it."""
+        stopped_by: StoppedBy | None = None
+        if logprob != logprob:
+            stopped_by = "error"  # the model gave NaN
+        elif id in self.stops:
+            stopped_by = "end"
+        elif len(request.tokens) + 1 >= request.sampling.max_tokens:
+            stopped_by = "length"
+        shown = self.bytes_of[id] if stopped_by in (None, "length") else b""
+        text = request.text.feed(shown, last=stopped_by is not None)
+        if request.text.stopped:
+            stopped_by = "stop"
+        token = Token(id, text, logprob, alternatives, stopped_by=stopped_by)
+        request.tokens.append(token)
+        return token
+
+
+class Batch:
+    """Answers being written together. Row i of every tensor belongs to running[i]."""
+
+    def __init__(self, engine: Engine, rows: int, slots: int) -> None:
+        config, self.engine, self.model = engine.model.config, engine, engine.model
+        dtype, device = self.model.dtype, engine.device
+        per_row = 2 * config.layers * slots * config.kv_heads * config.head_size * dtype.itemsize
+        self.rows = max(1, min(rows, CACHE_BYTES // per_row))
+        with torch.inference_mode():
+            self.cache = KeyValueCache(
+                layers=config.layers,
+                rows=self.rows,
+                slots=slots,
+                kv_heads=config.kv_heads,
+                head_size=config.head_size,
+                dtype=dtype,
+                device=device,
+            )
+        self.sampler = Sampler(config.vocab_size, device)
+        self.fed_B1 = torch.empty(0, 1, dtype=torch.int64, device=device)  # the newest token, to be fed next
+        self.previous_B1 = self.positions_B1 = self.fed_B1  # the token before it, and its own position
+        self.running: list[Request] = []
+        self.lengths: list[int] = []  # tokens in the cache, by row
+
+    @torch.inference_mode()
+    def step(self, new: Sequence[Request] = ()) -> list[Request]:
+        """One token for every running request, and the first one for new ones. Returns those that ended with it."""
+        training = self.model.training
+        if training:
+            self.model.eval()  # no dropout while writing
+        try:
+            logits_BV = self._logits(new)
+        finally:
+            if training:
+                self.model.train()
+        chosen_B1 = self.sampler(logits_BV + self.engine.ban_V)
+        self.fed_B1 = chosen_B1
+        self._write(chosen_B1, logits_BV)
+        return self._leave()
+
+    def _logits(self, new: Sequence[Request]) -> Tensor:
+        """Log-odds of the next token of every row (B, V) float32, after the new prompts have taken rows."""
+        parts = []
+        if self.running:
+            self.cache.follow(self.positions_B1, self.previous_B1, self.lengths)
+            parts.append(self.model.logits(self.model.hidden(self.fed_B1, self.cache)[:, -1]))
+            self.previous_B1, self.positions_B1 = self.fed_B1, self.positions_B1 + 1
+            self.lengths = [length + 1 for length in self.lengths]
+        for group in _groups(new):
+            parts.append(self._read(group))
+        if new:
+            self.sampler.add([request.sampling for request in new], [request.prompt for request in new])
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).float()
+
+    def _read(self, group: Sequence[Request]) -> Tensor:
+        """Read new prompts into the next free rows; the logits after each one's last token (B, V)."""
+        lengths = [len(request.prompt) for request in group]
+        T = max(lengths)
+        padded = [[*request.prompt, *([0] * (T - len(request.prompt)))] for request in group]
+        tokens_BT = torch.tensor(padded, dtype=torch.int64, device=self.engine.device)
+        lengths_B1 = torch.tensor(lengths, dtype=torch.int64, device=self.engine.device).unsqueeze(1)
+        self.cache.begin(len(self.running), len(group), T)
+        x_BTD = self.model.hidden(tokens_BT, self.cache)
+        last_BD = x_BTD[torch.arange(len(group), device=x_BTD.device), lengths_B1[:, 0] - 1]
+        self.running += group
+        self.lengths += lengths
+        self.positions_B1 = torch.cat((self.positions_B1, lengths_B1))
+        self.previous_B1 = torch.cat((self.previous_B1, tokens_BT.gather(1, lengths_B1 - 1)))
+        return self.model.logits(last_BD)
+
+    def _write(self, chosen_B1: Tensor, logits_BV: Tensor) -> None:
+        """Hand every row its token, with log-probabilities of the unmodified distribution."""
+        total_B1 = logits_BV.logsumexp(-1, keepdim=True)
+        ids = chosen_B1[:, 0].tolist()
+        logprobs = (logits_BV.gather(1, chosen_B1) - total_B1)[:, 0].tolist()
+        others: list[tuple[Alternative, ...]] = [()] * len(ids)
+        if self.sampler.alternatives:
+            others = self._alternatives(logits_BV - total_B1)
+        for request, id, logprob, other in zip(self.running, ids, logprobs, others, strict=True):
+            self.engine.token(request, id, logprob, other)
+
+    def _alternatives(self, logprobs_BV: Tensor) -> list[tuple[Alternative, ...]]:
+        """The likeliest tokens of every row, as many as its request asks for."""
+        names = self.engine.names
+        most = min(self.sampler.alternatives, len(names))
+        values_BN, ids_BN = logprobs_BV[:, : len(names)].topk(most)
+        rows = zip(self.running, ids_BN.tolist(), values_BN.tolist(), strict=True)
+        return [
+            tuple(Alternative(id, names[id], value) for id, value in zip(ids, values, strict=True))[
+                : request.sampling.alternatives
+            ]
+            for request, ids, values in rows
+        ]
+
+    def _leave(self) -> list[Request]:
+        """Let finished rows go: the last running row moves into each gap."""
+        ended = [row for row, request in enumerate(self.running) if request.tokens[-1].stopped_by is not None]
+        if not ended:
+            return []
+        done = [self.running[row] for row in ended]
+        order = list(range(len(self.running)))
+        for row in reversed(ended):  # from the back, so that the last row is always one that goes on, or this one
+            last = len(order) - 1
+            if row != last:
+                self.cache.move(last, row, self.lengths[order[last]])
+                order[row] = order[last]
+            order.pop()
+        self.running = [self.running[row] for row in order]
+        self.lengths = [self.lengths[row] for row in order]
+        index = torch.tensor(order, dtype=torch.int64, device=self.engine.device)
+        self.fed_B1, self.previous_B1, self.positions_B1 = (
+            rows[index] for rows in (self.fed_B1, self.previous_B1, self.positions_B1)
+        )
+        self.sampler.select(order)
+        return done
+
+
+def _groups(requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
+    """Split new prompts so that each group, padded to its longest, has at most PREFILL_TOKENS tokens."""
+    start = longest = 0
+    for at, request in enumerate(requests):
+        longest = max(longest, len(request.prompt))
+        if at > start and longest * (at + 1 - start) > PREFILL_TOKENS:
+            yield requests[start:at]
+            start, longest = at, len(request.prompt)
+    if requests:
+        yield requests[start:]
+
+
+def _slots(requests: Sequence[Request]) -> int:
+    """Slots that the longest of these may fill; the last token is never fed."""
+    return max(len(request.prompt) + request.sampling.max_tokens - 1 for request in requests)
+
+
+def _name(tokenizer: Vocabulary, id: int) -> str:
+    """How a single token is shown among alternatives; half a character shows as U+FFFD."""
+    return tokenizer.bytes_of(id).decode(errors="replace")
