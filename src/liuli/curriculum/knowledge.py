@@ -80,7 +80,7 @@ class Animal:
     animal_class: Both
     diet: Both
     habitat: Both
-    legs: int
+    legs: int | None  # None where arms and legs are hard to tell apart
     feature: Both
     young: Both | None
     sound: Both | None
