@@ -20,6 +20,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ _REASONS = {
     errno.EROFS: ("this place is read-only", "choose a folder that can be written"),
     errno.EACCES: ("no permission to write here", "choose a folder that can be written"),
     errno.EPERM: ("no permission to write here", "choose a folder that can be written"),
+    errno.EFBIG: ("the file would be larger than allowed here", "choose another disk, or raise the limit (ulimit -f)"),
     errno.EIO: ("the disk reported an error", "check the disk, then run the same command again"),
     errno.EMFILE: ("too many open files", "raise the limit (ulimit -n), then run the same command again"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter name"),
@@ -114,20 +116,35 @@ def append_line(path: str | Path, value: dict[str, Any]) -> None:
     with _clear_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _io("open", path)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            size = os.fstat(descriptor).st_size
-            if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                complete = path.read_bytes().rfind(b"\n") + 1
-                _io("truncate", path)
-                os.ftruncate(descriptor, complete)
-                size = complete
+        with open(path, "ab+", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+                size = _end_last_line(file, path)
             _io("write", path)
-            if os.write(descriptor, line) < len(line):
-                os.ftruncate(descriptor, size)
+            if (file.write(line) or 0) < len(line):
+                file.truncate(size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        finally:
-            os.close(descriptor)
+
+
+def _end_last_line(file: FileIO, path: Path) -> int:
+    """End a last line that lacks its line feed, or cut it off where it is torn; return the size of the file."""
+    lines, tail = _split_lines(path)
+    _io("truncate", path)
+    if tail is None:
+        file.truncate(sum(len(line) + 1 for line in lines))
+    else:
+        file.write(b"\n")
+    return file.seek(0, os.SEEK_END)
+
+
+def _split_lines(path: Path) -> tuple[list[bytes], bytes | None]:
+    """Return the lines of a file and its last one if it lacks the line feed but is whole: part of {…} is never JSON."""
+    *lines, tail = path.read_bytes().split(b"\n")
+    try:
+        json.loads(tail)
+    except ValueError:
+        return lines, None
+    return lines, tail
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
@@ -135,15 +152,14 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line feed is torn, or empty
+    lines, tail = _split_lines(path)
     values = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines if tail is None else [*lines, tail], 1):
         try:
             values.append(json.loads(line))
         except ValueError as error:
-            raise DamagedError(
-                "This line is not JSON", where=f"{path}, line {number}", fix="remove the line"
-            ) from error
+            where = f"{path}, line {number}"
+            raise DamagedError("This line is not JSON", where=where, fix="remove the line") from error
     return values
 
 
@@ -259,13 +275,14 @@ def remove(path: str | Path) -> None:
 
 def sweep(folder: str | Path) -> None:
     """Remove the temporaries of dead processes in a folder and below; finish a replacement that was cut short."""
-    for inside, folders, names in os.walk(folder):
-        for name in [name for name in (*folders, *names) if name.startswith((".tmp-", ".old-"))]:
-            if name.startswith(".old-"):
-                _recover(Path(inside, name[len(".old-") :]))
-            elif _is_leftover(name):
-                _remove_tree(Path(inside, name))
-        folders[:] = [name for name in folders if not name.startswith((".tmp-", ".old-"))]
+    with _clear_errors(Path(folder)):
+        for inside, folders, names in os.walk(folder):
+            for name in (*folders, *names):
+                if name.startswith(".old-"):
+                    _recover(Path(inside, name.removeprefix(".old-")))
+                elif _is_leftover(name):
+                    _remove_tree(Path(inside, name))
+            folders[:] = [name for name in folders if not name.startswith((".tmp-", ".old-"))]
 
 
 @contextlib.contextmanager
@@ -374,7 +391,7 @@ def _old(path: Path) -> Path:
 def _is_leftover(name: str) -> bool:
     """True if the maker of this temporary no longer runs, or was an earlier process with our own number."""
     parts = name.split("-", 4)
-    if len(parts) < 5 or not parts[1].isdecimal():
+    if len(parts) < 5 or parts[0] != ".tmp" or not parts[1].isdecimal():
         return False
     if int(parts[1]) == os.getpid():
         return parts[2] != _PROCESS
@@ -400,6 +417,8 @@ def _sha256(file: Path) -> str:
 
 
 def _manifest_text(sums: dict[str, tuple[str, int]]) -> bytes:
-    """The one way to write a manifest, so that any changed byte in it shows."""
+    """The one way to write a manifest; its own sum in it tells a damaged manifest from a damaged file."""
     files = {name: {"sha256": digest, "bytes": size} for name, (digest, size) in sorted(sums.items())}
-    return (json.dumps({"format": "liuli-manifest-1", "files": files}, ensure_ascii=False, indent=1) + "\n").encode()
+    own = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    manifest = {"format": "liuli-manifest-1", "sha256": own, "files": files}
+    return (json.dumps(manifest, ensure_ascii=False, indent=1) + "\n").encode()
