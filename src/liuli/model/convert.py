@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from liuli.errors import LiuliError
-from liuli.folder import read_model_folder, write_model_folder
+from liuli.folder import check_shapes, read_model_folder, write_model_folder
 from liuli.model.config import ModelConfig
 from liuli.model.transformer import Transformer
 
@@ -122,7 +122,7 @@ def load(path: str | Path, device: str | torch.device | None = None, dtype: torc
     device: default is the CPU. dtype: of the weights; default float32. Raises LiuliError naming the tensor that is
     missing, left over or of a wrong shape, DamagedError when a checksum differs.
     """
-    folder = read_model_folder(path)
+    folder = read_model_folder(path, tokenizer=False)
     config = import_config(folder.config, folder.path)
     with torch.device("meta"):
         model = Transformer(config)
@@ -132,30 +132,12 @@ def load(path: str | Path, device: str | torch.device | None = None, dtype: torc
         found = {rename(name, back): tensor for name, tensor in found.items()}
     if config.tied:
         found.pop("head.weight", None)  # some writers store the tied matrix twice
-    check_tensors(model, found, folder.path)
+    shapes = [{name: tuple(t.shape) for name, t in side.items()} for side in (dict(model.named_parameters()), found)]
+    check_shapes(*shapes, where=folder.path)
     model.load_state_dict({name: tensor.to(dtype or torch.float32) for name, tensor in found.items()}, assign=True)
     model.set_rotary()  # the tables were left on meta
     model.requires_grad_(True)
     return model.to(device or "cpu").eval()
-
-
-def check_tensors(model: Transformer, found: Mapping[str, Tensor], where: Path) -> None:
-    """Every tensor there, none left over, each of the right shape; else an error that names it."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
-    for name, shape in wanted.items():
-        shown = rename(name, NAMES) if is_qwen3(model.config) else name
-        if name not in found:
-            raise LiuliError(f"tensor {shown} is missing", where / "model.safetensors", "write the folder again")
-        if tuple(found[name].shape) != shape:
-            got = tuple(found[name].shape)
-            raise LiuliError(
-                f"tensor {shown} has shape {got}, config.json asks for {shape}",
-                where / "model.safetensors",
-                "use the config.json that belongs to these weights",
-            )
-    left = sorted(set(found) - set(wanted))
-    if left:
-        raise LiuliError(f"tensor {left[0]} does not belong to this model ({len(left)} such)", where)
 
 
 def save(
@@ -164,7 +146,7 @@ def save(
     *,
     tokenizer_folder: str | Path,
     provenance: Mapping[str, Any],
-    card: str = "",
+    card: str | None = None,
     special: Mapping[str, Any] | None = None,
     generation: Mapping[str, Any] | None = None,
     replace: bool = False,

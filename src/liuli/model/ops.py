@@ -29,7 +29,8 @@ class RMSNormEager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor | None, eps: float) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
         scale = length.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
         normed = x * scale
         ctx.save_for_backward(normed, scale, gain)
@@ -52,7 +53,10 @@ class RMSNormEager(torch.autograd.Function):
 
 
 def rotary_table(context: int, head_size: int, base: float) -> tuple[Tensor, Tensor]:
-    """cos and sin, each (context, head_size) float32, for `rotate` (RoPE, arXiv 2104.09864, eq. 34; half-split pairs)."""
+    """cos and sin, each (context, head_size) float32, for `rotate` (RoPE, arXiv 2104.09864, eq. 34).
+
+    Pairs are half a head apart, as in Hugging Face's models.
+    """
     frequency_E = base ** (-torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
     angle_TE = torch.arange(context, dtype=torch.float32)[:, None] * frequency_E.repeat(2)[None, :]
     return angle_TE.cos(), angle_TE.sin()
@@ -74,7 +78,7 @@ def causal_mask(T: int, documents_BT: Tensor | None, dtype: torch.dtype, device:
 
 
 def attention(q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, mask_BTS: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """softmax(q k^T * scale + mask) v (arXiv 1706.03762, eq. 1), written out: (B, H, T, E) and the weights (B, H, T, S).
+    """softmax(q k^T * scale + mask) v (arXiv 1706.03762, eq. 1): (B, H, T, E), and the weights (B, H, T, S).
 
     Written out it is also the faster form here: PyTorch's CPU flash kernel gains nothing from bfloat16, its backward
     takes three times as long at T = 256.

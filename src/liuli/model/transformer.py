@@ -207,7 +207,7 @@ class Transformer(nn.Module):
         documents_BT: Tensor | None = None,
         trace: Trace | None = None,
     ) -> Tensor:
-        """Logits (B, T, V) in the compute dtype. documents_BT: int, tokens of different documents do not see each other."""
+        """Logits (B, T, V) in the compute dtype. documents_BT (int): a token sees those of its own document only."""
         x_BTD = self.hidden(tokens_BT, cache, documents_BT, trace)
         return self.logits(x_BTD)
 

@@ -1,0 +1,50 @@
+"""Supervised fine-tuning: conversations -> a model that answers. Loss on what the assistant must produce, nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from liuli.errors import LiuliError
+from liuli.model import load
+from liuli.stages.pretrain import check_vocabulary
+from liuli.stages.training import TrainOptions, train_model
+from liuli.text import Rows, Tokenizer
+from liuli.train import FitResult, RunLog, next_token
+
+
+def sft(
+    model_folder: str | Path,
+    rows_folder: str | Path,
+    out: str | Path,
+    *,
+    options: TrainOptions,
+    log: RunLog,
+) -> FitResult:
+    """Train the model in `model_folder` on packed conversations (`text.pack_conversations`) and write it to `out`.
+
+    Raises LiuliError when rows and model do not belong together: other vocabulary, rows longer than the context, rows
+    without loss weights.
+    """
+    model = load(model_folder)
+    rows, tokenizer = Rows.open(rows_folder), Tokenizer.load(model_folder)
+    check_vocabulary(rows, tokenizer, rows_folder)
+    if rows.weights is None:
+        raise LiuliError("these rows have no loss weights: they are text, not conversations", rows_folder)
+    if rows.T > model.config.context:
+        raise LiuliError(
+            f"rows of {rows.T} tokens do not fit the model's context of {model.config.context}",
+            rows_folder,
+            "pack the conversations again with a shorter row",
+        )
+    return train_model(
+        model,
+        rows,
+        Path(out),
+        objective=next_token,
+        options=options,
+        tokenizer=tokenizer,
+        tokenizer_folder=Path(model_folder),
+        log=log,
+        provenance={"stage": "sft", "parent": str(model_folder), "data": {"rows": str(rows_folder)}},
+        separate_documents=True,
+    )

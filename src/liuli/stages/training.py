@@ -1,0 +1,243 @@
+"""What the stages that train share: from a model and rows to a model folder, with snapshots on the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from liuli.engine import Engine, Sampling
+from liuli.errors import UsageError
+from liuli.files import remove
+from liuli.model import Transformer, flops_per_token, save
+from liuli.text import Loader, Message, Rows, Tokenizer, render
+from liuli.train import (
+    FitResult,
+    LoopOptions,
+    Machine,
+    Objective,
+    Optimizer,
+    OptimizerOptions,
+    Pace,
+    RunLog,
+    fit,
+    measure_machine,
+)
+
+# What every snapshot is asked, so that one can watch it learn. Two languages, from easy to hard.
+PROMPTS = (
+    ("en", "What is the capital of France?"),
+    ("zh", "法国的首都是哪里？"),
+    ("en", "What is 23 times 17?"),
+    ("zh", "请讲一个小故事。"),
+    ("en", "Tell me a short story."),
+    ("zh", "“苹果”用英语怎么说？"),
+)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a stage trains. Exactly one of minutes, steps, tokens and flops is the budget."""
+
+    minutes: float | None = None
+    steps: int | None = None
+    tokens: float | None = None
+    flops: float | None = None
+    batch_tokens: int = 4096  # tokens of one optimizer step
+    micro_tokens: int = 8192  # tokens of one forward pass at the most
+    optimizer: str = "muon"  # muon or adamw
+    matrix_lr: float = 0.02
+    embedding_lr: float = 0.01
+    adam_lr: float = 0.003
+    decay: float = 0.0  # weight decay
+    warmup: float = 0.02  # share of the run
+    cooldown: float = 0.6  # share of the run over which learning rates fall
+    compile: str = "auto"  # auto, yes or no
+    save_every_s: float = 60.0
+    save_every_steps: int = 0
+    snapshot_every_s: float = 30.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("minutes", "steps", "tokens", "flops") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise UsageError(
+                f"the budget is given {len(given)} times" if given else "no budget is given",
+                "training options",
+                "give one of minutes, steps, tokens, flops",
+            )
+        if getattr(self, given[0]) <= 0:
+            raise UsageError(f"{given[0]} = {getattr(self, given[0])} is not a budget", "training options")
+
+
+COMPILE_SECONDS = 30.0  # what torch.compile takes before the first step; it then saves about a fifth of the rest
+
+
+def wants_compile(options: TrainOptions, machine: Machine, seconds: float) -> bool:
+    """Whether compiling pays: there is a compiler and the time saved is clearly more than the time it takes."""
+    if options.compile != "auto":
+        return options.compile == "yes"
+    return machine.compiler and 0.2 * seconds > 1.5 * COMPILE_SECONDS
+
+
+def make_pace(options: TrainOptions, model: Transformer, T: int, journal: Path | None) -> Pace:
+    """The budget as a pace: seconds stay seconds, tokens and FLOPs become steps."""
+    if options.minutes is not None:
+        return Pace(seconds=options.minutes * 60, journal=journal)
+    steps = options.steps
+    tokens = options.tokens
+    if options.flops is not None:
+        tokens = options.flops / flops_per_token(model.config, T)["train"]
+    if tokens is not None:
+        steps = max(1, math.ceil(tokens / options.batch_tokens))
+    return Pace(steps=steps)
+
+
+def train_model(
+    model: Transformer,
+    rows: Rows,
+    out: Path,
+    *,
+    objective: Objective,
+    options: TrainOptions,
+    tokenizer: Tokenizer,
+    tokenizer_folder: Path,
+    log: RunLog,
+    provenance: dict[str, Any],
+    separate_documents: bool = False,
+) -> FitResult:
+    """Train `model` (changed in place) on rows and write it to the folder `out`.
+
+    Checkpoints go to run/checkpoints/NAME and snapshots to run/snapshots/NAME-STEP, where run is the log's folder and
+    NAME that of `out`; a run that is killed goes on from there.
+    """
+    machine = measure_machine()
+    model.to(machine.device)
+    model.compute_dtype = machine.compute_dtype
+    torch.manual_seed(options.seed)
+    batch_rows = max(1, options.batch_tokens // rows.T)
+    checkpoints = log.folder / "checkpoints" / out.name
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    pace = make_pace(options, model, rows.T, checkpoints / "pace.jsonl")
+    low = torch.bfloat16 if machine.dtype == "bfloat16" else torch.float32
+    optimizer = Optimizer(model, optimizer_options(options), low)
+    loop = LoopOptions(
+        micro_rows=min(batch_rows, max(1, options.micro_tokens // rows.T)),
+        compile=wants_compile(options, machine, pace.seconds or 0.0),
+        separate_documents=separate_documents,
+        warmup=options.warmup,
+        decay=options.cooldown,
+        save_every_s=options.save_every_s,
+        save_every_steps=options.save_every_steps,
+        snapshot_every_s=options.snapshot_every_s,
+    )
+    snapshots = Snapshots(model, out.name, log, tokenizer, tokenizer_folder, provenance)
+    result = fit(
+        model,
+        optimizer,
+        Loader(rows, batch_rows, options.seed),
+        objective,
+        pace,
+        log=log,
+        machine=machine,
+        options=loop,
+        checkpoints=checkpoints,
+        bos=tokenizer.bos,
+        bytes_per_id=tokenizer.bytes_per_id,
+        on_snapshot=snapshots.take,
+    )
+    figures = {"loss": result.loss, "bpb": result.bpb, "tokens_per_s": result.tokens_per_s, "seconds": result.seconds}
+    write_model(
+        model,
+        out,
+        tokenizer,
+        tokenizer_folder,
+        provenance
+        | {"options": asdict(options), "figures": figures, "step": result.steps, "tokens": result.tokens}
+        | {"seed": options.seed},
+    )
+    snapshots.ask(result.steps)
+    remove(checkpoints)
+    return result
+
+
+def optimizer_options(options: TrainOptions) -> OptimizerOptions:
+    return OptimizerOptions(
+        kind=options.optimizer,
+        matrix_lr=options.matrix_lr,
+        matrix_decay=options.decay if options.optimizer == "muon" else 0.0,
+        adam_decay=options.decay if options.optimizer == "adamw" else 0.0,
+        embedding_lr=options.embedding_lr,
+        adam_lr=options.adam_lr,
+    )
+
+
+def write_model(
+    model: Transformer, out: Path, tokenizer: Tokenizer, tokenizer_folder: Path, provenance: dict[str, Any]
+) -> None:
+    """The model folder, with the token ids that other tools look for."""
+    special = {
+        "bos_token_id": tokenizer.bos,
+        "eos_token_id": sorted(tokenizer.stops),
+        "pad_token_id": tokenizer.pad,
+    }
+    save(
+        model,
+        out,
+        tokenizer_folder=tokenizer_folder,
+        provenance=provenance,
+        special=special,
+        generation={"do_sample": True, "temperature": 0.7, "top_p": 0.95},
+        replace=True,
+    )
+
+
+class Snapshots:
+    """Model folders on the way, the newest two kept, and what each answers to the fixed prompts."""
+
+    KEEP = 2
+
+    def __init__(
+        self,
+        model: Transformer,
+        stage: str,
+        log: RunLog,
+        tokenizer: Tokenizer,
+        tokenizer_folder: Path,
+        provenance: dict[str, Any],
+        prompts: Sequence[tuple[str, str]] = PROMPTS,
+    ) -> None:
+        self.model, self.stage, self.log, self.prompts = model, stage, log, prompts
+        self.tokenizer, self.tokenizer_folder, self.provenance = tokenizer, tokenizer_folder, provenance
+        self.folder = log.folder / "snapshots"
+
+    def take(self, step: int) -> None:
+        """Write the snapshot of this step, drop older ones, ask it the prompts."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{self.stage}-{step:08d}"
+        write_model(self.model, path, self.tokenizer, self.tokenizer_folder, self.provenance | {"step": step})
+        for old in sorted(self.folder.glob(f"{self.stage}-*"))[: -self.KEEP]:
+            remove(old)
+        self.ask(step)
+
+    def ask(self, step: int) -> None:
+        """The answers of the model as it is now, greedy, to samples.jsonl."""
+        prompts = [render([Message("user", text)], self.tokenizer, answer=True).tokens for _, text in self.prompts]
+        self.model.eval()
+        answers = Engine(self.model, self.tokenizer).generate(prompts, Sampling(temperature=0.0, max_tokens=60))
+        self.log.samples(
+            step,
+            [
+                {"prompt": text, "language": language, "answer": answer.text}
+                for (language, text), answer in zip(self.prompts, answers, strict=True)
+            ],
+        )
+
+
+def with_budget(options: TrainOptions, minutes: float) -> TrainOptions:
+    """The same options with another number of minutes as the budget."""
+    return replace(options, minutes=minutes, steps=None, tokens=None, flops=None)

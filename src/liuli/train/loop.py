@@ -1,0 +1,297 @@
+"""The one training loop. A stage gives it a model, rows and an objective; it makes the weights better.
+
+Promises: a run that is killed at any moment and started again ends in the same weights, bit for bit, on the CPU; a step
+with a non-finite loss or gradient changes nothing, and three in a row go back to the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from liuli.errors import LiuliError
+from liuli.model import Transformer, flops_per_token
+from liuli.text import Batch, Loader
+from liuli.train.checkpoint import load_checkpoint, save_checkpoint
+from liuli.train.log import RunLog
+from liuli.train.loss import Objective, TensorBatch
+from liuli.train.machine import Machine
+from liuli.train.optimizer import Optimizer, grad_norm
+from liuli.train.pace import Pace, schedule
+
+BAD_STEPS_ALLOWED = 2  # non-finite steps in a row that are only skipped; one more rolls back
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How the loop runs; what it computes does not depend on the three intervals."""
+
+    micro_rows: int = 0  # rows of one forward pass; 0: the whole batch at once
+    compile: bool = False  # torch.compile the objective
+    separate_documents: bool = False  # tokens see their own document only
+    warmup: float = 0.02  # share of the run in which learning rates rise
+    decay: float = 0.6  # share of the run in which they fall
+    floor: float = 0.05  # what remains of them at the end
+    save_every_s: float = 60.0  # seconds between checkpoints
+    save_every_steps: int = 0  # steps between checkpoints; 0: by seconds alone
+    snapshot_every_s: float = 30.0  # seconds between calls of on_snapshot
+    figures_every_steps: int = 5  # steps between lines of log.jsonl
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a run came to."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    loss: float  # nats a target token, mean of the last steps
+    bpb: float  # bits per byte of the targets, likewise
+    tokens_per_s: float
+    peak_share: float
+    skipped: int
+
+
+class Training:
+    """The state of one run: everything that a checkpoint holds, and how to take one step."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        optimizer: Optimizer,
+        loader: Loader,
+        objective: Objective,
+        pace: Pace,
+        options: LoopOptions,
+        machine: Machine,
+        bos: int | None,
+    ) -> None:
+        self.model, self.optimizer, self.loader, self.pace = model, optimizer, loader, pace
+        self.options, self.machine, self.bos = options, machine, bos
+        self.objective = torch.compile(objective, dynamic=False) if options.compile else objective
+        self.step = self.tokens = self.skipped = self.bad_in_a_row = 0
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": dict(self.model.state_dict()),
+            "optimizer": self.optimizer.state(),
+            "rng": {"torch": torch.get_rng_state(), "numpy": _numpy_state(), "python": _python_state()},
+            "position": self.loader.position,
+            "pace": self.pace.state(),
+            "counts": [self.step, self.tokens, self.skipped, self.bad_in_a_row],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.load_weights(state)
+        torch.set_rng_state(state["rng"]["torch"])
+        _set_numpy_state(state["rng"]["numpy"])
+        _set_python_state(state["rng"]["python"])
+        self.loader.position = state["position"]
+        self.pace.load_state(state["pace"])
+        self.step, self.tokens, self.skipped, self.bad_in_a_row = state["counts"]
+
+    def load_weights(self, state: dict[str, Any]) -> None:
+        """Model and optimizer only: what a roll-back takes from a checkpoint."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state(state["optimizer"])
+
+    def take_step(self) -> tuple[float, float, float]:
+        """One optimizer step: mean loss (nats a target token), number of target tokens, gradient norm (inf: skipped)."""
+        batch = next(self.loader)
+        targets = float(batch.weights_BT.sum())
+        rows = len(batch.tokens_BT)
+        micro = self.options.micro_rows or rows
+        total = 0.0
+        for start in range(0, rows, micro):
+            part = to_tensors(batch, slice(start, start + micro), self.machine.device, self._separator())
+            loss = self.objective(self.model, part) / targets
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        norm = grad_norm(self.model).item()
+        if math.isfinite(total) and math.isfinite(norm):
+            o = self.options
+            self.optimizer.step(schedule(self.pace.progress, o.warmup, o.decay, o.floor))
+            self.bad_in_a_row = 0
+        else:
+            self.skipped += 1
+            self.bad_in_a_row += 1
+            norm = math.inf
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.tokens += batch.tokens_BT.size
+        self.last_bytes = batch
+        return total, targets, norm
+
+    def _separator(self) -> int | None:
+        return self.bos if self.options.separate_documents else None
+
+
+def fit(
+    model: Transformer,
+    optimizer: Optimizer,
+    loader: Loader,
+    objective: Objective,
+    pace: Pace,
+    *,
+    log: RunLog,
+    machine: Machine,
+    options: LoopOptions,
+    checkpoints: Path | None = None,
+    bos: int | None = None,
+    bytes_per_id: np.ndarray[Any, Any] | None = None,
+    on_snapshot: Callable[[int], None] | None = None,
+) -> FitResult:
+    """Train until the pace says that the budget is used; continue from `checkpoints` if there is something there.
+
+    bos: the token that begins a document (for separate_documents). bytes_per_id: bytes of each token, for bits per
+    byte. on_snapshot(step): called now and then with the model in eval mode; it must not touch the random state.
+    """
+    # compiled kernels on several threads repeat bit for bit only in this mode (measured); eager ones always do
+    torch.use_deterministic_algorithms(options.compile and machine.device == "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    run = Training(model, optimizer, loader, objective, pace, options, machine, bos)
+    flops = flops_per_token(model.config, loader.rows.T)["model"]
+    if checkpoints is not None:
+        found = load_checkpoint(checkpoints)
+        if found is not None:
+            run.load_state(found[1])
+            log.event("continued from checkpoint", step=run.step)
+            log.say(f"continuing from step {run.step}")
+    model.train()
+    window = Window(bytes_per_id)
+    saved = shown = time.monotonic()
+    while pace.progress < 1.0:
+        loss, targets, norm = run.take_step()
+        pace.advance(run.step)
+        window.add(loss, targets, run.last_bytes, pace.step_seconds[-1])
+        if run.bad_in_a_row > BAD_STEPS_ALLOWED:
+            roll_back(run, checkpoints, log)
+        if run.step % options.figures_every_steps == 0 or pace.progress >= 1.0:
+            rate = window.tokens_per_s()
+            figures = {"loss": window.loss(), "bpb": window.bpb(), "tokens_per_s": rate}
+            share = rate * flops / machine.rate
+            log.progress(pace.progress, pace.seconds_left(), step=run.step, **figures, peak_share=share)
+            log.figures(
+                step=run.step,
+                progress=pace.progress,
+                tokens=run.tokens,
+                **figures,
+                peak_share=share,
+                grad_norm=norm if math.isfinite(norm) else None,
+                lr=schedule(pace.progress, options.warmup, options.decay, options.floor),
+            )
+        if checkpoints is not None and due(run.step, saved, options):
+            save_checkpoint(checkpoints, run.step, run.state())
+            saved = time.monotonic()
+        if on_snapshot is not None and time.monotonic() - shown > options.snapshot_every_s:
+            model.eval()
+            on_snapshot(run.step)
+            model.train()
+            shown = time.monotonic()
+    model.eval()
+    rate = window.overall_tokens_per_s()
+    return FitResult(
+        steps=run.step,
+        tokens=run.tokens,
+        seconds=pace.seconds_spent(),
+        loss=window.loss(),
+        bpb=window.bpb(),
+        tokens_per_s=rate,
+        peak_share=rate * flops / machine.rate,
+        skipped=run.skipped,
+    )
+
+
+def due(step: int, saved: float, options: LoopOptions) -> bool:
+    """Is a checkpoint due: by steps, or by the clock."""
+    if options.save_every_steps:
+        return step % options.save_every_steps == 0
+    return time.monotonic() - saved > options.save_every_s
+
+
+def roll_back(run: Training, checkpoints: Path | None, log: RunLog) -> None:
+    """Weights and optimizer of the last checkpoint; the data goes on from here, so the bad rows are left behind."""
+    found = load_checkpoint(checkpoints) if checkpoints is not None else None
+    if found is None:
+        raise LiuliError(
+            f"the loss is not finite for {run.bad_in_a_row} steps in a row, and there is no checkpoint to go back to",
+            f"step {run.step}",
+            "lower the learning rates (matrix_lr, embedding_lr, adam_lr)",
+        )
+    log.event("rolled back", step=run.step, to=found[0])
+    run.load_weights(found[1])
+    run.bad_in_a_row = 0
+
+
+def to_tensors(batch: Batch, part: slice, device: str, bos: int | None) -> TensorBatch:
+    """Rows `part` of a batch on the device; with bos given, each token knows its document."""
+    tokens = torch.from_numpy(batch.tokens_BT[part]).to(device)
+    documents = (tokens == bos).cumsum(1) if bos is not None else None
+    return TensorBatch(
+        tokens,
+        torch.from_numpy(batch.targets_BT[part]).to(device),
+        torch.from_numpy(batch.weights_BT[part]).to(device),
+        documents,
+    )
+
+
+class Window:
+    """Means over the last steps, each step weighted by its target tokens."""
+
+    LENGTH = 20
+
+    def __init__(self, bytes_per_id: np.ndarray[Any, Any] | None) -> None:
+        self.bytes_per_id = bytes_per_id
+        self.steps: list[tuple[float, float, float, float, float]] = []
+
+    def add(self, loss: float, targets: float, batch: Batch, seconds: float) -> None:
+        count = 0.0
+        if self.bytes_per_id is not None:
+            count = float((self.bytes_per_id[batch.targets_BT] * batch.weights_BT).sum())
+        self.steps.append((loss * targets, targets, count, batch.tokens_BT.size, seconds))
+
+    def _sums(self) -> tuple[float, float, float]:
+        finite = [step for step in self.steps[-self.LENGTH :] if math.isfinite(step[0])]
+        return sum(s[0] for s in finite), sum(s[1] for s in finite), sum(s[2] for s in finite)
+
+    def loss(self) -> float:
+        nats, targets, _ = self._sums()
+        return nats / targets if targets else math.nan
+
+    def bpb(self) -> float:
+        nats, _, count = self._sums()
+        return nats / math.log(2) / count if count else math.nan
+
+    def tokens_per_s(self) -> float:
+        recent = self.steps[1:][-self.LENGTH :] or self.steps  # the first step may compile
+        return sum(s[3] for s in recent) / max(sum(s[4] for s in recent), 1e-9)
+
+    def overall_tokens_per_s(self) -> float:
+        later = self.steps[1:] or self.steps
+        return sum(s[3] for s in later) / max(sum(s[4] for s in later), 1e-9) if later else 0.0
+
+
+def _numpy_state() -> list[Any]:
+    kind, keys, position, has_gauss, gauss = np.random.get_state()  # type: ignore[misc]
+    return [kind, [int(key) for key in keys], int(position), int(has_gauss), float(gauss)]
+
+
+def _set_numpy_state(state: list[Any]) -> None:
+    np.random.set_state((state[0], np.array(state[1], dtype=np.uint32), *state[2:]))
+
+
+def _python_state() -> list[Any]:
+    version, numbers, gauss = random.getstate()
+    return [version, list(numbers), gauss]
+
+
+def _set_python_state(state: list[Any]) -> None:
+    random.setstate((state[0], tuple(state[1]), state[2]))

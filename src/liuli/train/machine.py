@@ -1,0 +1,119 @@
+"""What this machine can do: device, compute dtype, matmul rate, whether compiling is possible."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Facts about the machine; rates in FLOP/s, memory in bytes."""
+
+    device: str
+    name: str
+    threads: int
+    dtype: str  # the dtype in which matrix multiplications are fastest: "bfloat16" or "float32"
+    float32_rate: float
+    bfloat16_rate: float
+    memory: int
+    compiler: bool  # torch.compile can work here
+
+    @property
+    def rate(self) -> float:
+        return max(self.float32_rate, self.bfloat16_rate)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def choose_device(wanted: str | None = None) -> str:
+    """The device asked for, else CUDA, else Apple's GPU, else the CPU."""
+    if wanted:
+        return wanted
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def matmul_rate(device: str, dtype: torch.dtype, size: int = 2048, seconds: float = 0.25) -> float:
+    """Best rate of size x size matrix multiplications seen within about `seconds`, in FLOP/s."""
+    left = torch.randn(size, size, device=device).to(dtype)
+    right = torch.randn(size, size, device=device).to(dtype)
+    best, end = 0.0, time.perf_counter() + seconds
+    left @ right
+    while time.perf_counter() < end:
+        synchronise(device)
+        start = time.perf_counter()
+        left @ right
+        synchronise(device)
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def synchronise(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
+
+
+@lru_cache(maxsize=4)
+def measure_machine(wanted: str | None = None) -> Machine:
+    """Look at the machine for about half a second."""
+    device = choose_device(wanted)
+    size = 2048 if device == "cpu" else 8192
+    wide = matmul_rate(device, torch.float32, size)
+    narrow = matmul_rate(device, torch.bfloat16, size)
+    return Machine(
+        device=device,
+        name=torch.cuda.get_device_name() if device.startswith("cuda") else cpu_name(),
+        threads=torch.get_num_threads(),
+        dtype="bfloat16" if narrow > 1.2 * wide else "float32",
+        float32_rate=wide,
+        bfloat16_rate=narrow,
+        memory=memory_bytes(device),
+        compiler=can_compile(device),
+    )
+
+
+def can_compile(device: str) -> bool:
+    """torch.compile needs a C++ compiler on the CPU and Triton on CUDA."""
+    if device == "cpu":
+        return shutil.which(os.environ.get("CXX", "g++")) is not None or shutil.which("clang++") is not None
+    if device.startswith("cuda"):
+        import importlib.util
+
+        return importlib.util.find_spec("triton") is not None
+    return False
+
+
+def memory_bytes(device: str) -> int:
+    if device.startswith("cuda"):
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return 0
+
+
+def cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,161 @@
+"""The model against independent judges: transformers, autograd of the plain form, a FLOP counter."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from liuli.model import Transformer, flops_per_token, load, parameter_count, qwen3, racer, save
+from liuli.model.ops import CrossEntropyEager, RMSNormEager, attention, cap, causal_mask
+from liuli.train.loss import TensorBatch, next_token
+
+SMALL = [
+    qwen3(97, 64, 2, context=32),
+    qwen3(97, 64, 3, context=32, heads=4, kv_heads=2, head_size=16, tied=False),
+    racer(97, 64, 3, context=32),
+    racer(700, 64, 2, context=32),
+]
+
+
+def build(config, seed=0):
+    torch.manual_seed(seed)
+    model = Transformer(config)
+    with torch.no_grad():  # zero-initialised parts would hide mistakes
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.05)
+    return model.eval()
+
+
+@pytest.mark.parametrize("config", SMALL)
+def test_parameter_count_is_exact(config):
+    assert parameter_count(config)["total"] == sum(weight.numel() for weight in Transformer(config).parameters())
+
+
+@pytest.mark.parametrize("config", SMALL)
+def test_flops_equal_the_flop_counter(config):
+    model, tokens = build(config), torch.zeros(3, config.context, dtype=torch.long)
+    with torch.no_grad(), FlopCounterMode(display=False) as forward:
+        model(tokens)
+    assert forward.get_total_flops() == flops_per_token(config)["forward"] * tokens.numel()
+    with FlopCounterMode(display=False) as both:
+        model(tokens).float().sum().backward()
+    # the embedding needs no gradient of its input; all else costs two matmuls backward for one forward
+    assert both.get_total_flops() == flops_per_token(config)["train"] * tokens.numel()
+
+
+@pytest.mark.parametrize("config", SMALL)
+def test_no_token_sees_a_later_one_or_another_document(config):
+    model = build(config)
+    tokens = torch.randint(0, config.vocab_size, (2, 20))
+    documents = (torch.arange(20) >= 9).long().expand(2, 20)
+    before = model(tokens, documents_BT=documents)
+    changed = tokens.clone()
+    changed[:, 4] = (changed[:, 4] + 1) % config.vocab_size
+    after = model(changed, documents_BT=documents)
+    moved = (before - after).abs().amax(-1) > 0
+    assert not moved[:, :4].any() and moved[:, 4].all() and not moved[:, 9 + 1 :].any()
+    later = tokens.clone()
+    later[:, 15] = (later[:, 15] + 1) % config.vocab_size
+    assert torch.equal(model(later)[:, :15], model(tokens)[:, :15])
+
+
+def test_separate_documents_give_the_logits_of_each_alone():
+    model = build(SMALL[0])
+    tokens = torch.randint(0, 97, (1, 20))
+    packed = model(tokens, documents_BT=(torch.arange(20) >= 8).long()[None])
+    torch.testing.assert_close(packed[:, 8:], model(tokens[:, 8:]), atol=1e-5, rtol=1e-5)
+
+
+def test_eager_rms_norm_has_the_gradient_of_the_plain_form():
+    x = torch.randn(5, 7, 16, dtype=torch.float64, requires_grad=True)
+    gain = torch.randn(16, requires_grad=True)
+
+    def plain(x, gain):
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * gain
+
+    up = torch.randn(5, 7, 16, dtype=torch.float64)
+    wanted = torch.autograd.grad(plain(x, gain), (x, gain), up)
+    got = torch.autograd.grad(RMSNormEager.apply(x, gain, 1e-6), (x, gain), up)
+    for a, b in zip(wanted, got, strict=True):
+        torch.testing.assert_close(a.float(), b.float(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+def test_eager_cross_entropy_has_value_and_gradient_of_the_plain_form(softcap):
+    count = CrossEntropyEager.CHUNK + 50  # more than one chunk
+    x, head = torch.randn(count, 16, requires_grad=True), torch.randn(40, 16, requires_grad=True)
+    targets, weights = torch.randint(0, 40, (count,)), torch.rand(count).round()
+
+    def plain(x, head):
+        losses = F.cross_entropy(cap(x @ head.T, softcap), targets, reduction="none")
+        return (losses * weights).sum()
+
+    value = CrossEntropyEager.apply(x, head, targets, weights, softcap)
+    torch.testing.assert_close(value, plain(x, head), rtol=1e-5, atol=1e-3)
+    wanted = torch.autograd.grad(plain(x, head), (x, head))
+    for a, b in zip(wanted, torch.autograd.grad(value, (x, head)), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-4)
+
+
+def test_attention_equals_torch_scaled_dot_product():
+    q, k, v = torch.randn(3, 2, 4, 12, 8)
+    mixed, weights = attention(q, k, v, causal_mask(12, None, q.dtype, q.device), 8**-0.5)
+    torch.testing.assert_close(mixed, F.scaled_dot_product_attention(q, k, v, is_causal=True), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 12))
+
+
+def test_compiled_form_equals_eager_form(monkeypatch):
+    config = SMALL[2]
+    model, tokens = build(config), torch.randint(0, 97, (2, 32))
+    batch = TensorBatch(tokens, tokens.roll(-1, 1), torch.ones(2, 32))
+    eager = next_token(model, batch)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(next_token(model, batch), eager, rtol=1e-5, atol=1e-4)
+
+
+def test_qwen3_folder_opens_in_transformers_with_equal_logits_and_equal_greedy_text(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    for number, config in enumerate(SMALL[:2]):
+        model = build(config)
+        path = tmp_path / str(number)
+        save(model, path, tokenizer_folder=None, provenance={"stage": "test"})
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        tokens = torch.randint(0, 97, (3, 30))
+        with torch.no_grad():
+            assert (theirs(tokens).logits - model(tokens)).abs().max() < 1e-4
+            wanted = theirs.generate(tokens[:1, :5], max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
+            got = tokens[:1, :5]
+            for _ in range(20):
+                got = torch.cat((got, model(got)[:, -1:].argmax(-1)), dim=1)
+        assert torch.equal(wanted, got)
+
+
+def test_qwen3_folder_written_by_transformers_opens_here(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Qwen3Config(
+        vocab_size=120, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        intermediate_size=80, max_position_embeddings=64, tie_word_embeddings=False,
+    )  # fmt: skip
+    theirs = transformers.Qwen3ForCausalLM(config).eval()
+    theirs.save_pretrained(tmp_path)
+    ours, tokens = load(tmp_path), torch.randint(0, 120, (2, 40))
+    with torch.no_grad():
+        assert (theirs(tokens).logits - ours(tokens)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("config", SMALL)
+def test_save_then_load_is_the_same_model(config, tmp_path):
+    model = build(config)
+    save(model, tmp_path / "m", tokenizer_folder=None, provenance={"stage": "test"})
+    tokens = torch.randint(0, config.vocab_size, (2, 16))
+    assert load(tmp_path / "m").config == config
+    assert torch.equal(load(tmp_path / "m")(tokens), model(tokens))
+
+
+def test_trace_names_every_activation_and_changes_nothing():
+    model, seen = build(SMALL[0]), {}
+    tokens = torch.randint(0, 97, (1, 10))
+    traced = model(tokens, trace=lambda name, tensor: seen.update({name: tensor}))
+    assert torch.equal(traced, model(tokens))
+    assert {"blocks.0.attention.weights", "blocks.1.feed_forward.output", "blocks.1.residual", "final"} <= set(seen)
+    assert seen["blocks.0.attention.weights"].shape == (1, 2, 10, 10)
