@@ -1,0 +1,74 @@
+"""Rows to batches: the same rows in the same order on any number of processes, with one integer for a state.
+
+In: rows. Out: numpy batches. Row number p of the training run (p = 0, 1, …, without end) is fixed by the seed alone:
+epoch p // len(rows) has its own permutation. A global batch is R consecutive ones; each process takes its share of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from liuli.errors import UsageError
+from liuli.text.rows import Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One process's share of a global batch: B = R / world rows.
+
+    tokens_BT, targets_BT: int64; targets are the tokens one place on. weights_BT: float32, 1 where the target counts.
+    position: the loader's state after this batch; a loader made with it deals the next one.
+    """
+
+    tokens_BT: NDArray[np.int64]
+    targets_BT: NDArray[np.int64]
+    weights_BT: NDArray[np.float32]
+    position: int
+
+
+class Loader:
+    """Deal batches for ever. batch_rows: R, rows of a global batch over all processes; position: rows dealt before."""
+
+    def __init__(
+        self, rows: Rows, batch_rows: int, seed: int, rank: int = 0, world: int = 1, position: int = 0
+    ) -> None:
+        if batch_rows < 1 or batch_rows % world:
+            raise UsageError(f"a batch of {batch_rows} rows cannot be shared by {world} processes", fix="a multiple")
+        if not 0 <= rank < world:
+            raise UsageError(f"process {rank} of {world} does not exist", fix="ranks count from 0")
+        self.rows, self.batch_rows, self.seed, self.rank, self.world = rows, batch_rows, seed, rank, world
+        self.position = position
+        self._epoch = -1
+        self._order: NDArray[np.int64] = np.zeros(0, np.int64)
+
+    def __iter__(self) -> Loader:
+        return self
+
+    def __next__(self) -> Batch:
+        share = self.batch_rows // self.world
+        first = self.position + self.rank * share
+        numbers = np.array([self._row(first + n) for n in range(share)])
+        self.position += self.batch_rows
+        tokens = self.rows.tokens[numbers].astype(np.int64)
+        if self.rows.weights is None:
+            weights = np.ones(tokens[:, 1:].shape, np.float32)
+        else:
+            weights = self.rows.weights[numbers, 1:].astype(np.float32)
+        return Batch(tokens[:, :-1], tokens[:, 1:], weights, self.position)
+
+    @property
+    def epoch(self) -> int:
+        """How many times all rows have been dealt."""
+        return self.position // len(self.rows)
+
+    def _row(self, number: int) -> int:
+        """The row dealt as that number since the beginning of training."""
+        epoch, place = divmod(number, len(self.rows))
+        if epoch != self._epoch:
+            # RandomState's stream is frozen for ever (NEP 19); a new Generator's is not, and resume must be exact.
+            self._order = np.random.RandomState([self.seed & 0xFFFFFFFF, epoch]).permutation(len(self.rows))
+            self._epoch = epoch
+        return int(self._order[place])
