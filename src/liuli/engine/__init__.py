@@ -7,23 +7,32 @@ It does not know how the model computes, how it was trained, who asks, or what H
 
 from liuli.engine.answer import Alternative, Answer, StoppedBy, Token
 from liuli.engine.cache import KeyValueCache
+from liuli.engine.chat import MAX_CALLS, Turn, reply, reply_many, turns
 from liuli.engine.engine import Engine, Request
+from liuli.engine.loaded import Model, default_device
 from liuli.engine.sampling import Sampling
 from liuli.engine.stops import TextStream
 from liuli.engine.tools import TOOLS, Tool, calculate, number_text
 
 __all__ = [
+    "MAX_CALLS",
     "TOOLS",
     "Alternative",
     "Answer",
     "Engine",
     "KeyValueCache",
+    "Model",
     "Request",
     "Sampling",
     "StoppedBy",
     "TextStream",
     "Token",
     "Tool",
+    "Turn",
     "calculate",
+    "default_device",
     "number_text",
+    "reply",
+    "reply_many",
+    "turns",
 ]

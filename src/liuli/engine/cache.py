@@ -33,7 +33,7 @@ class KeyValueCache:
     ) -> None:
         self.rows, self.slots = rows, slots
         # zeros, not empty: a slot that is masked still takes part as 0 * value, and 0 * NaN would be NaN.
-        # (B, K, S, E) is the order in which attention multiplies, so its reshape of a slice of rows and slots is a view.
+        # (B, K, S, E) is the order in which attention multiplies, so what it reshapes is a view.
         self.store_LPBKSE = torch.zeros(layers, 2, rows, kv_heads, slots, head_size, dtype=dtype, device=device)
         self.pairs_L = [(layer[0], layer[1]) for layer in self.store_LPBKSE]
         self.flat_L = [(k.view(-1, head_size), v.view(-1, head_size)) for k, v in self.pairs_L]

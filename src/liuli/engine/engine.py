@@ -11,7 +11,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,25 +21,10 @@ from liuli.engine.sampling import Sampler, Sampling
 from liuli.engine.stops import TextStream
 from liuli.errors import LiuliError
 from liuli.model import Transformer
+from liuli.text.tokenizer import Tokenizer
 
 PREFILL_TOKENS = 8192  # read in one go, padding included: bounds the memory for scores
 CACHE_BYTES = 2**30  # fewer rows run at once when their cache would be larger than this
-
-
-class Vocabulary(Protocol):
-    """What the engine needs of a tokenizer."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def stops(self) -> Sequence[int]: ...
-    @property
-    def call(self) -> int: ...
-    @property
-    def think(self) -> int: ...
-    @property
-    def bytes_per_id(self) -> Sequence[int]: ...
-    def bytes_of(self, id: int) -> bytes: ...
 
 
 @dataclass
@@ -64,7 +48,7 @@ class Request:
 class Engine:
     """Writes answers with a model. rows: how many at once; more wait until a row is free."""
 
-    def __init__(self, model: Transformer, tokenizer: Vocabulary, rows: int = 64) -> None:
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, rows: int = 64) -> None:
         config = model.config
         if tokenizer.vocab_size > config.vocab_size:
             raise LiuliError(
@@ -75,8 +59,8 @@ class Engine:
         self.model, self.tokenizer, self.rows = model, tokenizer, rows
         self.stops = frozenset(tokenizer.stops)
         self.bytes_of = [tokenizer.bytes_of(id) for id in range(tokenizer.vocab_size)]
-        self.names = [_name(tokenizer, id) for id in range(tokenizer.vocab_size)]
-        allowed = {tokenizer.call, tokenizer.think, tokenizer.think + 1} | self.stops  # think + 1 closes the thought
+        self.names = [tokenizer.decode([id]) for id in range(tokenizer.vocab_size)]  # as alternatives are shown
+        allowed = {tokenizer.call, tokenizer.think, tokenizer.end_think} | self.stops
         banned = [id for id in range(config.vocab_size) if id not in allowed and not self.may_show(id)]
         self.ban_V = torch.zeros(config.vocab_size, device=self.device)
         self.ban_V[banned] = -math.inf
@@ -157,7 +141,8 @@ class Engine:
         elif len(request.tokens) + 1 >= request.sampling.max_tokens:
             stopped_by = "length"
         shown = self.bytes_of[id] if stopped_by in (None, "length") else b""
-        text = request.text.feed(shown, last=stopped_by is not None)
+        # a control token is a border: nothing held back before it can still be completed
+        text = request.text.feed(shown, last=stopped_by is not None or not shown)
         if request.text.stopped:
             stopped_by = "stop"
         token = Token(id, text, logprob, alternatives, stopped_by=stopped_by)
@@ -297,8 +282,3 @@ def _groups(requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
 def _slots(requests: Sequence[Request]) -> int:
     """Slots that the longest of these may fill; the last token is never fed."""
     return max(len(request.prompt) + request.sampling.max_tokens - 1 for request in requests)
-
-
-def _name(tokenizer: Vocabulary, id: int) -> str:
-    """How a single token is shown among alternatives; half a character shows as U+FFFD."""
-    return tokenizer.bytes_of(id).decode(errors="replace")

@@ -80,7 +80,7 @@ def keep_min(probs_BV: Tensor, min_p_B1: Tensor) -> Tensor:
 
 
 def draw(probs_BV: Tensor, uniform_B1: Tensor) -> Tensor:
-    """Index (B, 1) of the token whose share of the row's sum `uniform` in [0, 1) falls into; never one of probability 0."""
+    """Index (B, 1) of the token into whose share of the row's sum `uniform` in [0, 1) falls; never one of share 0."""
     total_BV = probs_BV.cumsum(-1, dtype=torch.float64)
     chosen = torch.searchsorted(total_BV, uniform_B1 * total_BV[:, -1:], right=True)
     return chosen.clamp_(max=probs_BV.shape[-1] - 1)  # only a row of NaN gets there; the engine ends such a row
@@ -130,7 +130,8 @@ class Sampler:
         table = [
             (s.temperature or 1.0, s.top_k, s.top_p, s.min_p, s.repetition_penalty, s.temperature == 0) for s in rows
         ]
-        columns = torch.tensor(table, dtype=torch.float32, device=self.device).view(-1, 6).split(1, dim=1)
+        settings_B6 = torch.tensor(table, dtype=torch.float32, device=self.device).view(-1, 6)
+        columns = torch.tensor_split(settings_B6, 6, dim=1)
         self.temperature_B1, self.top_k_B1, self.top_p_B1, self.min_p_B1, self.penalty_B1, greedy = columns
         self.greedy_B1 = greedy > 0
         self.advance_B1 = (greedy == 0).long()
@@ -138,7 +139,8 @@ class Sampler:
         self.any_greedy = any(s.temperature == 0 for s in rows)
         self.any_top = any(s.temperature > 0 and (s.top_k or s.top_p < 1) for s in rows)
         self.any_min = any(s.temperature > 0 and s.min_p > 0 for s in rows)
-        self.most_kept = 0 if any(s.top_k == 0 for s in rows) else max((s.top_k for s in rows), default=0)
+        top_k = [s.top_k for s in rows if s.temperature > 0]
+        self.most_kept = 0 if 0 in top_k else max(top_k, default=0)
         self.alternatives = max((s.alternatives for s in rows), default=0)
 
     def __call__(self, logits_BV: Tensor) -> Tensor:
@@ -153,24 +155,23 @@ class Sampler:
         return chosen
 
     def _drawn(self, logits_BV: Tensor) -> Tensor:
-        order: Tensor | None = None
-        logits_BV = logits_BV / self.temperature_B1
+        probs_BV = torch.softmax(logits_BV / self.temperature_B1, dim=-1)
         if self.any_top:
             # when every row keeps few tokens, the few largest will do; else sort them all
-            most = min(self.most_kept or self.vocab_size, self.vocab_size)
-            logits_BV, order = (
-                torch.topk(logits_BV, most)
-                if most < self.vocab_size
-                else torch.sort(logits_BV, dim=-1, descending=True, stable=True)
+            few = 0 < self.most_kept < self.vocab_size
+            sort = (
+                torch.topk(probs_BV, self.most_kept)
+                if few
+                else torch.sort(probs_BV, stable=True, dim=-1, descending=True)
             )
-        probs_BV = torch.softmax(logits_BV, dim=-1)
-        if self.any_top:
-            probs_BV = keep_top(probs_BV, self.top_k_B1, self.top_p_B1)
+            kept = keep_top(sort[0], self.top_k_B1, self.top_p_B1)
+            # back in the vocabulary's order: the draw must not depend on whether another row asked for a sort
+            probs_BV = torch.zeros_like(probs_BV).scatter_(1, sort[1], kept)
         if self.any_min:
             probs_BV = keep_min(probs_BV, self.min_p_B1)
         chosen = draw(probs_BV, self.uniform_BN.gather(1, self.drawn_B1))
         self.drawn_B1 += self.advance_B1
-        return chosen if order is None else order.gather(1, chosen)
+        return chosen
 
 
 def _uniform(sampling: Sampling) -> Tensor:

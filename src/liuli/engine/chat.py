@@ -1,0 +1,154 @@
+"""Conversations: messages in, messages out, with tool calls run in between.
+
+An answer that calls a tool is followed by the tool's message, and the model goes on; at most MAX_CALLS times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from liuli.engine.answer import Answer, Token
+from liuli.engine.engine import Engine, Request
+from liuli.engine.sampling import Sampling
+from liuli.engine.stops import TextStream
+from liuli.engine.tools import TOOLS, Tool, run_call
+from liuli.errors import LiuliError
+from liuli.text.chat import Message, Messages, as_messages, parse_answer, render
+from liuli.text.tokenizer import Tokenizer
+
+MAX_CALLS = 4
+
+
+@dataclass
+class Turn:
+    """What one conversation got: the messages produced, and the engine's answers behind the assistant's ones."""
+
+    messages: list[Message] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+
+
+def reply(
+    engine: Engine, messages: Messages, sampling: Sampling, tools: Mapping[str, Tool] = TOOLS
+) -> Iterator[Token | Message]:
+    """One answer, streamed: tokens as they come; for a call, the assistant's message with it and the tool's message.
+
+    Texts of the tokens joined are the content that is shown; the tokens of calls and thoughts have none. The last token
+    has `stopped_by`. Closing the iterator stops the work.
+    """
+    history = list(as_messages(messages))
+    for calls_made in range(MAX_CALLS + 1):
+        tokens: list[Token] = []
+        hidden = False  # in a call or a thought
+        last: Token | None = None
+        for token in engine.stream(fit(history, engine, sampling), _reseeded(sampling, calls_made)):
+            tokens.append(token)
+            shown = token if not hidden else replace(token, text="")  # text in a control token is from before it
+            hidden = _hides(token.id, hidden, engine.tokenizer)
+            if token.stopped_by is not None:
+                last = shown
+            elif shown is token:
+                yield token
+        message = parse_answer([token.id for token in tokens], engine.tokenizer)
+        if last is not None and not (calls_made < MAX_CALLS and _calls(message, last)):
+            yield last
+            return
+        produced = [message, *answer_calls(message, tools)]
+        yield from produced
+        history += produced
+
+
+def reply_many(
+    engine: Engine,
+    conversations: Sequence[Messages],
+    sampling: Sampling | Sequence[Sampling],
+    tools: Mapping[str, Tool] = TOOLS,
+) -> list[list[Message]]:
+    """The messages produced for each conversation: calls, tools' messages, the final answer. See `turns` for more."""
+    return [turn.messages for turn in turns(engine, conversations, sampling, tools)]
+
+
+def turns(
+    engine: Engine,
+    conversations: Sequence[Messages],
+    sampling: Sampling | Sequence[Sampling],
+    tools: Mapping[str, Tool] = TOOLS,
+) -> list[Turn]:
+    """`reply` for many conversations in one batch, each at its own point: one reads a tool's result, others write."""
+    histories = [list(as_messages(conversation)) for conversation in conversations]
+    each = [sampling] * len(histories) if isinstance(sampling, Sampling) else list(sampling)
+    results = [Turn() for _ in histories]
+
+    def begin(number: int) -> Request:
+        turn = results[number]
+        prompt = fit(histories[number] + turn.messages, engine, each[number])
+        return engine.request(prompt, _reseeded(each[number], len(turn.answers)), number)
+
+    def then(request: Request) -> Request | None:
+        turn = results[request.number]
+        answer = request.answer()
+        message = parse_answer(answer.ids, engine.tokenizer)
+        if answer.stopped_by == "stop":  # the tokens hold the stop string, what is shown does not
+            shown = TextStream(request.sampling.stop).feed(message.content.encode(), last=True)
+            message = replace(message, content=shown)
+        calls_made = len(turn.answers)
+        turn.answers.append(answer)
+        turn.messages.append(message)
+        if calls_made >= MAX_CALLS or not _calls(message, answer.tokens[-1]):
+            return None
+        turn.messages += answer_calls(message, tools)
+        try:
+            return begin(request.number)
+        except LiuliError:  # the tool's result does not fit any more: the conversation ends with it
+            return None
+
+    engine.work([begin(number) for number in range(len(histories))], then)
+    return results
+
+
+def answer_calls(message: Message, tools: Mapping[str, Tool]) -> list[Message]:
+    """Run the calls of an assistant's message: one message of role tool for each."""
+    return [
+        Message("tool", run_call(call.name, call.arguments, tools), tool_call_id=call.id) for call in message.tool_calls
+    ]
+
+
+def fit(messages: Sequence[Message], engine: Engine, sampling: Sampling) -> list[int]:
+    """The prompt for the next answer. A conversation too long for the context loses its oldest turns, never the system
+    message nor the newest question.
+
+    Room is kept for the answer: `max_tokens`, but at most a quarter of the context. Raises LiuliError if the newest
+    question alone does not fit.
+    """
+    room = engine.context - min(sampling.max_tokens, engine.context // 4)
+    system = [message for message in messages[:1] if message.role == "system"]
+    rest = list(messages[len(system) :])
+    while True:
+        prompt = render([*system, *rest], engine.tokenizer, answer=True).tokens
+        later = [at for at, message in enumerate(rest) if message.role == "user" and at > 0]
+        if len(prompt) <= room or (not later and len(prompt) <= engine.context):
+            return prompt
+        if not later:
+            raise LiuliError(
+                f"the question has {len(prompt)} tokens, the model's context is {engine.context}",
+                "conversation",
+                "shorten the question",
+            )
+        rest = rest[later[0] :]
+
+
+def _hides(id: int, hidden: bool, tokenizer: Tokenizer) -> bool:
+    """Whether text after this token belongs to a call or a thought."""
+    if id in (tokenizer.call, tokenizer.think):
+        return True
+    return hidden and id != tokenizer.end_think
+
+
+def _calls(message: Message, last: Token) -> bool:
+    """Whether an answer asks for a tool: it must have ended by itself, for half a call is none."""
+    return bool(message.tool_calls) and last.stopped_by == "end"
+
+
+def _reseeded(sampling: Sampling, calls_made: int) -> Sampling:
+    """Random numbers of their own for the answer after each call."""
+    return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + calls_made)

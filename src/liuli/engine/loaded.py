@@ -1,0 +1,67 @@
+"""A model folder as one object, for notebooks and for every command that talks: model, tokenizer, engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liuli.engine.answer import Answer
+from liuli.engine.chat import fit
+from liuli.engine.engine import Engine
+from liuli.engine.sampling import Sampling
+from liuli.errors import UsageError
+from liuli.model import load
+from liuli.text.chat import Messages, as_messages
+from liuli.text.tokenizer import Tokenizer
+
+
+class Model:
+    """What `liuli.load` gives: logits of tokens, answers to messages.
+
+    path: a model folder. device: default is the GPU where there is one, else the CPU. dtype: default is bfloat16 on a
+    GPU and float32 on a CPU, where bfloat16 makes small models slower (a matrix times one vector takes twice as long).
+    """
+
+    def __init__(
+        self, path: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        self.path = Path(path)
+        place = torch.device(device) if device else default_device()
+        kind = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
+        self.transformer = load(self.path, device=place, dtype=kind)
+        self.tokenizer = Tokenizer.load(self.path)
+        self.engine = Engine(self.transformer, self.tokenizer)
+
+    @torch.inference_mode()
+    def logits(self, tokens: Sequence[int]) -> Tensor:
+        """Log-odds of every next token at every position: (T, V) float32, on the CPU. tokens: 1 to `context` ids."""
+        if not tokens or len(tokens) > self.engine.context:
+            raise UsageError(f"{len(tokens)} tokens given", "logits", f"give 1 to {self.engine.context}")
+        tokens_1T = torch.tensor([list(tokens)], device=self.engine.device)
+        logits: Tensor = self.transformer(tokens_1T)[0].float().cpu()
+        return logits
+
+    def generate(self, messages: Messages, **settings: Any) -> Answer:
+        """One answer to a conversation; no tool is run. settings: the fields of Sampling, for example temperature=0."""
+        try:
+            sampling = Sampling(**settings)
+        except TypeError as error:
+            known = ", ".join(Sampling.__dataclass_fields__)
+            raise UsageError(
+                str(error).replace("Sampling.__init__()", "generate()"), fix=f"settings: {known}"
+            ) from error
+        return self.engine.generate([fit(as_messages(messages), self.engine, sampling)], sampling)[0]
+
+    def __repr__(self) -> str:
+        return f"<liuli model {self.path} on {self.engine.device}>"
+
+
+def default_device() -> torch.device:
+    """The fastest device here."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,0 +1,93 @@
+"""The tool loop: calls are run, their results read, and rows at different points go together."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import byte_tokenizer, scripted
+
+from liuli.engine import MAX_CALLS, Sampling, Token, reply, reply_many, turns
+from liuli.engine.chat import fit
+from liuli.errors import LiuliError
+from liuli.text.chat import Message, render
+
+T = byte_tokenizer()
+GREEDY = Sampling(temperature=0, max_tokens=100)
+
+
+def call(expression: str) -> list[int]:
+    return [T.call, *T.encode(f'calculator {{"expression": "{expression}"}}'), T.end]
+
+
+SCRIPT = {
+    "What is 6*7?": call("6*7"),
+    "42": [*T.encode("It is 42."), T.end],
+    "Twice?": [*T.encode("First. "), *call("1/3")],
+    "0.333333": call("2/3"),
+    "0.666667": [T.think, *T.encode("done"), T.end_think, *T.encode("Both."), T.end],
+    "For ever?": call("1"),
+    "1": call("1"),
+    "Hi": [*T.encode("Hello"), T.end],
+    "Half?": [T.call, *T.encode("calculator {")],
+    "Broken?": [T.call, *T.encode("calculator {"), T.end],
+    "error: arguments are not JSON": [*T.encode("Sorry."), T.end],
+}
+
+
+def user(text: str) -> list[Message]:
+    return [Message("user", text)]
+
+
+def shapes(messages: list[Message]) -> list[tuple[str, str, int]]:
+    return [(message.role, message.content, len(message.tool_calls)) for message in messages]
+
+
+def test_a_call_is_run_and_the_answer_goes_on_with_its_result() -> None:
+    produced = reply_many(scripted(SCRIPT), [user("What is 6*7?")], GREEDY)[0]
+    assert shapes(produced) == [("assistant", "", 1), ("tool", "42", 0), ("assistant", "It is 42.", 0)]
+    assert produced[1].tool_call_id == produced[0].tool_calls[0].id
+
+
+def test_streamed_and_batched_replies_are_the_same_messages() -> None:
+    questions = ["What is 6*7?", "Twice?", "Hi", "Half?", "Broken?", "For ever?"]
+    engine = scripted(SCRIPT, rows=3)
+    for question, produced in zip(questions, reply_many(engine, [user(q) for q in questions], GREEDY), strict=True):
+        streamed = list(reply(engine, user(question), GREEDY))
+        tokens = [part for part in streamed if isinstance(part, Token)]
+        messages = [part for part in streamed if isinstance(part, Message)]
+        assert messages == produced[:-1]
+        assert tokens[-1].stopped_by is not None
+        assert "".join(token.text for token in tokens).endswith(produced[-1].content)
+
+
+def test_calls_and_thoughts_are_not_shown_as_text() -> None:
+    streamed = list(reply(scripted(SCRIPT), user("Twice?"), GREEDY))
+    assert "".join(part.text for part in streamed if isinstance(part, Token)) == "First. Both."
+
+
+def test_a_model_that_calls_for_ever_is_stopped() -> None:
+    engine = scripted(SCRIPT)
+    produced = reply_many(engine, [user("For ever?")], GREEDY)[0]
+    assert [message.role for message in produced] == ["assistant", "tool"] * MAX_CALLS + ["assistant"]
+    assert sum(isinstance(part, Message) for part in reply(engine, user("For ever?"), GREEDY)) == 2 * MAX_CALLS
+
+
+def test_half_a_call_is_not_run() -> None:
+    turn = turns(scripted(SCRIPT), [user("Half?")], Sampling(temperature=0, max_tokens=8))[0]
+    assert [message.role for message in turn.messages] == ["assistant"]
+    assert turn.answers[0].stopped_by == "length"
+
+
+def test_a_stop_string_is_not_part_of_the_message() -> None:
+    sampling = Sampling(temperature=0, stop=("42.",))
+    assert reply_many(scripted(SCRIPT), [user("42")], sampling)[0][0].content == "It is "
+
+
+def test_a_long_conversation_loses_its_oldest_turns_and_keeps_the_system_message() -> None:
+    engine = scripted(SCRIPT, context=100)
+    system = Message("system", "Be kind.")
+    turns_before = [Message("user", "x" * 30), Message("assistant", "y" * 30)]
+    last = Message("user", "Hi")
+    assert fit([system, *turns_before * 5, last], engine, GREEDY) == render([system, last], T, answer=True).tokens
+    assert fit([*turns_before, last], engine, GREEDY) == render([*turns_before, last], T, answer=True).tokens
+    with pytest.raises(LiuliError, match="question has"):
+        fit([system, Message("user", "x" * 100)], engine, GREEDY)

@@ -1,0 +1,179 @@
+"""What the engine promises, against the plainest way to write an answer: no cache, one prompt, one token at a time."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from conftest import byte_tokenizer, make_model, scripted
+
+from liuli.engine import Engine, KeyValueCache, Sampling
+from liuli.errors import LiuliError
+from liuli.model import Transformer
+
+TOLERANCE = 1e-4  # float32 sums in another order
+
+
+def some_prompts(count: int, longest: int = 30, seed: int = 0) -> list[list[int]]:
+    draw = random.Random(seed)
+    return [[0, *(draw.randrange(16, 272) for _ in range(draw.randrange(longest)))] for _ in range(count)]
+
+
+def plain_logits(model: Transformer, tokens: list[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(torch.tensor([tokens]))[0, -1].float()
+
+
+def new_cache(model: Transformer, rows: int) -> KeyValueCache:
+    c = model.config
+    return KeyValueCache(
+        layers=c.layers,
+        rows=rows,
+        slots=c.context,
+        kv_heads=c.kv_heads,
+        head_size=c.head_size,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+
+
+@pytest.mark.parametrize("preset", ["qwen3", "racer"])
+def test_cached_and_uncached_logits_are_equal(preset: str) -> None:
+    model = make_model(preset)
+    texts = some_prompts(5, seed=3)
+    begun = [max(1, len(text) // 2) for text in texts]  # rows of different lengths: read half, then go on one by one
+    cache = new_cache(model, rows=7)
+    padded = torch.tensor([(text[:n] + [271] * 48)[: max(begun)] for text, n in zip(texts, begun, strict=True)])
+    with torch.inference_mode():
+        cache.begin(0, 5, max(begun))
+        read = model(padded, cache)
+        for row, (text, n) in enumerate(zip(texts, begun, strict=True)):
+            torch.testing.assert_close(read[row, :n], model(torch.tensor([text[:n]]))[0], atol=TOLERANCE, rtol=0)
+        for step in range(10):
+            lengths = [n + step for n in begun]
+            texts = [(text + some_prompts(1, 30, step)[0][1:] + [99] * 48)[:48] for text in texts]
+            fed, before = ([[text[n + back]] for text, n in zip(texts, lengths, strict=True)] for back in (0, -1))
+            cache.follow(torch.tensor(lengths)[:, None], torch.tensor(before), lengths)
+            logits = model(torch.tensor(fed), cache)
+            for row, (text, n) in enumerate(zip(texts, lengths, strict=True)):
+                wanted = plain_logits(model, text[: n + 1])
+                torch.testing.assert_close(logits[row, 0], wanted, atol=TOLERANCE, rtol=0)
+
+
+def test_greedy_answers_of_a_mixed_batch_equal_the_uncached_loop(engine: Engine) -> None:
+    engine.rows = 4  # fewer rows than prompts: answers end and others take their place
+    prompts = some_prompts(11)
+    samplings = [Sampling(temperature=0, max_tokens=1 + 3 * number) for number in range(11)]
+    for prompt, sampling, answer in zip(prompts, samplings, engine.generate(prompts, samplings), strict=True):
+        tokens, logprobs = list(prompt), []
+        while len(tokens) < len(prompt) + sampling.max_tokens and len(tokens) <= engine.context:
+            logits = plain_logits(engine.model, tokens)
+            tokens.append(int((logits + engine.ban_V).argmax()))
+            logprobs.append(float(logits.log_softmax(-1)[tokens[-1]]))
+            if tokens[-1] in engine.stops:
+                break
+        assert answer.ids == tokens[len(prompt) :]
+        assert answer.logprobs == pytest.approx(logprobs, abs=TOLERANCE)
+
+
+def test_same_seed_gives_the_same_answer_alone_streamed_and_in_any_batch(engine: Engine) -> None:
+    engine.rows = 3
+    prompts = some_prompts(8, seed=1)
+    samplings = [
+        Sampling(temperature=0.8, seed=1, max_tokens=12),
+        Sampling(temperature=1.3, top_k=5, seed=2, max_tokens=9),
+        Sampling(temperature=0, max_tokens=30),
+        Sampling(temperature=1.0, top_p=0.7, seed=4),
+        Sampling(temperature=2.0, min_p=0.1, seed=5, max_tokens=3),
+        Sampling(temperature=1.0, repetition_penalty=1.5, seed=6, max_tokens=15, alternatives=3),
+        Sampling(temperature=0.0, repetition_penalty=2.0, max_tokens=8),
+        Sampling(temperature=1.0, seed=1, max_tokens=20),
+    ]
+    together = engine.generate(prompts, samplings)
+    for prompt, sampling, answer in zip(prompts, samplings, together, strict=True):
+        assert engine.generate([prompt], sampling)[0].ids == answer.ids
+        streamed = list(engine.stream(prompt, sampling))
+        assert [token.id for token in streamed] == answer.ids
+        assert "".join(token.text for token in streamed) == answer.text
+        assert all(len(token.alternatives) == sampling.alternatives for token in answer.tokens)
+    other = engine.generate(prompts, [Sampling(seed=9, max_tokens=12)] * 8)
+    assert other[0].ids != together[0].ids
+
+
+def test_alternatives_are_the_likeliest_tokens_before_any_setting() -> None:
+    engine = Engine(make_model("qwen3"), byte_tokenizer())
+    prompt = some_prompts(1)[0]
+    token = next(engine.stream(prompt, Sampling(temperature=5, top_k=3, repetition_penalty=3, alternatives=4)))
+    values, ids = plain_logits(engine.model, prompt).log_softmax(-1).topk(4)
+    assert [other.id for other in token.alternatives] == ids.tolist()
+    assert [other.logprob for other in token.alternatives] == pytest.approx(values.tolist(), abs=TOLERANCE)
+
+
+def test_control_tokens_are_never_written_but_for_calls_thoughts_and_the_end(engine: Engine) -> None:
+    with torch.no_grad():
+        engine.model.head_VD.mul_(0.01)  # nearly uniform: every token would come up
+    answers = engine.generate([[0]] * 64, [Sampling(seed=seed, max_tokens=40) for seed in range(64)])
+    written = {token for answer in answers for token in answer.ids}
+    tokenizer = engine.tokenizer
+    assert written & set(range(16)) == {
+        tokenizer.end,
+        tokenizer.bos,
+        tokenizer.think,
+        tokenizer.end_think,
+        tokenizer.call,
+    }
+
+
+@pytest.mark.parametrize("length", [1, 40, 47, 48])
+def test_answer_stops_with_length_when_the_context_is_full(engine: Engine, length: int) -> None:
+    engine.ban_V[list(engine.stops)] = -torch.inf
+    answer = engine.generate([[0] * length], Sampling(temperature=0, max_tokens=10**9))[0]
+    assert (len(answer.tokens), answer.stopped_by) == (48 - length + 1, "length")
+
+
+def test_rows_that_end_cost_nothing_more() -> None:
+    text = {f"{n}": [100 + n] * (3 * n) for n in range(1, 5)}
+    engine = scripted(text)
+    prompts = [[*engine.tokenizer.encode(key), engine.tokenizer.assistant] for key in text]
+    answers = engine.generate(prompts, Sampling(temperature=0))
+    assert [len(answer.tokens) for answer in answers] == [4, 7, 10, 13]
+    assert [answer.stopped_by for answer in answers] == ["end"] * 4
+    assert sum(engine.model.fed) == sum(len(answer.tokens) for answer in answers)
+
+
+def test_closing_a_stream_stops_the_work() -> None:
+    engine = scripted({"": [100] * 50})
+    stream = engine.stream([engine.tokenizer.assistant], Sampling(temperature=0))
+    assert [next(stream).id for _ in range(3)] == [100] * 3
+    stream.close()
+    assert len(engine.model.fed) == 3
+
+
+def test_a_model_that_gives_nan_ends_the_answer_with_error() -> None:
+    model = make_model("qwen3")
+    torch.nn.init.constant_(model.blocks[0].feed_forward.up.weight, torch.nan)
+    for temperature in (0.0, 1.0):
+        answer = Engine(model, byte_tokenizer()).generate([[0]], Sampling(temperature=temperature))[0]
+        assert (answer.stopped_by, answer.text) == ("error", "")
+
+
+def test_dropout_is_off_while_writing_and_back_on_after() -> None:
+    model = make_model("qwen3").train()
+    Engine(model, byte_tokenizer()).generate([[0]], Sampling(max_tokens=2))
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"), [([], "empty"), ([0] * 49, "49 tokens"), ([272], "vocabulary"), ([-1], "vocabulary")]
+)
+def test_a_prompt_the_model_cannot_read_is_named(prompt: list[int], says: str) -> None:
+    engine = Engine(make_model("qwen3"), byte_tokenizer())
+    with pytest.raises(LiuliError, match=says) as raised:
+        engine.generate([[0], prompt], Sampling())
+    assert raised.value.where == "prompt 1"
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused() -> None:
+    with pytest.raises(LiuliError, match="272 tokens, the model knows 200"):
+        Engine(make_model("qwen3", vocab_size=200), byte_tokenizer())
