@@ -27,8 +27,18 @@ PROMPTS = {
     "zh": "讲一个关于狐狸的故事。",
 }
 ANSWERS = {
-    "en": ["the of a the and of", "The capital of of is", "The capital of France is Par", "The capital of France is Paris."],
-    "zh": ["的的了一，是", "有一只小狐，狐狸的狐", "从前有一只小狐狸。它住在树林里。", "从前有一只小狐狸，住在河边的树林里。一天它救了一只小鸟，从此它们成了好朋友。"],
+    "en": [
+        "the of a the and of",
+        "The capital of of is",
+        "The capital of France is Par",
+        "The capital of France is Paris.",
+    ],
+    "zh": [
+        "的的了一，是",
+        "有一只小狐，狐狸的狐",
+        "从前有一只小狐狸。它住在树林里。",
+        "从前有一只小狐狸，住在河边的树林里。一天它救了一只小鸟，从此它们成了好朋友。",
+    ],
 }
 
 
@@ -36,21 +46,29 @@ def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
 
 
+CURVES = {"pretrain": (420, 7.4, 1.05), "chat": (190, 1.4, 0.21)}  # steps, first and last loss
+
+
 def make_log(rng: random.Random) -> list[dict[str, Any]]:
-    records, now = [{"time": START, "event": "start"}], START + 71
-    for stage, steps, seconds, first, last in (("pretrain", 420, 512, 7.4, 1.05), ("chat", 190, 236, 1.4, 0.21)):
+    records: list[dict[str, Any]] = []
+    now = START
+    for stage, _, seconds in STAGES:
+        records.append({"time": now, "stage": stage, "event": f"{stage} started"})
+        steps, first, last = CURVES.get(stage, (0, 0.0, 0.0))
         for step in range(steps):
             share = step / steps
-            loss = last + (first - last) * math.exp(-9 * share) + 0.25 * (1 - share) * last + rng.gauss(0, 0.03 * first / 7)
-            lr = 0.02 * min(1, step / 12, (1 - share) / 0.6)
+            falling = last + (first - last) * math.exp(-9 * share) + 0.25 * (1 - share) * last
+            loss = max(falling + rng.gauss(0, 0.004 * first), 0.05)
             records.append(
                 {
-                    "time": now + seconds * share, "stage": stage, "step": step, "progress": share, "loss": max(loss, 0.05),
-                    "bpb": max(loss, 0.05) / math.log(2) / 3.1, "tokens": (step + 1) * 32768, "lr": lr,
+                    "time": now + seconds * share, "stage": stage, "step": step, "progress": share,
+                    "loss": loss, "bpb": loss / math.log(2) / 3.1, "tokens": (step + 1) * 32768,
+                    "lr": 0.02 * min(1, step / 12, (1 - share) / 0.6),
                     "tokens_per_s": 26_500 + rng.gauss(0, 900), "grad_norm": 0.4,
                 }
             )  # fmt: skip
         now += seconds
+        records.append({"time": now, "stage": stage, "event": f"{stage} done"})
     return records
 
 
@@ -76,11 +94,17 @@ def make_eval(rng: random.Random) -> dict[str, Any]:
         {"role": "assistant", "content": "你好，小梅！很高兴认识你。"},
         {"role": "user", "content": "我叫什么名字？"},
     ]
+    said_zh = [{"role": "assistant", "content": "你叫小梅。"}]
     examples = [
         {"skill": "calculator", "language": "en", "messages": [ask], "said": told, "answer": "15846", "right": True},
-        {"skill": "name_memory", "language": "zh", "messages": names_zh, "said": [{"role": "assistant", "content": "你叫小梅。"}], "answer": "小梅", "right": True},
+        {"skill": "names", "language": "zh", "messages": names_zh, "said": said_zh, "answer": "小梅", "right": True},
     ]  # fmt: skip
-    wrong = {"skill": "reverse_word", "language": "en", "messages": [{"role": "user", "content": "Spell “lantern” backwards."}]}
+    wrong = {
+        "skill": "reverse_word",
+        "language": "en",
+        "messages": [{"role": "user", "content": "Spell “lantern” backwards."}],
+        "answer": "nretnal",
+    }
     return {
         "model": {"parameters": 3_050_000, "parameter_bytes": 6_100_000},
         "bits": {
@@ -90,7 +114,7 @@ def make_eval(rng: random.Random) -> dict[str, Any]:
         "skills": rows,
         "headline": headline(rows),
         "examples": examples,
-        "mistakes": [wrong | {"said": [{"role": "assistant", "content": "nretnla"}], "answer": "nretnal", "right": False}],
+        "mistakes": [wrong | {"said": [{"role": "assistant", "content": "nretnla"}], "right": False}],
         "talk": {
             "en": {"n": 64, "ended": 0.984, "looping": 0.0, "repeated": 0.012, "length": 31.0},
             "zh": {"n": 64, "ended": 1.0, "looping": 0.016, "repeated": 0.02, "length": 27.4},
@@ -121,13 +145,18 @@ def make_run(folder: Path) -> Path:
     }  # fmt: skip
     plan = {
         "minutes": 15, "parameters": 3_050_000, "tokens": 20_000_000, "flops": 2.9e14, "bpb": 0.49,
-        "shape": {"layers": 6, "width": 192, "vocab_size": 2048, "context": 256}, "machine": {"matmul_gflops_bf16": 812},
+        "shape": {"layers": 6, "width": 192, "vocab_size": 2048, "context": 256},
+        "machine": {"matmul_gflops_bf16": 812},
     }  # fmt: skip
     log = make_log(rng)
     samples = [
         {
-            "time": START + 90 + 700 * step / 9, "stage": "pretrain" if step < 6 else "chat", "step": 60 * step, "progress": step / 9,
-            "answers": [{"prompt": p, "language": l, "answer": ANSWERS[l][min(step // 2, 3)]} for l, p in PROMPTS.items()],
+            "time": START + 90 + 700 * step / 9, "step": 60 * step, "progress": step / 9,
+            "stage": "pretrain" if step < 6 else "chat",
+            "answers": [
+                {"prompt": prompt, "language": language, "answer": ANSWERS[language][min(step // 2, 3)]}
+                for language, prompt in PROMPTS.items()
+            ],
         }
         for step in range(10)
     ]  # fmt: skip

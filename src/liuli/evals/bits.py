@@ -3,16 +3,16 @@
 bits per byte = sum over predicted text tokens of -log2 p(token | the tokens before it) / UTF-8 bytes of those tokens.
 
 The documents of one language, each opened by `<|bos|>`, stand in one stream that is cut end to end into windows of the
-context length, so every token is predicted exactly once. Special tokens (here: the `<|bos|>` that ends a document) are no
-text and have no bytes: their bits are kept apart, so that a corpus of short documents is not charged for where somebody
-happened to cut it, and the figure compares with those of other projects. `per_byte_with_ends` adds them for who wants that.
+context length, so every token is predicted exactly once. Special tokens (here: the `<|bos|>` that ends a document) are
+no text and have no bytes: their bits are kept apart, so that a corpus of short documents is not charged for where
+somebody happened to cut it, and the figure compares with those of other projects. `per_byte_with_ends` adds them.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,7 @@ LOGITS_AT_ONCE = 2**24  # float32 numbers: 64 MiB, small enough for a laptop and
 
 @dataclass(frozen=True)
 class Bits:
-    """Sums over held-out text. bits, bytes, tokens: of text; end_bits, ends: of the special tokens between documents."""
+    """Sums over held-out text. bits, bytes, tokens: of text; end_bits, ends: of the special tokens between them."""
 
     bits: float = 0.0
     bytes: int = 0
@@ -75,20 +75,31 @@ def count_bits(logits_BTV: Tensor, targets_BT: Tensor, bytes_per_id: Tensor) -> 
     bits = nats_BT.double() / math.log(2)
     ends = real & ~text
     return Bits(
-        float(bits[text].sum()), int(size.sum()), int(text.sum()), float(bits[ends].sum()), int(ends.sum())
-    )  # fmt: skip
+        bits=float(bits[text].sum()),
+        bytes=int(size.sum()),
+        tokens=int(text.sum()),
+        end_bits=float(bits[ends].sum()),
+        ends=int(ends.sum()),
+    )
 
 
 @torch.inference_mode()
-def stream_bits(model: Transformer, stream: Sequence[int], bytes_per_id: np.ndarray, T: int, enough: Callable[[], bool]) -> Bits:
-    """Bits of one stream of tokens in windows of T, in batches; stops early, at a whole batch, when `enough()`."""
+def stream_bits(
+    model: Transformer,
+    stream: Sequence[int],
+    bytes_per_id: Sequence[int] | np.ndarray,
+    T: int,
+    seconds: float = math.inf,
+) -> Bits:
+    """Bits of one stream of tokens in windows of T, in batches; no batch is begun after `seconds`."""
+    began = time.monotonic()
     device = next(model.parameters()).device
     sizes = torch.as_tensor(np.asarray(bytes_per_id), device=device, dtype=torch.long)
     at_once = max(1, LOGITS_AT_ONCE // (T * len(sizes)))
     cut = list(windows(stream, T))
     total = Bits()
     for start in range(0, len(cut), at_once):
-        if start and enough():
+        if start and time.monotonic() - began > seconds:
             break
         batch = cut[start : start + at_once]
         longest = max(len(w) for w in batch)
@@ -108,21 +119,20 @@ def bits_by_language(
 ) -> dict[str, dict[str, float | int]]:
     """Language -> figures of its documents, plus "all" when there is more than one language.
 
-    context: window length in tokens. seconds: about this long in all, shared between the languages; what was not reached
-    is left out whole windows at a time, and the figures say how many bytes they rest on.
+    context: window length in tokens. seconds: about this long in all, shared between the languages; what was not
+    reached is left out whole windows at a time, and the figures say how many bytes they rest on.
     """
     streams: dict[str, list[int]] = {}
     for document in documents:
         if document.text:
             streams.setdefault(document.language, []).extend([tokenizer.bos, *tokenizer.encode(document.text)])
     if not streams:
-        raise LiuliError("There is no held-out text to measure bits per byte on.", fix="Name a file or folder with text.")
-    result = {}
-    for language, stream in sorted(streams.items()):
-        end = math.inf if seconds is None else time.monotonic() + seconds / len(streams)
-        result[language] = stream_bits(
-            model, stream, tokenizer.bytes_per_id, context, lambda end=end: time.monotonic() > end
-        )  # type: ignore[misc]
+        raise LiuliError("There is no held-out text to measure bits per byte on.", fix="Name a file with text.")
+    each = math.inf if seconds is None else seconds / len(streams)
+    result = {
+        language: stream_bits(model, stream, tokenizer.bytes_per_id, context, each)
+        for language, stream in sorted(streams.items())
+    }
     if len(result) > 1:
         result["all"] = sum(result.values(), Bits())
     return {language: bits.figures() for language, bits in result.items()}

@@ -91,7 +91,7 @@ def plot(
     log: bool = False,
     large: bool = False,
 ) -> str:
-    """A chart as HTML, x in seconds. marks: dashed horizontal lines (y, HTML label). log: logarithmic y axis (all y above 0)."""
+    """A chart as HTML, x in seconds. marks: dashed horizontal lines (y, HTML label). log: logarithmic y axis."""
     drawn = [Line([p for p in line.points if not log or p[1] > 0], line.colour, line.style) for line in lines]
     xs = [x for line in drawn for x, _ in line.points] + [x for band in bands for x in (band.start, band.end)]
     ys = [y for line in drawn if line.style != "faint" for _, y in line.points] + [y for y, _ in marks]
@@ -154,7 +154,8 @@ def share_bar(parts: Sequence[tuple[str, float, str]]) -> str:
     """One stacked bar of shares with a legend beneath. parts: (HTML label, amount, text of the amount)."""
     total = sum(amount for _, amount, _ in parts) or 1.0
     stretches = "".join(
-        f'<i class="s{n % 8}" style="flex:{max(amount / total, 0.004):.4f}"></i>' for n, (_, amount, _) in enumerate(parts)
+        f'<i class="s{n % 8}" style="flex:{max(amount / total, 0.004):.4f}"></i>'
+        for n, (_, amount, _) in enumerate(parts)
     )
     legend = "".join(
         f'<li><i class="s{n % 8}"></i>{label} <b>{text}</b> <small>{100 * amount / total:.0f}%</small></li>'

@@ -6,7 +6,7 @@ import math
 
 
 def wilson(right: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927); z is the normal quantile, 95% by default. n = 0: (0, 1)."""
+    """Wilson's score interval of a proportion (Wilson 1927); z: the normal quantile, here of 95%. n = 0: (0, 1)."""
     if n == 0:
         return 0.0, 1.0
     share = right / n

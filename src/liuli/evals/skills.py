@@ -1,4 +1,4 @@
-"""Skills: what share of the curriculum's questions a model answers rightly, by skill, language and split, with intervals.
+"""Skills: what share of the curriculum's questions a model answers rightly, by skill, language and split.
 
 Comes in: an engine and the curriculum's items. Goes out: one result per item, and a table of cells. What is right is
 decided by `curriculum.judge` alone; what a tool returns, by the engine's own tools. Knows nothing of files.
@@ -14,12 +14,11 @@ from typing import Any
 from liuli.curriculum import judge
 from liuli.engine import TOOLS, Engine, Sampling, reply_many
 from liuli.evals.proportion import score
-from liuli.text import Message
+from liuli.text import Message, render_many
 
 Item = dict[str, Any]
 Cell = tuple[str, str, str]  # skill, language, split
-BATCH = 64
-AT_LEAST = 4 * BATCH  # items in one stretch of work: enough to sort by length into full batches
+AT_LEAST = 512  # items in one stretch of work: the engine keeps its rows full until the last few
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def deal(items: Iterable[Item], limit: int | None = None) -> list[list[Item]]:
 
 
 def stretches(rounds: Sequence[list[Item]], at_least: int = AT_LEAST) -> Iterator[list[Item]]:
-    """Whole rounds joined until there is enough work to fill batches of equal length."""
+    """Whole rounds joined until there is enough work to keep the engine's rows full."""
     work: list[Item] = []
     for one in rounds:
         work = work + one
@@ -65,17 +64,18 @@ def stretches(rounds: Sequence[list[Item]], at_least: int = AT_LEAST) -> Iterato
 
 
 def ask(engine: Engine, items: Sequence[Item], max_tokens: int) -> list[Result]:
-    """Put the items to the model, greedy, with tools, items of like length together; results in the order of items."""
-    order = sorted(range(len(items)), key=lambda i: (len(items[i]["answer"]), _length(items[i])))
-    results: dict[int, Result] = {}
-    for start in range(0, len(order), BATCH):
-        batch = order[start : start + BATCH]
-        conversations = [[_message(m) for m in items[i]["messages"]] for i in batch]
-        replies = reply_many(engine, conversations, Sampling(temperature=0.0, max_tokens=max_tokens), TOOLS)
-        for i, messages in zip(batch, replies, strict=True):
-            said = [plain(message) for message in messages]
-            results[i] = Result(items[i], said, judge(items[i], said))
-    return [results[i] for i in range(len(items))]
+    """Put the items to the model, greedy, with tools, all in one go; results in the order of the items.
+
+    A question that does not fit into the context gets no answer, which is wrong.
+    """
+    prompts = render_many([item["messages"] for item in items], engine.tokenizer, answer=True)
+    fitting = [i for i, prompt in enumerate(prompts) if len(prompt.tokens) < engine.context]
+    conversations = [[Message.from_dict(message) for message in items[i]["messages"]] for i in fitting]
+    replies = reply_many(engine, conversations, Sampling(temperature=0.0, max_tokens=max_tokens), TOOLS)
+    said: list[list[dict[str, Any]]] = [[] for _ in items]
+    for i, messages in zip(fitting, replies, strict=True):
+        said[i] = [message.to_dict() for message in messages]
+    return [Result(item, own, bool(own) and judge(item, own)) for item, own in zip(items, said, strict=True)]
 
 
 def ask_all(
@@ -113,20 +113,3 @@ def table(results: Iterable[Result]) -> list[dict[str, Any]]:
         {"skill": skill, "language": language, "split": split, **score(right, n)}
         for (skill, language, split), (right, n) in sorted(counts.items())
     ]
-
-
-def plain(message: Message) -> dict[str, Any]:
-    """A message as the curriculum knows it: OpenAI's form, as a dict."""
-    calls = [
-        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-        for call in message.tool_calls
-    ]
-    return {"role": message.role, "content": message.content} | ({"tool_calls": calls} if calls else {})
-
-
-def _message(message: dict[str, Any]) -> Message:
-    raise NotImplementedError
-
-
-def _length(item: Item) -> int:
-    return sum(len(message.get("content") or "") for message in item["messages"])

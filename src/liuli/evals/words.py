@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import html
+import json
 import math
+from collections.abc import Sequence
 from typing import Any
+
+STAGES = {
+    "curriculum": "编写课程",
+    "tokenizer": "训练分词器",
+    "rows": "打包词元",
+    "plan": "制定计划",
+    "pretrain": "预训练",
+    "sft": "学习对话",
+    "chat": "学习对话",
+    "eval": "考试",
+    "report": "写报告",
+}
 
 
 def escape(text: str) -> str:
@@ -15,6 +29,25 @@ def escape(text: str) -> str:
 def both(en: str, zh: str) -> str:
     """The same in English and Chinese; the page shows one of them."""
     return f'<span class="en">{en}</span><span class="zh" lang="zh">{zh}</span>'
+
+
+def section(title: str, lead: str, content: str) -> str:
+    """A titled part of the page; lead: a sentence under the title, or empty."""
+    return f"<section><h2>{title}</h2>" + (f'<p class="lead">{lead}</p>' if lead else "") + content + "</section>"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in a card that scrolls sideways where the screen is narrow. head and rows: HTML; head may be empty."""
+    top = "".join(f"<th>{cell}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="card wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def stage_title(stage: dict[str, Any]) -> str:
+    """What a stage is called: in both languages where it is one of the usual ones."""
+    title = str(stage.get("title") or stage["name"])
+    chinese = STAGES.get(stage["name"])
+    return both(escape(title), chinese) if chinese else escape(title)
 
 
 def percent(share: float) -> str:
@@ -51,6 +84,11 @@ def clock(seconds: Any) -> str:
     whole = round(seconds)
     minutes, rest = divmod(whole, 60)
     return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def value_text(value: Any) -> str:
+    """Anything from a JSON file as text."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _scaled(value: Any, base: int, units: tuple[str, ...], space: str) -> str:

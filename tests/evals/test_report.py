@@ -1,0 +1,121 @@
+"""The report: whole on its own, honest about what is missing, readable at any width in two languages."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from liuli.errors import UsageError
+from liuli.evals import write_report
+from liuli.evals.runfolder import read_run, stage_seconds, work_clock
+
+CHROMIUM = Path("/usr/bin/chromium")
+
+
+class Reader(HTMLParser):
+    """Collects text, and every address a page could load something from; notices tags that are never closed."""
+
+    EMPTY = ("meta", "input", "line", "polyline", "br", "link", "img")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.addresses, self.open = "", list[str](), list[str]()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, text: str) -> None:
+        self.text += text
+
+
+def read(path: Path) -> Reader:
+    reader = Reader()
+    reader.feed(path.read_text("utf-8"))
+    assert reader.open == []
+    return reader
+
+
+def test_report_is_one_file_that_loads_nothing(fake_run: Path) -> None:
+    path = write_report(fake_run)
+    assert path == fake_run / "report.html"
+    assert read(path).addresses == []
+    assert not re.search(r"url\(|@import|fetch\(|https?:", path.read_text("utf-8"))
+
+
+def test_report_states_the_plan_what_came_of_it_and_every_measured_skill(fake_run: Path) -> None:
+    text = read(write_report(fake_run)).text
+    for fact in ("3.05M", "planned 15:00", "14:27", "6 × 192", "planned 0.49", "Two cores of something", "torch"):
+        assert fact in text
+    figures = json.loads((fake_run / "eval.json").read_text("utf-8"))
+    for row in figures["skills"]:
+        assert row["skill"].replace("_", " ") in text
+    assert "417 × 38 = 15846." in text and "你叫小梅。" in text  # chats
+    assert "的的了一，是" in text  # what the first snapshot said
+    assert f"liuli chat {fake_run / 'chat'}" in text
+
+
+def test_report_of_a_run_stopped_early_has_what_there_is(fake_run: Path, tmp_path: Path) -> None:
+    for name in ("eval.json", "samples.jsonl", "recipe.toml"):
+        (fake_run / name).unlink()
+    assert "Pretraining" in read(write_report(fake_run)).text
+    (tmp_path / "empty").mkdir()
+    read(write_report(tmp_path / "empty"))
+    with pytest.raises(UsageError):
+        write_report(tmp_path / "nowhere")
+
+
+def test_text_of_a_model_cannot_become_markup(fake_run: Path) -> None:
+    evil = '</script><script>document.title="owned"</script><b>'
+    figures = json.loads((fake_run / "eval.json").read_text("utf-8"))
+    figures["examples"][0]["said"][-1]["content"] = evil
+    (fake_run / "eval.json").write_text(json.dumps(figures), "utf-8")
+    sample: dict[str, Any] = {"time": 1.0, "stage": evil, "step": 0, "progress": 0.0}
+    sample["answers"] = [{"prompt": evil, "language": "en", "answer": evil}]
+    (fake_run / "samples.jsonl").write_text(json.dumps(sample) + "\n", "utf-8")
+    page = write_report(fake_run).read_text("utf-8")
+    assert "<script>document" not in page and "&lt;script&gt;document" in page
+
+
+def test_time_in_which_the_run_lay_stopped_does_not_count(fake_run: Path) -> None:
+    first = [{"time": t, "stage": "pretrain"} for t in (0.0, 10.0, 210.0)]  # a long silence is work: nothing restarted
+    again = [{"time": 9000.0, "stage": "pretrain", "event": "pretrain started"}, {"time": 9010.0, "stage": "pretrain"}]
+    log = work_clock([*first, *again])
+    assert [record["at"] for record in log] == [0.0, 10.0, 210.0, 210.0, 220.0]
+    assert stage_seconds(log) == {"pretrain": 220.0}
+    assert read_run(fake_run).seconds == pytest.approx(867)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium on this machine")
+def test_report_fits_a_phone_changes_language_and_answers_the_pointer(fake_run: Path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = write_report(fake_run)
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=str(CHROMIUM), args=[*quiet, "--disable-sync"])
+        page = browser.new_page(viewport={"width": 360, "height": 800}, locale="en-GB")
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert page.get_by_role("heading", name="What it can do").is_visible()
+        page.locator("label[for=zh]").click()
+        assert page.get_by_role("heading", name="它会什么").is_visible()
+        assert not page.get_by_role("heading", name="What it can do").is_visible()
+        page.locator(".plot.large .box").hover()
+        assert re.match(r"\d+:\d\d · \d", page.locator(".plot.large output").inner_text())
+        assert errors == []
+        browser.close()
