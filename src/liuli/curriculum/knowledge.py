@@ -271,7 +271,12 @@ def facts() -> list[Fact]:
 
 def is_real(name: str) -> bool:
     """Whether the knowledge base uses this name or word, in either language; invented things must not."""
-    return name.strip().casefold() in _real_names()
+    return _bare(name) in _real_names()
+
+
+def _bare(name: str) -> str:
+    """The Nile, the nile and nile are one name, and so are 《活着》 and 活着."""
+    return name.strip().strip("《》").casefold().removeprefix("the ")
 
 
 @functools.cache
@@ -279,7 +284,7 @@ def _real_names() -> frozenset[str]:
     base = knowledge()
     tables = [getattr(base, table.name) for table in fields(base) if table.name not in ("names", "syllables")]
     values = [getattr(record, column.name) for table in tables for record in table for column in fields(record)]
-    return frozenset(text.casefold() for value in values if isinstance(value, Both) for text in (value.en, value.zh))
+    return frozenset(_bare(text) for value in values if isinstance(value, Both) for text in (value.en, value.zh))
 
 
 def _facts_of(record: Any) -> Iterator[Fact]:
@@ -298,8 +303,15 @@ def _facts_of(record: Any) -> Iterator[Fact]:
         for column in fields(record):
             value = getattr(record, column.name)
             if column.name != "name" and value is not None:
-                both = value if isinstance(value, Both) else Both(str(value), str(value))
+                both = value if isinstance(value, Both) else _plain(value)
                 yield Fact(kind, name.en, name.zh, column.name, both.en, both.zh)
+
+
+def _plain(value: int | str) -> Both:
+    """A number or symbol, the same in both languages; only the years before Christ are negative."""
+    if isinstance(value, int) and value < 0:
+        return Both(f"{-value} BC", f"公元前{-value}")
+    return Both(str(value), str(value))
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
