@@ -15,25 +15,45 @@ from liuli.text.chat import (
     render,
     render_many,
 )
+from liuli.text.clean import CleanReport, Rules, clean_documents
+from liuli.text.corpus import bytes_per_token, count_tokens, encode_documents, make_rows
+from liuli.text.dedup import DedupReport, deduplicate
+from liuli.text.formats import read_conversations
 from liuli.text.loader import Batch, Loader
 from liuli.text.rows import Rows, pack_conversations, pack_documents
+from liuli.text.sources import Document, ReadReport, Source, guess_language, read_documents
 from liuli.text.tokenizer import SPECIALS, Tokenizer
 
 __all__ = [
     "SPECIALS",
     "Batch",
+    "CleanReport",
     "Conversation",
+    "DedupReport",
+    "Document",
     "Loader",
     "Message",
+    "ReadReport",
     "Rendered",
     "Rows",
+    "Rules",
+    "Source",
     "Span",
     "Tokenizer",
     "ToolCall",
     "as_messages",
+    "bytes_per_token",
+    "clean_documents",
+    "count_tokens",
+    "deduplicate",
+    "encode_documents",
+    "guess_language",
+    "make_rows",
     "pack_conversations",
     "pack_documents",
     "parse_answer",
+    "read_conversations",
+    "read_documents",
     "render",
     "render_many",
 ]

@@ -72,7 +72,7 @@ class Message:
             content=_plain_text(value.get("content")),
             tool_calls=tuple(_read_call(call, number) for number, call in enumerate(calls)),
             tool_call_id=value.get("tool_call_id"),
-            train=bool(value.get("train", True)),
+            train=bool(value.get("train", value.get("weight", True))),  # "weight": OpenAI's fine-tuning files
             thought=_plain_text(value.get("reasoning_content")),
         )
 

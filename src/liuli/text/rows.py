@@ -92,7 +92,6 @@ def pack_documents(
     out: str | Path,
     *,
     vocab_size: int = 1 << 16,
-    bytes: int = 0,
     languages: Mapping[str, Any] | None = None,
     allow_repeats: bool = False,
     replace: bool = False,
@@ -100,9 +99,9 @@ def pack_documents(
     """Pack documents into rows of T+1 tokens by best fit, without padding; each row starts with a `<|bos|>`.
 
     token_lists: one document each, with or without its leading `<|bos|>` (it is added). A document longer than a row
-    fills several, each behind a `<|bos|>`. vocab_size: above 65,536 the rows are uint32. bytes, languages: written
-    to the index. Raises LiuliError if there are fewer tokens than one row, or (unless allow_repeats) if the text says
-    the same thing over and over, for a model would learn nothing from it.
+    fills several, each behind a `<|bos|>`. vocab_size: above 65,536 the rows are uint32. languages: figures for the
+    index, {language: {"bytes": …}}; read after the last document. Raises LiuliError if there are fewer tokens than
+    one row, or (unless allow_repeats) if the text says the same thing over and over: nothing can be learned from it.
     """
     _check_width(T)
     with new_folder(out, replace=replace) as stage:
@@ -129,7 +128,7 @@ def pack_documents(
             cropped=plan.cropped,
             padding=0,
             pieces=len(plan.row),
-            bytes=bytes,
+            bytes=sum(part.get("bytes", 0) for part in (languages or {}).values()),
             languages=dict(languages or {}),
         )
         write_json(stage / "index.json", dataclasses.asdict(info))

@@ -1,0 +1,97 @@
+"""Duplicates: of equal and of nearly equal documents the first one stays.
+
+In: documents. Out: those kept, and a report with counts and examples. Equal means equal but for spaces. Nearly equal
+means that the sets of their runs of five words overlap (Jaccard) by at least a threshold, estimated by MinHash
+(Broder 1997) and found by banding (Leskovec et al., Mining of Massive Datasets, chapter 3), both from `datasketch`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from liuli.text.sources import Document
+
+_WORD = re.compile("[\u3400-\u9fff]|[^\\W\u3400-\u9fff]+")
+RUN = 5  # words of a shingle
+EXAMPLES = 5
+
+
+@dataclass(slots=True)
+class DedupReport:
+    """kept, equal, near: documents; equal and near ones were removed. examples: (removed, like, similarity)."""
+
+    kept: int = 0
+    bytes: int = 0
+    equal: int = 0
+    near: int = 0
+    removed_bytes: int = 0
+    examples: list[tuple[str, str, float]] = field(default_factory=list)
+
+
+def deduplicate(
+    documents: Iterable[Document],
+    threshold: float | None = 0.8,
+    permutations: int = 128,
+    report: DedupReport | None = None,
+) -> Iterator[Document]:
+    """Yield the first of each group of equal or similar documents, in order. report: filled as it goes.
+
+    threshold: Jaccard similarity from which two documents are near duplicates; None: only equal ones are removed.
+    permutations: the estimate's standard error is sqrt(s(1-s)/permutations), 0.035 at s = 0.8.
+    """
+    report = report if report is not None else DedupReport()
+    seen: dict[bytes, str] = {}
+    index = _Index(threshold, permutations) if threshold is not None else None
+    for document in documents:
+        digest = hashlib.blake2b(" ".join(document.text.split()).encode(), digest_size=16).digest()
+        like, similarity = seen.get(digest), 1.0
+        if like is None:
+            seen[digest] = document.id
+            if index is not None:
+                like, similarity = index.find_or_add(document)
+            report.near += like is not None
+        else:
+            report.equal += 1
+        size = len(document.text.encode())
+        if like is None:
+            report.kept += 1
+            report.bytes += size
+            yield document
+            continue
+        report.removed_bytes += size
+        if len(report.examples) < EXAMPLES:
+            report.examples.append((document.id, like, round(similarity, 3)))
+
+
+class _Index:
+    """The kept documents' signatures."""
+
+    def __init__(self, threshold: float, permutations: int) -> None:
+        from datasketch import MinHash, MinHashLSH
+
+        self.threshold, self.permutations, self.minhash = threshold, permutations, MinHash
+        self.bands = MinHashLSH(threshold=threshold, num_perm=permutations)
+        self.signatures: dict[int, tuple[str, MinHash]] = {}
+        first = MinHash(num_perm=permutations, hashfunc=zlib.crc32)
+        self._permutations = first.permutations  # drawn once, for drawing takes longer than hashing a short text
+
+    def find_or_add(self, document: Document) -> tuple[str | None, float]:
+        """(id of a similar document, similarity), or (None, 0) after adding this one."""
+        words = _WORD.findall(document.text.lower())
+        runs = {" ".join(words[start : start + RUN]).encode() for start in range(max(len(words) - RUN + 1, 1))}
+        signature = self.minhash(num_perm=self.permutations, hashfunc=zlib.crc32, permutations=self._permutations)
+        signature.update_batch(runs)
+        candidates = [self.signatures[key] for key in self.bands.query(signature)]
+        if candidates:
+            similar = [(signature.jaccard(other), name) for name, other in candidates]
+            similarity, name = max(similar)
+            if similarity >= self.threshold:
+                return name, float(similarity)
+        key = len(self.signatures)
+        self.signatures[key] = (document.id, signature)
+        self.bands.insert(key, signature)
+        return None, 0.0
