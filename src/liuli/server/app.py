@@ -1,0 +1,109 @@
+"""Puts the server together: guard, APIs, the built page."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from liuli.server.app_api import app_routes
+from liuli.server.desk import Desk
+from liuli.server.errors import ApiError, error_response
+from liuli.server.guard import Guard
+from liuli.server.openai_api import openai_routes
+from liuli.server.voices import Keeper, ModelVoice, Voice
+from liuli.server.worker import Worker
+
+LOG = logging.getLogger("liuli.server")
+PAGE = Path(__file__).parent / "page"
+NO_PAGE = (
+    "The web page is not built in this installation.\nBuild it with `python hatch_build.py` in the source folder.\n"
+)
+# A report brings its own styles and scripts; in a sandbox they cannot reach this server or what the page stored.
+REPORT_POLICY = (
+    "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
+)
+
+
+def create_app(path: Path, *, host: str = "127.0.0.1", load: Callable[[Path], Voice] = ModelVoice) -> FastAPI:
+    """The ASGI application that serves a model folder or a run folder.
+
+    host: the address it will listen on, which decides the Host headers it answers to. load: how a model folder becomes
+    a voice. Raises UsageError when `path` is neither.
+    """
+    keeper = Keeper(path, load)
+    worker = Worker(lambda: spare_threads(keeper))
+    desk = Desk(keeper, worker)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        worker.close()
+
+    app = FastAPI(title="Liuli", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app.state.desk = desk
+    app.add_middleware(Guard, bound_to=host)
+    app.include_router(openai_routes(desk))
+    app.include_router(app_routes(desk))
+    add_errors(app)
+
+    @app.get("/health")
+    def health() -> dict[str, Any]:
+        return {"status": "ok", "model": keeper.name if keeper.newest() else None, "answers": len(worker)}
+
+    @app.get("/report.html")
+    def report() -> Response:
+        file = keeper.run / "report.html" if keeper.run else None
+        if file is None or not file.is_file():
+            raise ApiError(404, "There is no report yet.")
+        return FileResponse(file, headers={"content-security-policy": REPORT_POLICY, "cache-control": "no-cache"})
+
+    add_page(app)
+    return app
+
+
+def spare_threads(keeper: Keeper) -> None:
+    """While a build is running, answers take one core, so that they do not stall it."""
+    if keeper.is_training():
+        import torch
+
+        torch.set_num_threads(1)
+
+
+def add_errors(app: FastAPI) -> None:
+    """Every error leaves in OpenAI's shape."""
+
+    @app.exception_handler(ApiError)
+    async def api_error(request: Request, error: ApiError) -> Response:
+        return error_response(error)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        return error_response(ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}."))
+
+    @app.exception_handler(Exception)
+    async def other_error(request: Request, error: Exception) -> Response:
+        return error_response(ApiError(500, "The server failed; its log says why."))
+
+
+def add_page(app: FastAPI) -> None:
+    """The built page: index.html is asked for anew each time, its hashed assets are kept by browsers."""
+
+    @app.get("/")
+    def index() -> Response:
+        if not (PAGE / "index.html").is_file():
+            return PlainTextResponse(NO_PAGE, status_code=503)
+        return FileResponse(PAGE / "index.html", headers={"cache-control": "no-cache"})
+
+    if (PAGE / "assets").is_dir():
+        app.mount("/assets", StaticFiles(directory=PAGE / "assets"))
+    for name in ("icon.svg",):
+        if (PAGE / name).is_file():
+            app.add_api_route(f"/{name}", lambda name=name: FileResponse(PAGE / name), methods=["GET"])

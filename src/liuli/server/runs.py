@@ -1,0 +1,172 @@
+"""What a run folder shows: its state, its curve, its samples, and the newest model in it.
+
+In: a run folder that another process is writing (docs/design.md, "Run folder"). Out: plain values for the page. It only
+reads, it never locks, and it takes a half-written last line or a missing file for "not yet".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+POINTS_AT_MOST = 300  # of one stage's curve; a chart is about as many pixels wide
+SAMPLES_AT_MOST = 60
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model folder to be served: where it is, which stage made it, and whether that stage was over."""
+
+    path: Path
+    stage: str
+    step: int
+    finished: bool
+    made: float
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether `path` looks like a whole model folder (they appear by one rename)."""
+    return all((path / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json"))
+
+
+def is_run_folder(path: Path) -> bool:
+    """Whether `path` looks like what `liuli build` makes, or has begun to make."""
+    return any((path / name).exists() for name in ("status.json", "recipe.toml", "plan.json", "snapshots"))
+
+
+def models_in(run: Path) -> list[ModelFile]:
+    """Every model of a run, the best one to talk to first.
+
+    A later stage goes before an earlier one, a finished stage before its snapshots, a later snapshot before an earlier.
+    """
+    stages = [str(stage.get("name")) for stage in (read_json(run / "status.json") or {}).get("stages", [])]
+    order = {name: place for place, name in enumerate(stages)}
+    found = [_model(path, path.name, 0, True) for path in _folders(run) if is_model_folder(path)]
+    for path in _folders(run / "snapshots"):
+        stage, _, step = path.name.rpartition("-")
+        if step.isdigit() and is_model_folder(path):
+            found.append(_model(path, stage, int(step), False))
+    models = [model for model in found if model is not None]
+    return sorted(models, key=lambda m: (order.get(m.stage, -1), m.finished, m.step, m.made), reverse=True)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is none yet."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _folders(path: Path) -> list[Path]:
+    try:
+        return [child for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")]
+    except OSError:
+        return []
+
+
+def _model(path: Path, stage: str, step: int, finished: bool) -> ModelFile | None:
+    try:
+        return ModelFile(path, stage, step, finished, (path / "config.json").stat().st_mtime)
+    except OSError:  # pruned in this moment
+        return None
+
+
+@dataclass
+class LineReader:
+    """Reads what was added to a JSON-lines file since the last time; a torn last line waits until it is whole."""
+
+    path: Path
+    offset: int = 0
+    inode: int = 0
+
+    def read(self) -> tuple[list[dict[str, Any]], bool]:
+        """The new lines, and whether the file began anew (then all earlier ones are void)."""
+        try:
+            with open(self.path, "rb") as file:
+                about = self.path.stat()
+                anew = about.st_size < self.offset or (self.inode != 0 and about.st_ino != self.inode)
+                self.inode = about.st_ino
+                if anew:
+                    self.offset = 0
+                file.seek(self.offset)
+                new = file.read()
+        except OSError:
+            return [], False
+        whole = new[: new.rfind(b"\n") + 1]
+        self.offset += len(whole)
+        return [value for line in whole.splitlines() if (value := _object(line)) is not None], anew
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+@dataclass
+class Curve:
+    """One stage's figures, thinned to at most twice POINTS_AT_MOST while they come and to POINTS_AT_MOST when shown."""
+
+    points: list[dict[str, float | None]] = field(default_factory=list)
+    every: int = 1
+    seen: int = 0
+
+    def add(self, line: dict[str, Any]) -> None:
+        if self.seen % self.every == 0:
+            keys = ("time", "step", "progress", "loss", "bpb", "tokens", "tokens_per_s")
+            self.points.append({key: _number(line.get(key)) for key in keys})
+        self.seen += 1
+        if len(self.points) >= 2 * POINTS_AT_MOST:
+            self.points, self.every = self.points[::2], self.every * 2
+
+    def shown(self) -> list[dict[str, float | None]]:
+        """At most POINTS_AT_MOST points, the last one always among them."""
+        return thin(self.points, POINTS_AT_MOST)
+
+
+def thin(items: list[Any], at_most: int) -> list[Any]:
+    """Evenly chosen items, first and last included."""
+    if len(items) <= at_most:
+        return items
+    return [items[round(i * (len(items) - 1) / (at_most - 1))] for i in range(at_most)]
+
+
+class RunReader:
+    """Follows one run folder; `read` costs only what was added since the last call."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self._log = LineReader(run / "log.jsonl")
+        self._samples = LineReader(run / "samples.jsonl")
+        self._curves: dict[str, Curve] = {}
+        self._answers: list[dict[str, Any]] = []
+
+    def read(self) -> dict[str, Any]:
+        """{"status", "curves": [{"stage", "points"}], "samples", "report"} as they are now."""
+        lines, anew = self._log.read()
+        if anew:
+            self._curves.clear()
+        for line in lines:
+            if "event" not in line and _number(line.get("loss")) is not None:
+                self._curves.setdefault(str(line.get("stage", "")), Curve()).add(line)
+        samples, anew = self._samples.read()
+        self._answers = ([] if anew else self._answers) + [s for s in samples if isinstance(s.get("answers"), list)]
+        return {
+            "status": read_json(self.run / "status.json"),
+            "curves": [{"stage": stage, "points": curve.shown()} for stage, curve in self._curves.items()],
+            "samples": thin(self._answers, SAMPLES_AT_MOST),
+            "report": (self.run / "report.html").is_file(),
+        }

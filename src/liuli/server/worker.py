@@ -1,0 +1,131 @@
+"""One thread that does all generating: any number of answers take turns in it, one token each.
+
+In: functions that make a generator. Out: the generator's values, in the event loop that asked, as they come. It knows
+nothing of models or HTTP. Leaving the `async for` early cancels the work at the next token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+WAITING_AT_MOST = 32
+
+
+class Busy(Exception):
+    """More answers are being generated or waited for than the worker takes."""
+
+
+@dataclass(frozen=True)
+class _End:
+    error: BaseException | None
+
+
+@dataclass(eq=False)
+class _Job(Generic[T]):
+    make: Callable[[], Generator[T, None, None]]
+    loop: asyncio.AbstractEventLoop
+    events: asyncio.Queue[T | _End] = field(default_factory=asyncio.Queue)
+    generator: Generator[T, None, None] | None = None
+    cancelled: bool = False
+
+    def tell(self, event: T | _End) -> None:
+        try:
+            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
+        except RuntimeError:  # the loop is closed: nobody listens any more
+            self.cancelled = True
+
+    def step(self) -> bool:
+        """Advance by one value; False when the job is over."""
+        try:
+            if self.cancelled:
+                if self.generator is not None:
+                    self.generator.close()
+                return False
+            if self.generator is None:
+                self.generator = self.make()
+            self.tell(next(self.generator))
+            return True
+        except StopIteration:
+            self.tell(_End(None))
+        except Exception as error:  # one failed answer must not end the others: it is raised where it was asked for
+            self.tell(_End(error))
+        return False
+
+
+class Worker:
+    """The thread. Start one per process; `close` ends it."""
+
+    def __init__(self, setup: Callable[[], object] | None = None) -> None:
+        self._jobs: deque[_Job[Any]] = deque()
+        self._wake = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, args=(setup,), name="liuli-answers", daemon=True)
+        self._thread.start()
+
+    def __len__(self) -> int:
+        """How many answers are being generated or waited for."""
+        return len(self._jobs)
+
+    async def run(self, make: Callable[[], Generator[T, None, None]]) -> AsyncIterator[T]:
+        """Run the generator that `make` returns in the worker's thread and yield its values.
+
+        Raises Busy at once when too many wait; what the generator raises is raised here.
+        """
+        job = _Job(make, asyncio.get_running_loop())
+        with self._wake:
+            if self._closed or len(self._jobs) >= WAITING_AT_MOST:
+                raise Busy
+            self._jobs.append(job)
+            self._wake.notify()
+        try:
+            while True:
+                event = await job.events.get()
+                if isinstance(event, _End):
+                    if event.error is not None:
+                        raise event.error
+                    return
+                yield event
+        finally:
+            job.cancelled = True
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Run one function in the worker's thread and return its value."""
+
+        def once() -> Generator[T, None, None]:
+            yield function()
+
+        value: T | None = None
+        async for each in self.run(once):
+            value = each
+        return value  # type: ignore[return-value]
+
+    def close(self) -> None:
+        """Cancel everything and end the thread."""
+        with self._wake:
+            self._closed = True
+            for job in self._jobs:
+                job.cancelled = True
+            self._wake.notify()
+        self._thread.join(timeout=10)
+
+    def _work(self, setup: Callable[[], object] | None) -> None:
+        if setup is not None:
+            setup()
+        while True:
+            with self._wake:
+                while not self._jobs and not self._closed:
+                    self._wake.wait()
+                if not self._jobs:
+                    return
+                job = self._jobs[0]
+            more = job.step()
+            with self._wake:
+                self._jobs.popleft()
+                if more:
+                    self._jobs.append(job)

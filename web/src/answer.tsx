@@ -1,0 +1,160 @@
+// One question with its answer: words that open, tool calls as cards, and what can be done with it.
+import { useState } from "preact/hooks";
+import { Icon } from "./icons";
+import { opened, tokensOf } from "./inspector";
+import { Markdown } from "./markdown";
+import { answerText, regenerate, settings, show, shownAnswer, writing } from "./talk";
+import type { Answer, Part, ToolPart, Turn } from "./types";
+import { t, type Word } from "./words";
+
+export function TurnView({ turn, place, last, edit }: { turn: Turn; place: number; last: boolean; edit: (turn: number) => void }) {
+  const answer = shownAnswer(turn);
+  return (
+    <>
+      <article class="question" aria-label={t("you")}>
+        <button class="icon quiet-button" aria-label={t("edit")} title={t("edit")} onClick={() => edit(place)}>
+          <Icon name="edit" />
+        </button>
+        <div class="bubble">{turn.question}</div>
+      </article>
+      {answer && <AnswerView turn={turn} answer={answer} place={place} last={last} />}
+    </>
+  );
+}
+
+function AnswerView({ turn, answer, place, last }: { turn: Turn; answer: Answer; place: number; last: boolean }) {
+  const busy = answer.state === "writing";
+  return (
+    <article class="answer" data-turn={place} aria-busy={busy}>
+      {answer.leftOut ? <p class="quiet small">{t("left_out", { n: answer.leftOut })}</p> : null}
+      <Words answer={answer} place={place} />
+      {busy && !answer.parts.length && (
+        <p class="dots" role="status" aria-label={t("thinking")}>
+          <i />
+          <i />
+          <i />
+        </p>
+      )}
+      {answer.state === "failed" && (
+        <p class="problem" role="alert">
+          {answer.error}
+        </p>
+      )}
+      {!busy && <Foot turn={turn} answer={answer} place={place} last={last} />}
+    </article>
+  );
+}
+
+function Words({ answer, place }: { answer: Answer; place: number }) {
+  const open = opened.value?.turn === place ? opened.value.token : -1;
+  const click = (event: MouseEvent) => {
+    const word = (event.target as Element).closest<HTMLElement>("[data-word]");
+    if (word && getSelection()?.isCollapsed !== false) opened.value = { turn: place, token: Number(word.dataset["word"]) };
+  };
+  const key = (event: KeyboardEvent) => {
+    if (opened.value || !["ArrowRight", "ArrowLeft", "Enter"].includes(event.key) || event.target !== event.currentTarget) return;
+    const count = tokensOf(place).length;
+    if (count) opened.value = { turn: place, token: event.key === "ArrowLeft" ? count - 1 : 0 };
+    event.preventDefault();
+    event.stopPropagation();
+  };
+  let base = 0;
+  const drawn = answer.parts.map((part, i) => {
+    if (part.kind === "tool") return <ToolCard key={i} part={part} />;
+    const before = base;
+    base += part.tokens.length;
+    const mine = open >= before && open < base ? open - before : -1;
+    return <Markdown key={i} tokens={part.tokens} base={before} selected={mine} tint={settings.value.tint} />;
+  });
+  const silent = answer.state !== "writing" && answer.state !== "failed" && !answerText(answer).trim();
+  return (
+    <div class={answer.state === "writing" ? "words writing" : "words"} tabIndex={0} aria-label={t("answer_words")} onClick={click} onKeyDown={key} role="group">
+      {drawn}
+      {silent && <p class="quiet">{t("no_answer")}</p>}
+      <EndMark parts={answer.parts} stoppedBy={answer.stoppedBy} index={base - 1} open={open} />
+    </div>
+  );
+}
+
+/** Ending is a choice of the model too: the token that ended the answer opens like a word. */
+function EndMark({ parts, stoppedBy, index, open }: { parts: Part[]; stoppedBy?: string; index: number; open: number }) {
+  const last = parts.at(-1);
+  if (stoppedBy !== "end" || last?.kind !== "text" || last.tokens.at(-1)?.text !== "") return null;
+  return (
+    <span class={open === index ? "word end selected" : "word end"} data-word={index}>
+      {t("end_mark")}
+    </span>
+  );
+}
+
+function ToolCard({ part }: { part: ToolPart }) {
+  const key = `tool_${part.name}`;
+  return (
+    <div class="tool">
+      <Icon name="calculator" />
+      <span class="tool-name">{key === "tool_calculator" ? t(key as Word) : part.name}</span>
+      <code>{argumentText(part.arguments)}</code>
+      <span aria-hidden="true">→</span>
+      {part.result === null ? <span class="quiet">{t("tool_running")}…</span> : <strong>{part.result}</strong>}
+    </div>
+  );
+}
+
+/** {"expression": "12*7"} is shown as 12*7; anything else as it is. */
+function argumentText(text: string): string {
+  try {
+    const values = Object.values(JSON.parse(text) as object);
+    return values.length === 1 ? String(values[0]) : text;
+  } catch {
+    return text;
+  }
+}
+
+function Foot({ turn, answer, place, last }: { turn: Turn; answer: Answer; place: number; last: boolean }) {
+  const [copied, setCopied] = useState(false);
+  const copy = async () => {
+    await navigator.clipboard.writeText(answerText(answer).trim()).catch(() => undefined);
+    setCopied(true);
+    setTimeout(() => setCopied(false), 1500);
+  };
+  const facts = [
+    answer.state === "stopped" && t("stopped"),
+    answer.stoppedBy === "length" && t("cut"),
+    answer.tokens && t("count_tokens", { n: answer.tokens }),
+    answer.tokens && answer.seconds ? t("speed", { n: Math.round(answer.tokens / answer.seconds) }) : null,
+  ].filter(Boolean);
+  return (
+    <footer class="foot">
+      {turn.answers.length > 1 && <Versions turn={turn} place={place} />}
+      {last && (
+        <button class="icon" aria-label={t("regenerate")} title={t("regenerate")} disabled={writing.value} onClick={regenerate}>
+          <Icon name="again" />
+        </button>
+      )}
+      <button class="icon" aria-label={t(copied ? "copied" : "copy")} title={t("copy")} onClick={() => void copy()}>
+        <Icon name={copied ? "check" : "copy"} />
+      </button>
+      <span class="quiet small">{facts.join(" · ")}</span>
+    </footer>
+  );
+}
+
+function Versions({ turn, place }: { turn: Turn; place: number }) {
+  const step = (by: number) => () => {
+    opened.value = null;
+    show(place, turn.shown + by);
+  };
+  return (
+    <span class="versions">
+      <button class="icon" aria-label={t("previous_answer")} disabled={turn.shown === 0 || writing.value} onClick={step(-1)}>
+        <Icon name="left" />
+      </button>
+      <span class="small">
+        {turn.shown + 1}/{turn.answers.length}
+      </span>
+      <button class="icon" aria-label={t("next_answer")} disabled={turn.shown === turn.answers.length - 1 || writing.value} onClick={step(1)}>
+        <Icon name="right" />
+      </button>
+    </span>
+  );
+}

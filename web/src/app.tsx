@@ -1,0 +1,93 @@
+// The page: a header, the chat, beside it (on a phone: behind a tab) the run being watched.
+import { signal } from "@preact/signals";
+import { Chat } from "./chat";
+import { Icon, Logo } from "./icons";
+import { Inspector, opened } from "./inspector";
+import { Learn } from "./learn";
+import { run } from "./run";
+import { SettingsDialog, settingsOpen } from "./settings";
+import { load, save } from "./store";
+import { clear, turns } from "./talk";
+import { dark, toggleTheme } from "./theme";
+import { language, setLanguage, t } from "./words";
+
+const tab = signal<"chat" | "learn">("chat"); // on a phone
+const side = signal(load("side", true)); // on a wide window
+
+export function App() {
+  const watching = run.value?.kind === "run";
+  return (
+    <div class={`app ${watching && side.value ? "with-side" : ""} show-${watching ? tab.value : "chat"}`}>
+      <a class="sr-only skip" href="#message">
+        {t("skip")}
+      </a>
+      <Header watching={watching} />
+      <Chat />
+      {watching && <Learn />}
+      <Inspector />
+      <SettingsDialog />
+    </div>
+  );
+}
+
+function Header({ watching }: { watching: boolean }) {
+  const now = run.value;
+  return (
+    <header class="top">
+      <h1>
+        <Logo />
+        <span>
+          Liuli <b>琉璃</b>
+        </span>
+      </h1>
+      <p class="quiet subtitle">{now ? now.name : t("subtitle")}</p>
+      {watching && (
+        <div class="tabs switch" role="group" aria-label={t("watch")}>
+          <button aria-pressed={tab.value === "chat"} onClick={() => (tab.value = "chat")}>
+            {t("chat")}
+          </button>
+          <button aria-pressed={tab.value === "learn"} onClick={() => (tab.value = "learn")}>
+            {t("learning")}
+          </button>
+        </div>
+      )}
+      <nav>
+        {turns.value.length > 0 && <Tool icon="plus" label={t("new_chat")} act={newChat} />}
+        {watching && <Tool icon="curve" label={t("watch")} act={toggleSide} pressed={side.value} only="wide" />}
+        <button class="icon word-button" aria-label={t("language_label")} title={t("language_label")} onClick={() => setLanguage(language.value === "zh" ? "en" : "zh")}>
+          {t("language")}
+        </button>
+        <Tool icon={dark.value ? "sun" : "moon"} label={t("theme")} act={toggleTheme} />
+        <Tool icon="settings" label={t("settings")} act={() => (settingsOpen.value = true)} />
+      </nav>
+    </header>
+  );
+}
+
+interface ToolProps {
+  icon: Parameters<typeof Icon>[0]["name"];
+  label: string;
+  act: () => void;
+  pressed?: boolean;
+  only?: string;
+}
+
+function Tool({ icon, label, act, pressed, only = "" }: ToolProps) {
+  return (
+    <button class={`icon ${only}`} aria-label={label} title={label} aria-pressed={pressed} onClick={act}>
+      <Icon name={icon} />
+    </button>
+  );
+}
+
+function newChat(): void {
+  opened.value = null;
+  tab.value = "chat";
+  clear();
+  document.getElementById("message")?.focus();
+}
+
+function toggleSide(): void {
+  side.value = !side.value;
+  save("side", side.value);
+}

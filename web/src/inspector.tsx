@@ -1,0 +1,158 @@
+// The pane that opens on a click on a word: what else the model could have said there, with probabilities.
+import { signal } from "@preact/signals";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { Icon } from "./icons";
+import { shownAnswer, turns } from "./talk";
+import type { Token } from "./types";
+import { t } from "./words";
+
+/** The word that is open: which turn, and which token of all its text. */
+export interface Opened {
+  turn: number;
+  token: number;
+}
+
+export const opened = signal<Opened | null>(null);
+
+/** All text tokens of the shown answer of a turn. */
+export function tokensOf(turn: number): Token[] {
+  const each = turns.value[turn];
+  const answer = each && shownAnswer(each);
+  return answer?.parts.flatMap((part) => (part.kind === "text" ? part.tokens : [])) ?? [];
+}
+
+export function move(by: number): void {
+  const now = opened.value;
+  if (!now) return;
+  const token = Math.min(tokensOf(now.turn).length - 1, Math.max(0, now.token + by));
+  opened.value = { turn: now.turn, token };
+}
+
+export function percent(probability: number): string {
+  if (probability >= 0.9995) return "100%";
+  return `${(probability * 100).toFixed(probability < 0.0995 ? 1 : 0)}%`;
+}
+
+/** A token as it can be seen: spaces and control tokens get a name. */
+export function TokenText({ text }: { text: string }) {
+  const control = /^<\|(.+)\|>$/.exec(text);
+  if (control) return <em class="control">{control[1] === "end" ? t("end_mark") : control[1]}</em>;
+  if (!text) return <em class="control">{t("token_part")}</em>;
+  if (/^ +$/.test(text)) return <em class="control">{t("token_space")}</em>;
+  if (/^\s*\n\s*$/.test(text)) return <em class="control">{t("token_newline")}</em>;
+  return <span class="token-text">{text.replace(/\n/g, "⏎").replace(/^ /, "␣")}</span>;
+}
+
+interface Row {
+  key: string;
+  token: { text: string } | null;
+  probability: number;
+  chosen: boolean;
+}
+
+/** The alternatives, the likeliest first; the chosen token among them even when it was an unlikely one; then the rest. */
+export function rowsOf(token: Token): Row[] {
+  const rows: Row[] = token.alternatives.map((other) => ({
+    key: String(other.id),
+    token: other.id === token.id && token.text ? token : other,
+    probability: Math.exp(other.logprob),
+    chosen: other.id === token.id,
+  }));
+  if (!rows.some((row) => row.chosen)) {
+    rows.push({ key: String(token.id), token, probability: Math.exp(token.logprob), chosen: true });
+  }
+  const rest = 1 - rows.reduce((sum, row) => sum + row.probability, 0);
+  if (rest > 0.0005) rows.push({ key: "rest", token: null, probability: rest, chosen: false });
+  return rows;
+}
+
+function Bars({ token }: { token: Token }) {
+  return (
+    <ul class="bars">
+      {rowsOf(token).map((row) => (
+        <li key={row.key} class={row.chosen ? "chosen" : row.token ? "" : "rest"} data-probability={row.probability.toFixed(4)}>
+          <span class="bar" style={{ width: `${Math.max(0.6, row.probability * 100)}%` }} />
+          <span class="what">
+            {row.token ? <TokenText text={row.token.text} /> : t("inspect_others")}
+            {row.chosen && <span class="sr-only"> ({t("inspect_chosen")})</span>}
+          </span>
+          <span class="percent">{percent(row.probability)}</span>
+        </li>
+      ))}
+    </ul>
+  );
+}
+
+/** Below or above the word, inside the window; on a phone the pane is a sheet at the bottom and needs no place. */
+function usePlace(now: Opened | null, pane: { current: HTMLElement | null }) {
+  const [place, setPlace] = useState<{ left: string; top: string } | undefined>();
+  useLayoutEffect(() => {
+    const word = now && document.querySelector(`[data-turn="${now.turn}"] [data-word="${now.token}"]`);
+    const box = pane.current?.getBoundingClientRect();
+    if (!word || !box || innerWidth < 640) return setPlace(undefined);
+    const at = word.getBoundingClientRect();
+    const below = at.bottom + 10;
+    const top = below + box.height < innerHeight - 8 ? below : Math.max(8, at.top - box.height - 10);
+    const left = Math.min(innerWidth - box.width - 12, Math.max(12, at.left - 24));
+    setPlace({ left: `${left}px`, top: `${top}px` });
+  }, [now?.turn, now?.token]);
+  return place;
+}
+
+export function Inspector() {
+  const now = opened.value;
+  const pane = useRef<HTMLElement>(null);
+  const place = usePlace(now, pane);
+  const tokens = now ? tokensOf(now.turn) : [];
+  const token = now && tokens[now.token];
+
+  useEffect(() => {
+    if (!now) return;
+    const key = (event: KeyboardEvent) => {
+      if (event.key === "Escape") opened.value = null;
+      else if (event.target instanceof HTMLElement && event.target.closest("textarea, input")) return;
+      else if (event.key === "ArrowRight") move(1);
+      else if (event.key === "ArrowLeft") move(-1);
+      else return;
+      event.preventDefault();
+    };
+    const away = (event: PointerEvent) => {
+      if (event.target instanceof Element && !event.target.closest(".inspector, [data-word]")) opened.value = null;
+    };
+    addEventListener("keydown", key);
+    addEventListener("pointerdown", away);
+    return () => {
+      removeEventListener("keydown", key);
+      removeEventListener("pointerdown", away);
+    };
+  }, [now !== null]);
+
+  if (!now || !token) return null;
+  return (
+    <section class="inspector glass" ref={pane} style={place} role="dialog" aria-label={t("inspect_title")}>
+      <header>
+        <h2>{t("inspect_title")}</h2>
+        <button class="icon" aria-label={t("close")} title={t("close")} onClick={() => (opened.value = null)}>
+          <Icon name="close" />
+        </button>
+      </header>
+      {token.alternatives.length ? <Bars token={token} /> : <p class="quiet">{t("inspect_none")}</p>}
+      <p class="quiet small">{t(token.forced ? "inspect_forced" : "inspect_more")}</p>
+      <footer>
+        <button class="icon" aria-label={t("inspect_previous")} title={t("inspect_previous")} disabled={now.token === 0} onClick={() => move(-1)}>
+          <Icon name="left" />
+        </button>
+        <span aria-live="polite">{t("inspect_place", { i: now.token + 1, n: tokens.length })}</span>
+        <button
+          class="icon"
+          aria-label={t("inspect_next")}
+          title={t("inspect_next")}
+          disabled={now.token === tokens.length - 1}
+          onClick={() => move(1)}
+        >
+          <Icon name="right" />
+        </button>
+      </footer>
+    </section>
+  );
+}

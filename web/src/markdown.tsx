@@ -1,0 +1,226 @@
+// Markdown whose every word stays a token that can be clicked.
+//
+// marked only reads the text into a tree; the tree is drawn as elements here, never as HTML, so nothing a model writes
+// can become markup. Each leaf of the tree is found again in the source (leaves come in the source's order), which tells
+// the tokens it is made of. A leaf that is not found is drawn as plain text.
+import { lexer, type Token as Mark, type Tokens } from "marked";
+import type { ComponentChildren, JSX } from "preact";
+import { memo } from "./memo";
+import type { Token } from "./types";
+
+interface Span {
+  start: number;
+  end: number;
+  index: number;
+}
+
+/** Where each token's text lies in the answer's text; tokens without text (half a character) have no span. */
+export function spansOf(tokens: Token[]): Span[] {
+  const spans: Span[] = [];
+  let at = 0;
+  tokens.forEach((token, index) => {
+    if (token.text) spans.push({ start: at, end: at + token.text.length, index });
+    at += token.text.length;
+  });
+  return spans;
+}
+
+/** Warmth of a token: 0 for certain, 1 for a probability of 2% or less. */
+function doubt(token: Token): number {
+  return Math.min(1, -token.logprob / Math.log(50));
+}
+
+class Place {
+  constructor(
+    readonly source: string,
+    readonly spans: Span[],
+    readonly tokens: Token[],
+    readonly selected: number,
+    readonly tint: boolean,
+    readonly base: number,
+    public at: number,
+  ) {}
+
+  /** A leaf's text, line by line (indents and quote signs stand between the lines in the source), token by token. */
+  leaf(text: string): ComponentChildren {
+    return text.split("\n").map((line, i) => [i ? "\n" : null, this.line(line)]);
+  }
+
+  private line(text: string): ComponentChildren {
+    const start = text ? this.source.indexOf(text, this.at) : -1;
+    if (start < 0) return text;
+    const end = start + text.length;
+    this.at = end;
+    const words: ComponentChildren[] = [];
+    for (let i = firstAfter(this.spans, start); i < this.spans.length; i++) {
+      const span = this.spans[i]!;
+      if (span.start >= end) break;
+      words.push(this.word(span, this.source.slice(Math.max(span.start, start), Math.min(span.end, end))));
+    }
+    return words;
+  }
+
+  private word(span: Span, text: string): JSX.Element {
+    const token = this.tokens[span.index]!;
+    const style = this.tint ? { "--doubt": doubt(token).toFixed(2) } : undefined;
+    return (
+      <span key={span.start} class={span.index === this.selected ? "word selected" : "word"} data-word={this.base + span.index} style={style}>
+        {text}
+      </span>
+    );
+  }
+}
+
+/** The first span that ends after `start` (binary search). */
+function firstAfter(spans: Span[], start: number): number {
+  let low = 0;
+  let high = spans.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (spans[middle]!.end > start) high = middle;
+    else low = middle + 1;
+  }
+  return low;
+}
+
+const SAFE_LINK = /^(https?:|mailto:)/i;
+
+function inline(marks: Mark[] | undefined, place: Place): ComponentChildren {
+  return marks?.map((mark) => {
+    const inner = () => inline((mark as Tokens.Generic).tokens, place);
+    switch (mark.type) {
+      case "strong":
+        return <strong>{inner()}</strong>;
+      case "em":
+        return <em>{inner()}</em>;
+      case "del":
+        return <del>{inner()}</del>;
+      case "codespan":
+        return <code>{place.leaf((mark as Tokens.Codespan).text)}</code>;
+      case "br":
+        return <br />;
+      case "link": {
+        const { href } = mark as Tokens.Link;
+        if (!SAFE_LINK.test(href)) return <>{inner()}</>;
+        return (
+          <a href={href} title={href} target="_blank" rel="noopener noreferrer">
+            {inner()}
+          </a>
+        );
+      }
+      case "checkbox":
+        return <input type="checkbox" checked={(mark as Tokens.Checkbox).checked} disabled />;
+      case "escape":
+        return place.leaf((mark as Tokens.Escape).text);
+      case "text":
+        return (mark as Tokens.Text).tokens ? inner() : place.leaf(mark.raw);
+      default: // html, images and what else there is: as it was written
+        return place.leaf(mark.raw);
+    }
+  });
+}
+
+function blocks(marks: Mark[], place: Place): ComponentChildren {
+  return marks.map((mark) => block(mark, place));
+}
+
+function block(mark: Mark, place: Place): ComponentChildren {
+  switch (mark.type) {
+    case "space":
+    case "def":
+      return null;
+    case "hr":
+      return <hr />;
+    case "heading": {
+      const Tag = `h${Math.min(6, (mark as Tokens.Heading).depth + 2)}` as "h3";
+      return <Tag>{inline((mark as Tokens.Heading).tokens, place)}</Tag>;
+    }
+    case "code":
+      return (
+        <pre tabIndex={0}>
+          <code>{place.leaf((mark as Tokens.Code).text)}</code>
+        </pre>
+      );
+    case "blockquote":
+      return <blockquote>{blocks((mark as Tokens.Blockquote).tokens, place)}</blockquote>;
+    case "list": {
+      const { ordered, start, items } = mark as Tokens.List;
+      const drawn = items.map((item) => <li>{blocks(item.tokens, place)}</li>);
+      return ordered ? <ol start={Number(start) || 1}>{drawn}</ol> : <ul>{drawn}</ul>;
+    }
+    case "table":
+      return <Table mark={mark as Tokens.Table} place={place} />;
+    case "paragraph":
+      return <p>{inline((mark as Tokens.Paragraph).tokens, place)}</p>;
+    case "text": // the text of a list item
+      return <>{(mark as Tokens.Text).tokens ? inline((mark as Tokens.Text).tokens, place) : place.leaf(mark.raw)}</>;
+    case "checkbox":
+      return inline([mark], place);
+    default:
+      return <p>{place.leaf(mark.raw.replace(/\n+$/, ""))}</p>;
+  }
+}
+
+function Table({ mark, place }: { mark: Tokens.Table; place: Place }): JSX.Element {
+  const head = mark.header.map((cell) => <th>{inline(cell.tokens, place)}</th>);
+  const body = mark.rows.map((row) => (
+    <tr>
+      {row.map((cell) => (
+        <td>{inline(cell.tokens, place)}</td>
+      ))}
+    </tr>
+  ));
+  return (
+    <div class="table" tabIndex={0}>
+      <table>
+        <thead>
+          <tr>{head}</tr>
+        </thead>
+        <tbody>{body}</tbody>
+      </table>
+    </div>
+  );
+}
+
+interface BlockProps {
+  raw: string;
+  at: number;
+  mark: Mark;
+  source: string;
+  spans: Span[];
+  tokens: Token[];
+  selected: number;
+  tint: boolean;
+  base: number;
+}
+
+// While an answer grows only its last block changes; the others are not drawn again.
+const Block = memo(
+  ({ mark, at, source, spans, tokens, selected, tint, base }: BlockProps) => (
+    <>{block(mark, new Place(source, spans, tokens, selected, tint, base, at))}</>
+  ),
+  (a, b) => a.raw === b.raw && a.at === b.at && a.selected === b.selected && a.tint === b.tint,
+);
+
+interface Props {
+  tokens: Token[];
+  selected: number;
+  tint: boolean;
+  base: number;
+}
+
+/** Tokens as markdown. selected: the one shown as chosen, -1 for none. base: how many tokens of the answer stand before. */
+export function Markdown({ tokens, selected, tint, base }: Props): JSX.Element {
+  const source = tokens.map((token) => token.text).join("");
+  const spans = spansOf(tokens);
+  let at = 0;
+  const drawn = lexer(source, { gfm: true, breaks: true }).map((mark, i) => {
+    const found = source.indexOf(mark.raw, at);
+    const start = found < 0 ? at : found; // not found when marked tidied the text up (line ends, tabs)
+    at = found < 0 ? at : found + mark.raw.length;
+    const chosen = spans.find((span) => span.index === selected);
+    const mine = chosen && chosen.end > start && chosen.start < at ? selected : -1;
+    return <Block key={i} raw={mark.raw} at={start} {...{ mark, source, spans, tokens, tint, base }} selected={mine} />;
+  });
+  return <div class="markdown">{drawn}</div>;
+}

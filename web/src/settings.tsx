@@ -1,0 +1,56 @@
+// The settings, in a dialog of the browser's own (focus stays inside, Escape closes).
+import { signal } from "@preact/signals";
+import { useEffect, useRef } from "preact/hooks";
+import { Icon } from "./icons";
+import { DEFAULTS, setSettings, settings } from "./talk";
+import { t } from "./words";
+
+export const settingsOpen = signal(false);
+
+export function SettingsDialog() {
+  const dialog = useRef<HTMLDialogElement>(null);
+  useEffect(() => {
+    if (settingsOpen.value) dialog.current?.showModal();
+    else dialog.current?.close();
+  }, [settingsOpen.value]);
+  const close = () => (settingsOpen.value = false);
+  const { temperature, maxTokens, system, tint } = settings.value;
+  return (
+    <dialog class="glass settings" ref={dialog} aria-label={t("settings")} onClose={close} onClick={(event) => event.target === dialog.current && close()}>
+      <form method="dialog">
+        <header>
+          <h2>{t("settings")}</h2>
+          <button class="icon" aria-label={t("close")} title={t("close")}>
+            <Icon name="close" />
+          </button>
+        </header>
+        <label>
+          <span>
+            {t("temperature")} <output>{temperature.toFixed(1)}</output>
+          </span>
+          <input type="range" min="0" max="1.5" step="0.1" value={temperature} onInput={(e) => setSettings({ temperature: Number(e.currentTarget.value) })} />
+          <small>{t("temperature_more")}</small>
+        </label>
+        <label>
+          <span>
+            {t("max_tokens")} <output>{maxTokens}</output>
+          </span>
+          <input type="range" min="16" max="1024" step="16" value={maxTokens} onInput={(e) => setSettings({ maxTokens: Number(e.currentTarget.value) })} />
+        </label>
+        <label>
+          <span>{t("system")}</span>
+          <textarea rows={3} value={system} onInput={(e) => setSettings({ system: e.currentTarget.value })} />
+          <small>{t("system_more")}</small>
+        </label>
+        <label class="check">
+          <input type="checkbox" checked={tint} onChange={(e) => setSettings({ tint: e.currentTarget.checked })} />
+          <span>{t("tint")}</span>
+          <small>{t("tint_more")}</small>
+        </label>
+        <button type="button" class="plain" onClick={() => setSettings(DEFAULTS)}>
+          {t("reset")}
+        </button>
+      </form>
+    </dialog>
+  );
+}

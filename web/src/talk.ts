@@ -1,0 +1,190 @@
+// The conversation: what was asked and answered, and how an answer grows while it is written.
+import { signal } from "@preact/signals";
+import { chat, ServerError } from "./api";
+import { load, save } from "./store";
+import type { Answer, ChatEvent, Part, Turn, WireMessage } from "./types";
+import { t } from "./words";
+
+export interface Settings {
+  temperature: number;
+  maxTokens: number;
+  system: string;
+  tint: boolean;
+}
+
+export const DEFAULTS: Settings = { temperature: 0.5, maxTokens: 256, system: "", tint: false };
+const FLUSH_MS = 40; // an answer is drawn at most this often: typing stays smooth however fast tokens come
+const KEEP_ALTERNATIVES = 12; // of this many last turns; older ones are stored as text only
+
+export const settings = signal<Settings>({ ...DEFAULTS, ...load<Partial<Settings>>("settings", {}) });
+export const turns = signal<Turn[]>(settle(load<Turn[]>("turns", [])));
+export const writing = signal(false);
+export const announcement = signal("");
+let abort: AbortController | null = null;
+
+export function setSettings(change: Partial<Settings>): void {
+  settings.value = { ...settings.value, ...change };
+  save("settings", settings.value);
+}
+
+export function shownAnswer(turn: Turn): Answer | undefined {
+  return turn.answers[turn.shown];
+}
+
+export function answerText(answer: Answer): string {
+  return answer.parts.map((part) => (part.kind === "text" ? part.tokens.map((token) => token.text).join("") : "")).join("");
+}
+
+export function ask(question: string): void {
+  if (writing.value || !question.trim()) return;
+  turns.value = [...turns.value, { question: question.trim(), answers: [], shown: -1 }];
+  void write();
+}
+
+/** Another answer to the last question; the earlier ones are kept beside it. */
+export function regenerate(): void {
+  if (!writing.value && turns.value.length) void write();
+}
+
+export function show(turn: number, answer: number): void {
+  turns.value = turns.value.map((each, i) => (i === turn ? { ...each, shown: answer } : each));
+  store();
+}
+
+/** Take a question back; everything after it goes too. */
+export function takeBack(turn: number): string {
+  stop();
+  const question = turns.value[turn]?.question ?? "";
+  turns.value = turns.value.slice(0, turn);
+  store();
+  return question;
+}
+
+export function clear(): void {
+  stop();
+  turns.value = [];
+  store();
+}
+
+export function stop(): void {
+  abort?.abort();
+}
+
+/** The conversation as the server reads it, up to the last question. */
+export function wireMessages(all: Turn[], system: string): WireMessage[] {
+  const messages: WireMessage[] = system.trim() ? [{ role: "system", content: system.trim() }] : [];
+  all.forEach((turn, i) => {
+    messages.push({ role: "user", content: turn.question });
+    const answer = shownAnswer(turn);
+    if (i < all.length - 1 && answer) messages.push(...wireAnswer(answer));
+  });
+  return messages;
+}
+
+function wireAnswer(answer: Answer): WireMessage[] {
+  const messages: WireMessage[] = [];
+  for (const part of answer.parts) {
+    if (part.kind !== "tool" || part.result === null) continue;
+    const call = { id: part.id, type: "function" as const, function: { name: part.name, arguments: part.arguments } };
+    messages.push({ role: "assistant", content: "", tool_calls: [call] });
+    messages.push({ role: "tool", content: part.result, tool_call_id: part.id });
+  }
+  messages.push({ role: "assistant", content: answerText(answer) });
+  return messages;
+}
+
+async function write(): Promise<void> {
+  const mine = new AbortController();
+  abort = mine;
+  writing.value = true;
+  const messages = wireMessages(turns.value, settings.value.system);
+  const place = turns.value.length - 1;
+  let answer: Answer = { parts: [], state: "writing" };
+  const count = turns.value[place]?.answers.length ?? 0;
+  const put = () => {
+    if (abort !== mine) return; // the conversation was cleared or taken back meanwhile
+    turns.value = turns.value.map((turn, i) =>
+      i === place ? { ...turn, answers: [...turn.answers.slice(0, count), answer], shown: count } : turn,
+    );
+  };
+  put();
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  try {
+    await chat({ messages, temperature: settings.value.temperature, max_tokens: settings.value.maxTokens }, mine.signal, (event) => {
+      answer = grow(answer, event);
+      timer ??= setTimeout(() => {
+        timer = undefined;
+        put();
+      }, FLUSH_MS);
+    });
+    if (answer.state === "writing") answer = { ...answer, state: "failed", error: t("unreachable") };
+  } catch (error) {
+    answer = mine.signal.aborted ? { ...answer, state: "stopped" } : { ...answer, state: "failed", error: explain(error) };
+  }
+  clearTimeout(timer);
+  put();
+  if (abort === mine) {
+    abort = null;
+    writing.value = false;
+    announcement.value = t(answer.state === "done" ? "answer_done" : "stopped");
+    store();
+  }
+}
+
+function explain(error: unknown): string {
+  if (!(error instanceof ServerError)) return t("unreachable");
+  if (error.code === "still_learning") return t("still_learning");
+  if (error.code === "rate_limit_exceeded") return t("busy");
+  if (error.code === "context_length_exceeded") return t("too_long");
+  return t("failed", { why: error.message });
+}
+
+/** The answer after one more event. */
+export function grow(answer: Answer, event: ChatEvent): Answer {
+  switch (event.type) {
+    case "start":
+      return event.left_out ? { ...answer, leftOut: event.left_out } : answer;
+    case "token": {
+      const { type: _, ...token } = event;
+      const last = answer.parts.at(-1);
+      if (last?.kind !== "text") return { ...answer, parts: [...answer.parts, { kind: "text", tokens: [token] }] };
+      return { ...answer, parts: [...answer.parts.slice(0, -1), { kind: "text", tokens: [...last.tokens, token] }] };
+    }
+    case "call":
+      return {
+        ...answer,
+        parts: [...answer.parts, { kind: "tool", id: event.id, name: event.name, arguments: event.arguments, result: null }],
+      };
+    case "result": {
+      const fill = (part: Part): Part => (part.kind === "tool" && part.result === null ? { ...part, result: event.content } : part);
+      return { ...answer, parts: answer.parts.map(fill) };
+    }
+    case "done":
+      return { ...answer, state: "done", stoppedBy: event.stopped_by, tokens: event.tokens, seconds: event.seconds };
+    case "error":
+      return { ...answer, state: "failed", error: explain(new ServerError(event.message, event.code)) };
+  }
+}
+
+/** What a reload left unfinished was stopped. */
+function settle(stored: Turn[]): Turn[] {
+  if (!Array.isArray(stored)) return [];
+  return stored.map((turn) => ({
+    ...turn,
+    answers: turn.answers.map((answer) => (answer.state === "writing" ? { ...answer, state: "stopped" as const } : answer)),
+  }));
+}
+
+export function store(): void {
+  const all = turns.value.slice(-100);
+  const light = all.map((turn, i) => (i >= all.length - KEEP_ALTERNATIVES ? turn : withoutAlternatives(turn)));
+  if (!save("turns", light)) save("turns", all.slice(-10).map(withoutAlternatives)); // the browser's room is small
+}
+
+function withoutAlternatives(turn: Turn): Turn {
+  const lighten = (part: Part): Part =>
+    part.kind === "text" ? { ...part, tokens: part.tokens.map((token) => ({ ...token, alternatives: [] })) } : part;
+  return { ...turn, answers: turn.answers.map((answer) => ({ ...answer, parts: answer.parts.map(lighten) })) };
+}
+
+addEventListener("pagehide", store);
