@@ -101,6 +101,13 @@ def test_a_word_or_name_has_one_translation_within_its_table(table: str) -> None
     assert repeated(name.zh for name in names) == repeated(name.en for name in names) == []
 
 
+def test_every_term_is_translated_once_and_used() -> None:
+    terms = [(row["kind"], row["en"]) for _, row in base._rows(base.DATA / "terms.tsv")]
+    used = {(where.split(".")[1], pair.en) for where, pair in every_pair()}
+    assert repeated(terms) == []
+    assert [term for term in terms if term not in used] == []
+
+
 def test_creators_are_named_as_in_the_people_table() -> None:
     people = {person.name.en: person.name.zh for person in knowledge().people}
     creators = [work.creator for work in knowledge().works if work.creator.en in people]
