@@ -1,0 +1,114 @@
+"""A stage that is killed at any moment and started again ends in the same weights, bit for bit.
+
+The runs are real (`stages.pretrain`: model, optimizer, dropout, loader, checkpoints, snapshots), only small, and live
+in children forked from this process, which has torch loaded already. SEED repeats a failure, but for the clock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from liuli.files import read_lines, sweep
+from liuli.stages.pretrain import Shape, pretrain
+from liuli.stages.training import TrainOptions
+from liuli.text import Tokenizer, pack_documents
+from liuli.train import RunLog, StageState, measure_machine
+
+SEED = 0
+KILLS = 20
+OPTIONS = TrainOptions(steps=24, batch_tokens=512, save_every_steps=2, snapshot_every_s=0.2, compile="no")
+SHAPE = Shape(layers=1, width=64, dropout=0.1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer and rows of a few made-up sentences."""
+    folder = tmp_path_factory.mktemp("data")
+    draw = random.Random(SEED)
+    words = ["glass", "tiger", "琉璃", "river", "runs", "into", "the", "old", "stone", "house", "12", "7", "and"]
+    texts = [" ".join(draw.choices(words, k=draw.randrange(5, 40))) for _ in range(300)]
+    tokenizer = Tokenizer.train(texts, 320)
+    tokenizer.save(folder / "tokenizer")
+    pack_documents(tokenizer.encode_batch(texts), 128, folder / "rows", vocab_size=tokenizer.vocab_size)
+    measure_machine()  # once, here: the children inherit the answer, which is a measurement and may waver
+    return folder
+
+
+def train(data: Path, run: Path) -> None:
+    """One start of the stage, in this process."""
+    log = RunLog(run, [StageState("pretrain", "Pretraining")], quiet=True, tensorboard=False)
+    log.begin("pretrain")
+    pretrain(data / "rows", data / "tokenizer", run / "pretrain", shape=SHAPE, options=OPTIONS, log=log)
+    log.end("done")
+
+
+def start(work: Callable[[], None]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return pid
+
+
+def wait(pid: int) -> int:
+    """The exit status of a child, negative when a signal ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def weights(run: Path) -> str:
+    return hashlib.sha256((run / "pretrain" / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A forked child has none of its parent's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+def test_twenty_kills_do_not_change_one_bit_of_the_weights(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "warm-up")  # what torch loads lazily, the children then have
+    begin = time.monotonic()
+    assert wait(start(lambda: train(data, tmp_path / "whole"))) == 0
+    seconds = time.monotonic() - begin
+    expected = weights(tmp_path / "whole")
+    draw = random.Random(SEED)
+    kills = continued = 0
+    while kills < KILLS:
+        run = tmp_path / f"run-{kills}"
+        finished = False
+        while not finished:
+            pid = start(lambda run=run: train(data, run))
+            if kills < KILLS:
+                time.sleep(draw.uniform(0.1, 0.8) * seconds)
+                os.kill(pid, signal.SIGKILL)
+            status = wait(pid)
+            kills += status == -signal.SIGKILL
+            finished = status == 0
+            assert status in (0, -signal.SIGKILL)
+        assert weights(run) == expected, f"after {kills} kills"
+        sweep(run)  # as every start of a run does
+        assert not [path for path in run.rglob("*") if path.name.startswith((".tmp-", ".old-"))]
+        continued += sum(line.get("event") == "continued from checkpoint" for line in read_lines(run / "log.jsonl"))
+        shutil.rmtree(run)
+    assert continued >= KILLS // 4  # the kills fell into the training, not before its first checkpoint
