@@ -14,12 +14,14 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from liuli.files import read_lines, sweep
+from liuli import files
+from liuli.files import read_lines, sweep, verify_folder
 from liuli.stages.pretrain import Shape, pretrain
 from liuli.stages.training import TrainOptions
 from liuli.text import Tokenizer, pack_documents
@@ -27,6 +29,7 @@ from liuli.train import RunLog, StageState, measure_machine
 
 SEED = 0
 KILLS = 20
+DEAD = 9  # the exit status of a child that died where it was told to
 OPTIONS = TrainOptions(steps=24, batch_tokens=512, save_every_steps=2, snapshot_every_s=0.2, compile="no")
 SHAPE = Shape(layers=1, width=64, dropout=0.1)
 
@@ -45,11 +48,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(data: Path, run: Path) -> None:
+def train(data: Path, run: Path, options: TrainOptions = OPTIONS) -> None:
     """One start of the stage, in this process."""
     log = RunLog(run, [StageState("pretrain", "Pretraining")], quiet=True, tensorboard=False)
     log.begin("pretrain")
-    pretrain(data / "rows", data / "tokenizer", run / "pretrain", shape=SHAPE, options=OPTIONS, log=log)
+    pretrain(data / "rows", data / "tokenizer", run / "pretrain", shape=SHAPE, options=options, log=log)
     log.end("done")
 
 
@@ -112,3 +115,27 @@ def test_twenty_kills_do_not_change_one_bit_of_the_weights(data: Path, tmp_path:
         continued += sum(line.get("event") == "continued from checkpoint" for line in read_lines(run / "log.jsonl"))
         shutil.rmtree(run)
     assert continued >= KILLS // 4  # the kills fell into the training, not before its first checkpoint
+
+
+@pytest.mark.slow
+def test_dying_at_any_operation_of_a_stage_from_log_to_model_folder_loses_nothing(data: Path, tmp_path: Path) -> None:
+    """Every 13th operation of a short run, its figures, checkpoints, last snapshot and model folder among them."""
+    options = replace(OPTIONS, steps=3, save_every_steps=1)
+    operations: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "_io", lambda operation, path: operations.append(operation))
+        train(data, tmp_path / "whole", options)
+
+    def die_at(k: int, run: Path) -> None:
+        count = iter(range(1 << 30))
+        files._io = lambda operation, path: os._exit(DEAD) if next(count) == k else None
+        train(data, run, options)
+
+    for k in range(SEED % 13, len(operations), 13):
+        run = tmp_path / f"run-{k}"
+        assert wait(start(lambda k=k, run=run: die_at(k, run))) == DEAD
+        assert wait(start(lambda run=run: train(data, run, options))) == 0
+        assert weights(run) == weights(tmp_path / "whole"), f"died before operation {k}, {operations[k]}"
+        verify_folder(run / "pretrain")
+        steps = [line["step"] for line in read_lines(run / "log.jsonl") if "loss" in line]
+        assert steps[-1] == 3
