@@ -24,6 +24,11 @@ app.add_typer(data_app, name="data")
 app.add_typer(curriculum_app, name="curriculum")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text for people.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on the terminal.")]
+Minutes = Annotated[float | None, typer.Option(help="Budget: minutes of training.")]
+Steps = Annotated[int | None, typer.Option(help="Budget: optimizer steps.")]
+Tokens = Annotated[float | None, typer.Option(help="Budget: training tokens.")]
+Options = Annotated[list[str] | None, typer.Option(help="key=value training option; may be given often.")]
 
 
 @app.callback()
@@ -44,7 +49,9 @@ def eval_(
         list[str] | None, typer.Option(help="Held-out text for bits per byte: a file or folder; may be repeated.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions of each skill, language and split.")] = None,
-    seconds: Annotated[float | None, typer.Option(min=1, help="Stop asking in time for this many seconds in all.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=1, help="Stop asking in time for this many seconds in all.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for eval.json. Default: the model's run, or here.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps. Default: the fastest there is.")] = None,
     json: Json = False,
@@ -71,6 +78,123 @@ def serve(
     from liuli import server
 
     server.serve(path, host=host, port=port, ready=lambda url: print(f"Liuli: {url}  (Ctrl-C stops it)", flush=True))
+
+
+@app.command(name="plan")
+def plan_command(
+    minutes: Annotated[float, typer.Option(help="Minutes of training.")] = 15.0,
+    preset: Annotated[str, typer.Option(help="qwen3 (exports) or racer (more quality per FLOP).")] = "qwen3",
+    context: Annotated[int, typer.Option(help="Tokens a row.")] = 256,
+    text: Annotated[bool, typer.Option("--text", help="Expect real text rather than the built-in curriculum.")] = False,
+    fit: Annotated[Path | None, typer.Option(help="Re-fit the plan's law on this folder of rows or text.")] = None,
+    fit_minutes: Annotated[float, typer.Option(help="Minutes that the sweep of --fit takes.")] = 4.0,
+    out: Annotated[Path, typer.Option(help="Where --fit writes law.json and isoflop.svg.")] = Path("runs/law"),
+    as_json: Json = False,
+) -> None:
+    """What a budget buys on this machine: shape, tokens, expected bits per byte. Example: liuli plan --minutes 15"""
+    from liuli import planning
+
+    if fit is not None:
+        planning.fit_here(fit, minutes=fit_minutes, preset=preset, context=context, out=out)
+    planning.show(minutes, preset=preset, context=context, kind="text" if text else "curriculum", as_json=as_json)
+
+
+@app.command(name="pretrain")
+def pretrain_command(
+    rows: Annotated[Path, typer.Argument(help="Folder of rows (liuli data rows).")],
+    out: Annotated[Path, typer.Argument(help="The model folder to write; its parent is the run folder.")],
+    tokenizer: Annotated[Path, typer.Option(help="Folder of the tokenizer that made the rows.")],
+    minutes: Minutes = None,
+    steps: Steps = None,
+    tokens: Tokens = None,
+    flops: Annotated[float | None, typer.Option(help="Budget: training FLOPs.")] = None,
+    preset: Annotated[str, typer.Option(help="qwen3 (exports) or racer (more quality per FLOP).")] = "qwen3",
+    depth: Annotated[int, typer.Option(help="Layers; 0: from the budget.")] = 0,
+    width: Annotated[int, typer.Option(help="Channels; 0: from depth or the budget.")] = 0,
+    option: Options = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a new model on rows of text.
+
+    Example: liuli pretrain runs/my/rows runs/my/base --tokenizer runs/my/tokenizer --minutes 5
+    """
+    from liuli import running
+
+    budget = {"minutes": minutes, "steps": steps, "tokens": tokens, "flops": flops}
+    running.pretrain_here(rows, tokenizer, out, preset, depth, width, budget, option or [], quiet)
+
+
+@app.command(name="sft")
+def sft_command(
+    model: Annotated[Path, typer.Argument(help="The model folder to start from.")],
+    data: Annotated[Path, typer.Argument(help="Conversations (any format of the docs), or a folder of chat rows.")],
+    out: Annotated[Path, typer.Argument(help="The model folder to write; its parent is the run folder.")],
+    minutes: Minutes = None,
+    steps: Steps = None,
+    tokens: Tokens = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count bad conversations and go on.")] = False,
+    option: Options = None,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune a model on conversations; the loss is on what the assistant says alone.
+
+    Example: liuli sft runs/my/base chats.jsonl runs/my/chat --minutes 3
+    """
+    from liuli import running
+
+    budget = {"minutes": minutes, "steps": steps, "tokens": tokens}
+    running.sft_here(model, data, out, budget, option or [], skip_bad, quiet)
+
+
+@app.command(name="build")
+def build_command(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/laptop.toml.")],
+    changes: Annotated[list[str] | None, typer.Argument(help="key=value changes to the recipe.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Budget of the whole build.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="Real text to learn from too; may be given often.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; default runs/NAME.")] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Open the web page at once and keep it after the build.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="The page's port, with --serve.")] = 8365,
+    quiet: Quiet = False,
+) -> None:
+    """The whole pipeline: text to a chat model and a report. Stops and goes on anywhere.
+
+    Example: liuli build recipes/laptop.toml --minutes 5 --serve
+    """
+    from liuli import running
+
+    running.build_here(recipe, changes or [], minutes, text or [], out, serve, port, quiet)
+
+
+@curriculum_app.command(name="make")
+def curriculum_make(
+    out: Annotated[Path, typer.Argument(help="The folder to write: text.jsonl, chat.jsonl, eval.jsonl, about.json.")],
+    seed: Annotated[int, typer.Option(help="Another seed, other people and other examples.")] = 0,
+    size: Annotated[str, typer.Option(help="Bytes of text and chats together: 500KB, 50MB, 1GB.")] = "50MB",
+    workers: Annotated[int, typer.Option(min=1, help="Processes; the bytes written do not depend on it.")] = 1,
+    replace: Annotated[bool, typer.Option("--replace", help="Write over a folder that is there already.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the classroom: the same bytes for the same seed and size. Example: liuli curriculum make --size 50MB school"""
+    from liuli.curriculum import show
+
+    show.make_here(out, seed, size, workers, replace, as_json)
+
+
+@curriculum_app.command(name="show")
+def curriculum_show(
+    skill: Annotated[str | None, typer.Option(help="One skill; default: all of them.")] = None,
+    language: Annotated[str | None, typer.Option(help="en or zh; default: both.")] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Samples of each skill and language.")] = 1,
+    seed: Annotated[int, typer.Option(help="Another seed, other samples.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Read samples of what the classroom teaches. Example: liuli curriculum show --skill add_steps --language zh --n 3"""
+    from liuli.curriculum import show
+
+    show.show_here(skill, language, n, seed, as_json)
 
 
 def main() -> None:

@@ -1,0 +1,91 @@
+"""What a skill draws from: a source of chance, a language, a split, and its turn in the round of facts.
+
+What is held out is decided by a hash of the thing itself, not by chance: a held-out name, wording or combination never
+occurs in training whatever the seed or size, and a split that wants one asks for nothing else.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TypeVar
+
+T = TypeVar("T")
+HELD_ONE_IN = 12
+
+
+@dataclass(slots=True)
+class Draw:
+    """The argument of every skill.
+
+    rng: the only source of chance. language: en or zh. split: one of `items.SPLITS`.
+    index: how many items of this skill, language and kind came before. seed: the classroom's, names its people.
+    """
+
+    rng: Random
+    language: str
+    split: str
+    index: int
+    seed: int
+
+    @property
+    def zh(self) -> bool:
+        """Whether this item is Chinese."""
+        return self.language == "zh"
+
+    def pick(self, options: Sequence[T]) -> T:
+        """One of them, each as likely."""
+        return options[int(self.rng.random() * len(options))]
+
+    def chance(self, probability: float) -> bool:
+        """True this often."""
+        return self.rng.random() < probability
+
+    def number(self, low: int, high: int) -> int:
+        """A whole number from low to high, both included."""
+        return low + int(self.rng.random() * (high - low + 1))
+
+    def pick_some(self, options: Sequence[T], count: int) -> list[T]:
+        """Several different ones."""
+        return self.rng.sample(options, count)
+
+    def cycle(self, options: Sequence[T], index: int | None = None) -> T:
+        """The next of them in a shuffled round: every one comes equally often, in a new order each round."""
+        lap, place = divmod(self.index if index is None else index, len(options))
+        return options[_order(self.seed, lap, len(options))[place]]
+
+    def form(self, forms: Sequence[str]) -> str:
+        """A wording; the last one of each list is held out for the `templates` split."""
+        if len(forms) < 3:
+            return self.pick(forms)
+        return forms[-1] if self.split == "templates" else forms[int(self.rng.random() * (len(forms) - 1))]
+
+    def name(self, invent: Callable[[], str]) -> str:
+        """An invented name: a held-out one in the `names` split, any other elsewhere."""
+        return self._until(invent, lambda name: held(name) == (self.split == "names"))
+
+    def combination(self, invent: Callable[[], T], key: Callable[[T], str] = str) -> T:
+        """Things put together: a held-out combination in the `combinations` split, any other elsewhere."""
+        return self._until(invent, lambda value: held(key(value)) == (self.split == "combinations"))
+
+    def _until(self, invent: Callable[[], T], wanted: Callable[[T], bool]) -> T:
+        for _ in range(10_000):
+            value = invent()
+            if wanted(value):
+                return value
+        raise AssertionError("nothing of the wanted split among 10,000 draws")
+
+
+def held(key: str) -> bool:
+    """Whether this name or combination is kept out of training (one in twelve)."""
+    return zlib.crc32(key.encode()) % HELD_ONE_IN == 0
+
+
+@functools.lru_cache(maxsize=4096)
+def _order(seed: int, lap: int, count: int) -> list[int]:
+    order = list(range(count))
+    Random(f"{seed}/{lap}/{count}").shuffle(order)
+    return order

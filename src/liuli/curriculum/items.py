@@ -1,0 +1,98 @@
+"""One exercise of the classroom, and its forms in the files.
+
+An `Item` is a whole conversation that ends in the right answer, with what a judge needs to know. In `chat.jsonl` it is
+the conversation alone; in `eval.jsonl` it stops at the last user message and the answer stands beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+Turn = dict[str, Any]  # one OpenAI chat message
+LANGUAGES = ("en", "zh")
+SPLITS = ("train", "names", "templates", "combinations")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A conversation with a known right answer.
+
+    messages: all turns; the last one is the assistant's reference answer.
+    check: how the answer is judged, a name in `judge.CHECKS`.
+    accept: the values that count as right, the first one is the reference's; none: the whole reference answer.
+    reject: values that must not occur beside the right one.
+    """
+
+    messages: list[Turn]
+    check: str = "value"
+    accept: tuple[str, ...] = ()
+    reject: tuple[str, ...] = ()
+
+
+def user(content: str) -> Turn:
+    """What a person says."""
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str) -> Turn:
+    """What the model should say."""
+    return {"role": "assistant", "content": content}
+
+
+def calculator(expression: str, result: str) -> list[Turn]:
+    """A call of the calculator and what it gave back."""
+    function = {"name": "calculator", "arguments": f'{{"expression": "{expression}"}}'}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "type": "function", "function": function}]}
+    return [call, {"role": "tool", "tool_call_id": "1", "content": result}]
+
+
+def asked(question: str, answer: str, *accept: str, check: str = "value", reject: tuple[str, ...] = ()) -> Item:
+    """The commonest item: one question, one answer."""
+    return Item([user(question), assistant(answer)], check, accept, reject)
+
+
+def prompt_of(item: Item) -> list[Turn]:
+    """The turns up to the last user message: what a model is given."""
+    last = max(i for i, turn in enumerate(item.messages) if turn["role"] == "user")
+    return item.messages[: last + 1]
+
+
+def reference_of(item: Item) -> list[Turn]:
+    """The turns after the last user message: what a perfect model produces, its tool messages included."""
+    return item.messages[len(prompt_of(item)) :]
+
+
+def chat_line(item: Item, skill: str, language: str) -> str:
+    """The item as a line of `chat.jsonl`."""
+    return _line({"messages": item.messages, "skill": skill, "language": language})
+
+
+def text_line(text: str, skill: str, language: str) -> str:
+    """A document as a line of `text.jsonl`."""
+    return _line({"text": text, "skill": skill, "language": language})
+
+
+def eval_line(item: Item, skill: str, language: str, split: str, number: int) -> str:
+    """The item as a line of `eval.jsonl`."""
+    return _line(
+        {
+            "id": f"{skill}.{language}.{split}.{number}",
+            "skill": skill,
+            "language": language,
+            "split": split,
+            "messages": prompt_of(item),
+            "answer": item.messages[-1]["content"],
+            "check": item.check,
+            "accept": list(item.accept) or [item.messages[-1]["content"]],
+            "reject": list(item.reject),
+        }
+    )
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def _line(value: dict[str, Any]) -> str:
+    return _encode(value) + "\n"

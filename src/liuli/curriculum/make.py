@@ -1,0 +1,206 @@
+"""Writes the classroom: text, chats and tests, the same bytes for the same seed and size, with any number of workers.
+
+The plan says how many items of every skill, language and kind there are; they are cut into chunks, each with its own
+chance, and an item's turn in the round of facts is its number, so that chunks can be made anywhere in any order.
+"""
+# ruff: noqa: E501
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from liuli.curriculum.draw import Draw
+from liuli.curriculum.invent import neighbours
+from liuli.curriculum.items import LANGUAGES, Item, chat_line, eval_line, text_line
+from liuli.curriculum.questions import taught
+from liuli.curriculum.skills import LARGEST_SHARE, shares, skills
+from liuli.curriculum.skills.stories import distinct_sentences
+from liuli.errors import UsageError
+from liuli.files import new_folder, write_json
+
+CHUNK_BYTES = 400_000
+PROBES = 80  # items made to learn a stream's mean size
+TESTS = 40  # items a skill, language and split
+
+
+@dataclass(frozen=True)
+class Stream:
+    """All items of one skill in one language and one kind ("chat" or "text"). count: how many in the whole classroom."""
+
+    skill: str
+    language: str
+    kind: str
+    count: int
+    tokens: float  # estimated, of one item
+    bytes: float  # of one line of the file
+
+
+def make(out: str | Path, seed: int = 0, size: int = 50_000_000, workers: int = 1, replace: bool = False) -> dict[str, Any]:
+    """Write `text.jsonl`, `chat.jsonl`, `eval.jsonl` and `about.json` into the folder `out`; return what about.json says.
+
+    size: bytes of text.jsonl and chat.jsonl together, kept to within some percent.
+    """
+    if size < 100_000:
+        raise UsageError("A classroom this small cannot hold every skill", f"--size {size}", "ask for at least 100KB")
+    streams = plan(seed, size)
+    chunks = max(1, size // CHUNK_BYTES)
+    with new_folder(out, replace) as stage:
+        with open(stage / "text.jsonl", "wb") as text_file, open(stage / "chat.jsonl", "wb") as chat_file:
+            for text, chat in _chunks(seed, streams, chunks, workers):
+                text_file.write(text)
+                chat_file.write(chat)
+        with open(stage / "eval.jsonl", "wb") as file:
+            tests = 0
+            for line in eval_lines(seed):
+                tests += 1
+                file.write(line.encode())
+        about = _about(seed, size, streams, tests)
+        write_json(stage / "about.json", about)
+    return about
+
+
+def plan(seed: int, size: int) -> list[Stream]:
+    """How many items every stream has, so that tokens are shared as `skills.shares` says and the files have this size."""
+    probes = []
+    for name, share in shares().items():
+        skill = skills()[name]
+        for kind, part in (("chat", 1 - skill.text_part), ("text", skill.text_part)):
+            for language in LANGUAGES:
+                if part:
+                    probes.append((share / len(LANGUAGES) * part, _probe(seed, name, language, kind)))
+    tokens = size / sum(part * stream.bytes / stream.tokens for part, stream in probes)
+    return [
+        Stream(s.skill, s.language, s.kind, max(1, round(tokens * part / s.tokens)), s.tokens, s.bytes) for part, s in probes
+    ]
+
+
+def make_chunk(seed: int, streams: list[Stream], chunk: int, chunks: int) -> tuple[bytes, bytes]:
+    """The lines of text.jsonl and of chat.jsonl in one chunk, in an order of their own."""
+    lines: dict[str, list[str]] = {"text": [], "chat": []}
+    for stream in streams:
+        first, last = stream.count * chunk // chunks, stream.count * (chunk + 1) // chunks
+        lines[stream.kind] += _lines(seed, stream, range(first, last), str(chunk))
+    order = Random(f"{seed}/order/{chunk}")
+    for some in lines.values():
+        order.shuffle(some)
+    return "".join(lines["text"]).encode(), "".join(lines["chat"]).encode()
+
+
+def eval_lines(seed: int, count: int = TESTS) -> Iterator[str]:
+    """The tests: for every skill, language and split that makes sense, up to `count` different questions."""
+    for name, skill in skills().items():
+        for language in LANGUAGES:
+            for split in skill.splits:
+                for number, item in enumerate(eval_items(seed, name, language, split, count)):
+                    yield eval_line(item, name, language, split, number)
+
+
+def eval_items(seed: int, name: str, language: str, split: str, count: int) -> list[Item]:
+    """Different questions of one skill, language and split."""
+    draw = Draw(Random(f"{seed}/eval/{name}/{language}/{split}"), language, split, 0, seed)
+    found: dict[str, Item] = {}
+    for turn in range(count * 4):
+        draw.index = turn
+        item = skills()[name].item(draw)
+        found.setdefault(str(item.messages[:-1]), item)
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
+_PIECES = re.compile(r"[A-Za-z]+|\d{1,2}|[\u3400-\u9fff]|\s(?=\d)|[^\sA-Za-z\d\u3400-\u9fff]")
+
+
+def estimated_tokens(text: str) -> float:
+    """Tokens of a text under a vocabulary of about 3,000 learned from the classroom; measured, see docs/notebook.md."""
+    total = 0.0
+    for piece in _PIECES.findall(text):
+        total += (1.3 if piece.isascii() else 0.7) if piece.isalpha() else 1.0
+    return total
+
+
+def item_tokens(item: Item) -> float:
+    """Estimated tokens of a conversation with the chat template's own."""
+    total = 1.0
+    for turn in item.messages:
+        total += 2 + estimated_tokens(turn["content"])
+        for call in turn.get("tool_calls", ()):
+            total += 1 + estimated_tokens(call["function"]["name"] + " " + call["function"]["arguments"])
+    return total
+
+
+def _chunks(seed: int, streams: list[Stream], chunks: int, workers: int) -> Iterator[tuple[bytes, bytes]]:
+    if workers <= 1 or chunks == 1:
+        for chunk in range(chunks):
+            yield make_chunk(seed, streams, chunk, chunks)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    with ProcessPoolExecutor(min(workers, chunks), mp_context=context) as pool:
+        yield from pool.map(make_chunk, *zip(*((seed, streams, chunk, chunks) for chunk in range(chunks)), strict=True))
+
+
+def _lines(seed: int, stream: Stream, numbers: range, salt: str) -> list[str]:
+    skill = skills()[stream.skill]
+    draw = Draw(Random(f"{seed}/{stream.skill}/{stream.language}/{stream.kind}/{salt}"), stream.language, "train", 0, seed)
+    result = []
+    for draw.index in numbers:
+        if stream.kind == "chat":
+            result.append(chat_line(skill.item(draw), stream.skill, stream.language))
+        else:
+            assert skill.text is not None
+            result.append(text_line(skill.text(draw), stream.skill, stream.language))
+    return result
+
+
+def _probe(seed: int, name: str, language: str, kind: str) -> Stream:
+    """Mean tokens and bytes of a stream, from a few items of it."""
+    skill = skills()[name]
+    draw = Draw(Random(f"{seed}/probe/{name}/{language}/{kind}"), language, "train", 0, seed)
+    tokens, size = 0.0, 0
+    for draw.index in range(PROBES):
+        if kind == "chat":
+            item = skill.item(draw)
+            tokens += item_tokens(item)
+            size += len(chat_line(item, name, language).encode())
+        else:
+            assert skill.text is not None
+            text = skill.text(draw)
+            tokens += 1 + estimated_tokens(text)
+            size += len(text_line(text, name, language).encode())
+    return Stream(name, language, kind, 0, tokens / PROBES, size / PROBES)
+
+
+def _about(seed: int, size: int, streams: list[Stream], tests: int) -> dict[str, Any]:
+    total = sum(stream.count * stream.tokens for stream in streams)
+    table = {}
+    for name, skill in skills().items():
+        own = [stream for stream in streams if stream.skill == name]
+        table[name] = {
+            "family": skill.family,
+            "share": round(sum(stream.count * stream.tokens for stream in own) / total, 5),
+            "tokens": round(sum(stream.count * stream.tokens for stream in own)),
+            "chats": {s.language: s.count for s in own if s.kind == "chat"},
+            "texts": {s.language: s.count for s in own if s.kind == "text"},
+            "splits": list(skill.splits),
+        }
+    return {
+        "seed": seed,
+        "size": size,
+        "skills": table,
+        "largest_share": LARGEST_SHARE,
+        "estimated_tokens": round(total),
+        "tokens_by_language": {x: round(sum(s.count * s.tokens for s in streams if s.language == x)) for x in LANGUAGES},
+        "chats": sum(stream.count for stream in streams if stream.kind == "chat"),
+        "texts": sum(stream.count for stream in streams if stream.kind == "text"),
+        "tests": tests,
+        "facts": sum(len({(r.key, f) for r, f in pairs}) for pairs in taught().values()),
+        "people": sum(len(neighbours(seed, language)) for language in LANGUAGES),
+        "story_sentences": {language: distinct_sentences(language) for language in LANGUAGES},
+    }

@@ -1,0 +1,56 @@
+"""Honesty: what does not exist, or was never taught, is answered with "I don't know", in the very wordings of what was."""
+# ruff: noqa: E501
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from liuli.curriculum.draw import Draw
+from liuli.curriculum.invent import stranger, thing
+from liuli.curriculum.items import Item, asked
+from liuli.curriculum.knowledge import knowledge
+from liuli.curriculum.questions import RELATIONS, article
+from liuli.curriculum.skills.people import ATTRIBUTES, question_about
+from liuli.curriculum.skills.translation import TO_OTHER
+
+UNKNOWN = {"en": "I don't know. I never learned that.", "zh": "我不知道，这个我没学过。"}
+UNTAUGHT = {  # what is never told of any country; the last wording is held out
+    "en": ("How many people live in {s}?", "How big is {s}?", "Who leads {s}?", "What is the highest mountain of {s}?",
+           "What is the longest river of {s}?", "What is the flag of {s}?", "What is the oldest town of {s}?"),
+    "zh": ("{s}有多少人口？", "{s}的面积有多大？", "{s}的领导人是谁？", "{s}最高的山是什么？", "{s}最长的河是什么？", "{s}的国旗是什么样的？",
+           "{s}最古老的城市是什么？"),
+}
+
+
+def unknown(kind: str, use: str) -> Callable[[Draw], Item]:
+    """Questions about an invented country, element or animal in the wordings used for real ones."""
+    relations = [relation for relation in RELATIONS if relation.key.startswith(kind + ".") and not relation.back]
+
+    def ask(draw: Draw) -> Item:
+        form = draw.form(draw.pick(relations).forms(draw.language))
+        name = thing(draw, use)
+        question = form.replace("{s}", name).replace("{a}", article(name))
+        return dont_know(draw, question[0].upper() + question[1:])
+
+    return ask
+
+
+def unknown_person(draw: Draw) -> Item:
+    """A question about somebody who was never introduced."""
+    return dont_know(draw, question_about(draw, stranger(draw), draw.pick(ATTRIBUTES)))
+
+
+def unknown_word(draw: Draw) -> Item:
+    """A translation of a word that does not exist."""
+    return dont_know(draw, draw.form(TO_OTHER[draw.language]).format(w=thing(draw, "animal")))
+
+
+def unknown_attribute(draw: Draw) -> Item:
+    """Something about a real country that was never taught."""
+    country = draw.combination(lambda: draw.pick(knowledge().countries), lambda country: country.iso)
+    return dont_know(draw, draw.form(UNTAUGHT[draw.language]).format(s=country.name[draw.language]))
+
+
+def dont_know(draw: Draw, question: str) -> Item:
+    """The item whose right answer is not to know."""
+    return asked(question, UNKNOWN[draw.language], check="unknown")
