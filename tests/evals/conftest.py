@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from liuli.evals import HEADLINES, headline, score
+from liuli.evals import headline, score
 
 START = 1_760_000_000.0
 STAGES = [
@@ -19,9 +19,18 @@ STAGES = [
     ("rows", "Packing rows", 21),
     ("pretrain", "Pretraining", 512),
     ("chat", "Learning to chat", 236),
-    ("eval", "Examination", 48),
+    ("evaluate", "The examination", 48),
 ]
-EXTRA_SKILLS = ["count_letters", "reverse_word", "planet_order", "animal_class", "word_problem", "unit_conversion"]
+SKILLS = [
+    "country_place",
+    "planets",
+    "calculate_add",
+    "remember_name",
+    "translate_word",
+    "unknown_country",
+    "add_steps",
+]
+SKILLS += ["cite_name", "story", "spell", "reverse_list", "leap_year"]
 PROMPTS = {
     "en": "What is the capital of France?",
     "zh": "讲一个关于狐狸的故事。",
@@ -63,7 +72,7 @@ def make_log(rng: random.Random) -> list[dict[str, Any]]:
                 {
                     "time": now + seconds * share, "stage": stage, "step": step, "progress": share,
                     "loss": loss, "bpb": loss / math.log(2) / 3.1, "tokens": (step + 1) * 32768,
-                    "lr": 0.02 * min(1, step / 12, (1 - share) / 0.6),
+                    "lr": min(1, step / 12, (1 - share) / 0.6),
                     "tokens_per_s": 26_500 + rng.gauss(0, 900), "grad_norm": 0.4,
                 }
             )  # fmt: skip
@@ -73,9 +82,8 @@ def make_log(rng: random.Random) -> list[dict[str, Any]]:
 
 
 def make_eval(rng: random.Random) -> dict[str, Any]:
-    names = [skill for one in HEADLINES for skill in one.skills] + EXTRA_SKILLS
     rows = []
-    for name in names:
+    for name in SKILLS:
         for language in ("en", "zh"):
             ability = min(1.0, rng.betavariate(14, 1))
             for split in ("train", "names", "templates", "combinations")[: rng.choice((2, 3, 4))]:
@@ -95,12 +103,11 @@ def make_eval(rng: random.Random) -> dict[str, Any]:
         {"role": "user", "content": "我叫什么名字？"},
     ]
     said_zh = [{"role": "assistant", "content": "你叫小梅。"}]
-    examples = [
-        {"skill": "calculator", "language": "en", "messages": [ask], "said": told, "answer": "15846", "right": True},
-        {"skill": "names", "language": "zh", "messages": names_zh, "said": said_zh, "answer": "小梅", "right": True},
-    ]  # fmt: skip
+    english = {"skill": "calculate_multiply", "language": "en", "messages": [ask], "said": told, "answer": "15846"}
+    chinese = {"skill": "remember_name", "language": "zh", "messages": names_zh, "said": said_zh, "answer": "小梅"}
+    examples = [english | {"right": True}, chinese | {"right": True}]  # fmt: skip
     wrong = {
-        "skill": "reverse_word",
+        "skill": "spell",
         "language": "en",
         "messages": [{"role": "user", "content": "Spell “lantern” backwards."}],
         "answer": "nretnal",
@@ -145,7 +152,7 @@ def make_run(folder: Path) -> Path:
     }  # fmt: skip
     plan = {
         "minutes": 15, "parameters": 3_050_000, "tokens": 20_000_000, "flops": 2.9e14, "bpb": 0.49,
-        "shape": {"layers": 6, "width": 192, "vocab_size": 2048, "context": 256},
+        "layers": 6, "width": 192, "vocab_size": 2048, "context": 256,
         "machine": {"matmul_gflops_bf16": 812},
     }  # fmt: skip
     log = make_log(rng)

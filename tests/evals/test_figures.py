@@ -39,14 +39,11 @@ def test_headline_pools_held_out_cells_and_leaves_training_ones_out() -> None:
     def cell(skill: str, split: str, right: int, n: int, language: str = "en") -> dict[str, object]:
         return {"skill": skill, "language": language, "split": split, **score(right, n)}
 
-    skill = ADDITION
+    skill = "add_steps"
     rows = [cell(skill, "train", 0, 50), cell(skill, "names", 9, 10), cell(skill, "combinations", 30, 30)]
     (one,) = headline([*rows, cell(skill, "train", 5, 8, "zh")])
     assert one["en"] == score(39, 40)
     assert one["zh"] == score(5, 8)  # nothing held out was asked in Chinese: what there is counts
-
-
-ADDITION = "addition_steps"
 
 
 def test_percent_never_rounds_up_to_all_or_down_to_none() -> None:

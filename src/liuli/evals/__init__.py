@@ -2,8 +2,21 @@
 figures with intervals (`eval.json`) and a page for people (`report.html`). Does not know how the model was trained.
 """
 
+from liuli.evals.command import eval_with_progress
+from liuli.evals.evaluate import evaluate
 from liuli.evals.headline import HEADLINES, Headline, headline
 from liuli.evals.proportion import score, wilson
 from liuli.evals.report import write_report
+from liuli.evals.show import show
 
-__all__ = ["HEADLINES", "Headline", "headline", "score", "wilson", "write_report"]
+__all__ = [
+    "HEADLINES",
+    "Headline",
+    "eval_with_progress",
+    "evaluate",
+    "headline",
+    "score",
+    "show",
+    "wilson",
+    "write_report",
+]

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from liuli.engine import Engine
+from liuli.engine import Engine, Model
 from liuli.errors import UsageError
 from liuli.evals.bits import bits_by_language
 from liuli.evals.headline import HEADLINES, LANGUAGES, headline
@@ -25,8 +25,8 @@ from liuli.evals.skills import Item, Result, ask_all, deal, table
 from liuli.evals.speed import speed
 from liuli.evals.talk import talk
 from liuli.files import folder_hash, read_lines, write_json
-from liuli.model import load, parameter_count
-from liuli.text import Document, Tokenizer, read_documents, render
+from liuli.model import parameter_count
+from liuli.text import Document, read_documents, render
 
 TEXT_BYTES = 1_000_000  # of each language, enough for the third digit of bits per byte
 TALKS = 48  # prompts of each language for the talk figures
@@ -53,15 +53,14 @@ def evaluate(
     `eval.json`.
     """
     began, folder = time.monotonic(), Path(model_folder)
-    tokenizer = Tokenizer.load(folder)
-    engine = Engine(load(folder, device), tokenizer)
+    engine = Model(folder, device).engine
     items = read_items(curriculum) if curriculum else []
     figures: dict[str, Any] = {"model": describe(folder, engine)}
     if texts:
         progress("text", 0, 1)
         share = None if seconds is None else 0.15 * seconds
         figures["bits"] = bits_by_language(
-            engine.model, tokenizer, held_out(texts), context=engine.context, seconds=share
+            engine.model, engine.tokenizer, held_out(texts), context=engine.context, seconds=share
         )
     progress("speed", 0, 1)
     figures["speed"] = speed(engine, seconds=3.0 if seconds is None else min(3.0, 0.1 * seconds))
@@ -118,7 +117,7 @@ def examples(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Right answers worth showing: of every headline skill one, languages taking turns, held-out ones first."""
     kept: list[Result] = []
     for number, one in enumerate(HEADLINES):
-        right = [r for r in results if r.right and r.item["skill"] in one.skills]
+        right = [r for r in results if r.right and one.covers(r.item["skill"])]
         right.sort(key=lambda r: (r.item["language"] != LANGUAGES[number % 2], r.item["split"] == "train"))
         kept += right[:1]
     return [shown(result) for result in kept[:SHOWN]]

@@ -19,7 +19,7 @@ from liuli.evals.runfolder import Facts, Run, finite, read_run
 from liuli.evals.words import both, clock, count_text, escape, number, percent, section, table, value_text
 from liuli.files import write_file
 
-PREPARING = ("curriculum", "tokenizer", "rows", "plan", "pretrain", "eval", "report")  # stages that make no chat model
+PREPARING = ("curriculum", "tokenizer", "rows", "pretrain", "evaluate")  # stages that make no chat model
 
 
 def write_report(run_folder: str | Path) -> Path:

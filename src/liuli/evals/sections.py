@@ -62,7 +62,10 @@ def curves(run: Run) -> str:
     marks = [(float(expected), both("expected", "预期") + f" {number(expected)}")] if finite(expected) else []
     small = [
         (both("Bits per byte", "每字节比特"), plot(_lines(run, names, "bpb"), y_text=number, marks=marks, log=True)),
-        (both("Learning rate", "学习率"), plot(_lines(run, names, "lr", rough=False), y_text=lambda v: f"{v:.3g}")),
+        (
+            both("Learning rate, of its peak", "学习率（相对峰值）"),
+            plot(_lines(run, names, "lr", rough=False), y_text=lambda v: f"{v:.3g}"),
+        ),
         (both("Tokens per second", "每秒词元"), plot(_lines(run, names, "tokens_per_s"), y_text=count_text)),
     ]
     large = plot(_lines(run, names, "loss"), y_text=number, bands=bands, log=True, large=True)
@@ -226,7 +229,7 @@ def _timeline(prompt: str, told: list[tuple[Facts, str]]) -> str:
     changed = [one for n, one in enumerate(told) if n in (0, len(told) - 1) or one[1] != told[n - 1][1]]
     kept = changed if len(changed) <= 6 else [changed[round(i * (len(changed) - 1) / 5)] for i in range(6)]
     items = "".join(
-        f"<li><time>{clock(sample['at'])} · {escape(str(sample['stage']))} {percent(sample.get('progress', 0))}</time>"
+        f"<li><time>{clock(sample['at'])} · {escape(str(sample['stage']))} {sample.get('progress', 0):.0%}</time>"
         f"{escape(answer) or '∅'}</li>"
         for sample, answer in kept
     )

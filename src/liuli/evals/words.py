@@ -12,12 +12,10 @@ STAGES = {
     "curriculum": "编写课程",
     "tokenizer": "训练分词器",
     "rows": "打包词元",
-    "plan": "制定计划",
     "pretrain": "预训练",
     "sft": "学习对话",
     "chat": "学习对话",
-    "eval": "考试",
-    "report": "写报告",
+    "evaluate": "考试",
 }
 
 
