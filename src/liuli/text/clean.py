@@ -116,11 +116,10 @@ def _runs(words: list[str], size: int) -> Iterator[tuple[str, ...]]:
 
 
 def _most_frequent(words: list[str], size: int) -> float:
-    """Share of the words taken by the most frequent run of `size`; short texts have no frequent run."""
-    if len(words) < 10 * size:
-        return 0.0
-    _, count = Counter(_runs(words, size)).most_common(1)[0]
-    return min(count * size / len(words), 1.0) if count > 1 else 0.0
+    """Share of the words taken by the most frequent run of `size`; one that comes under five times is no habit."""
+    counts = Counter(_runs(words, size))
+    count = max(counts.values(), default=0)
+    return min(count * size / len(words), 1.0) if count >= 5 else 0.0
 
 
 def _repeated_share(words: list[str], size: int) -> float:

@@ -73,17 +73,16 @@ class _Index:
     def __init__(self, threshold: float, permutations: int) -> None:
         from datasketch import MinHash, MinHashLSH
 
-        self.threshold, self.permutations, self.minhash = threshold, permutations, MinHash
+        self.threshold = threshold
         self.bands = MinHashLSH(threshold=threshold, num_perm=permutations)
-        self.signatures: dict[int, tuple[str, MinHash]] = {}
-        first = MinHash(num_perm=permutations, hashfunc=zlib.crc32)
-        self._permutations = first.permutations  # drawn once, for drawing takes longer than hashing a short text
+        self.signatures: list[tuple[str, MinHash]] = []
+        self.empty = MinHash(num_perm=permutations, hashfunc=zlib.crc32)  # copied: drawing permutations takes long
 
     def find_or_add(self, document: Document) -> tuple[str | None, float]:
         """(id of a similar document, similarity), or (None, 0) after adding this one."""
         words = _WORD.findall(document.text.lower())
         runs = {" ".join(words[start : start + RUN]).encode() for start in range(max(len(words) - RUN + 1, 1))}
-        signature = self.minhash(num_perm=self.permutations, hashfunc=zlib.crc32, permutations=self._permutations)
+        signature = self.empty.copy()
         signature.update_batch(runs)
         candidates = [self.signatures[key] for key in self.bands.query(signature)]
         if candidates:
@@ -91,7 +90,6 @@ class _Index:
             similarity, name = max(similar)
             if similarity >= self.threshold:
                 return name, float(similarity)
-        key = len(self.signatures)
-        self.signatures[key] = (document.id, signature)
-        self.bands.insert(key, signature)
+        self.bands.insert(len(self.signatures), signature)
+        self.signatures.append((document.id, signature))
         return None, 0.0
