@@ -353,15 +353,14 @@ def parse_answer(answer: str | Sequence[int], tokenizer: Tokenizer) -> Message:
     """
     content, thought, calls = "", "", list[ToolCall]()
     mode = "content"
-    for part in _answer_parts(answer, tokenizer):
-        if part in ("<|end|>", "<|bos|>"):
+    for control, part in _answer_parts(answer, tokenizer):
+        if control and part in ("<|end|>", "<|bos|>"):
             break
-        if part in ("<|think|>", "<|call|>"):
+        if control and part in ("<|think|>", "<|call|>"):
             mode = part
-        elif part == "<|/think|>":
+        elif control:
             mode = "content"
-        elif part in SPECIALS:  # a control token that no answer should hold: shown, not obeyed
-            mode, content = "content", content + part
+            content += part if part != "<|/think|>" else ""  # one that no answer should hold is shown, not obeyed
         elif mode == "<|think|>":
             thought += part
         elif mode == "<|call|>" and (name := part.partition(" ")[0]):
@@ -371,22 +370,20 @@ def parse_answer(answer: str | Sequence[int], tokenizer: Tokenizer) -> Message:
     return Message("assistant", content, tuple(calls), thought=thought)
 
 
-def _answer_parts(answer: str | Sequence[int], tokenizer: Tokenizer) -> Iterator[str]:
-    """Control names and the texts between them."""
+def _answer_parts(answer: str | Sequence[int], tokenizer: Tokenizer) -> Iterator[tuple[bool, str]]:
+    """(is it a control token, its name or the text) in order."""
     if isinstance(answer, str):
-        yield from filter(None, _ANSWER_PARTS.split(answer))
+        yield from ((part in SPECIALS, part) for part in _ANSWER_PARTS.split(answer) if part)
         return
     held: list[int] = []
-    for i in answer:
-        if i < len(SPECIALS):
-            if held:
-                yield tokenizer.decode(held)
-            held = []
-            yield SPECIALS[i]
-        else:
+    for i in [*answer, tokenizer.end]:
+        if i >= len(SPECIALS):
             held.append(i)
-    if held:
-        yield tokenizer.decode(held)
+            continue
+        if held:
+            yield False, tokenizer.decode(held)
+            held = []
+        yield True, SPECIALS[i]
 
 
 def _plain_text(content: Any) -> str:
