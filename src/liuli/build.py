@@ -1,0 +1,384 @@
+"""The whole pipeline from a recipe: each stage reads what the ones before it wrote and writes one folder.
+
+In: a recipe (TOML). Out: a run folder that ends in a chat model and a report. A stage whose folder is there is done: a
+second start goes on with the first one that is missing. Folders appear whole or not at all, so that is all the state.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from liuli.errors import LiuliError, UsageError
+from liuli.files import lock, read_json, write_file, write_json
+from liuli.stages.pretrain import Shape, pretrain
+from liuli.stages.sft import sft
+from liuli.stages.training import TrainOptions, with_budget
+from liuli.train import RunLog, StageState
+
+PARTS = ("curriculum", "tokenizer", "rows", "pretrain", "sft", "evaluate")
+TITLES = {
+    "curriculum": "Writing the lessons",
+    "tokenizer": "Learning to spell",
+    "rows": "Laying out the pages",
+    "pretrain": "Learning to read",
+    "chat": "Learning to answer",
+    "evaluate": "The examination",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to build; every field has a default that is right on a laptop."""
+
+    name: str = "laptop"
+    minutes: float = 15.0  # the whole build
+    seed: int = 0
+    preset: str = "qwen3"  # qwen3 or racer
+    context: int = 256  # tokens
+    vocab: int = 0  # vocabulary size; 0: from the model's size
+    layers: int = 0  # 0: from the budget
+    width: int = 0  # 0: from the budget
+    curriculum_mb: float = 0.0  # text that the classroom writes; 0: from the budget
+    text: tuple[str, ...] = ()  # folders, files or Hub datasets of real text
+    text_share: float = 0.5  # part of the pretraining bytes that is real text, where there is any
+    pretrain_share: float = 0.5  # part of the training time that is pretraining; the rest is fine-tuning
+    evaluate_minutes: float = 0.0  # 0: a twelfth of the budget
+    pretrain: dict[str, Any] = field(default_factory=dict)  # options of the stage (TrainOptions)
+    sft: dict[str, Any] = field(default_factory=dict)
+
+
+def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
+    """A recipe from TOML with `key=value` changes; an unknown key is an error that names the nearest known one."""
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError("there is no such recipe", path, "try recipes/laptop.toml") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"this recipe is not valid TOML: {error}", path) from None
+    for change in changes:
+        key, separator, value = change.partition("=")
+        if not separator:
+            raise UsageError(f"{change!r} is not of the form key=value", "options of the recipe")
+        section, _, inner = key.partition(".")
+        target = values.setdefault(section, {}) if inner else values
+        target[inner or section] = parse_value(value)
+    check_keys(values, [f.name for f in fields(Recipe)], path)
+    for section in ("pretrain", "sft"):
+        check_keys(values.get(section, {}), [f.name for f in fields(TrainOptions)], f"{path}, [{section}]")
+    if isinstance(values.get("text"), str):
+        values["text"] = [values["text"]]
+    recipe = Recipe(**values | {"text": tuple(values.get("text", ()))})
+    check_values(recipe, path)
+    return recipe
+
+
+def parse_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def check_keys(values: dict[str, Any], known: Sequence[str], where: str | Path) -> None:
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1, 0.0)
+            raise UsageError(f"unknown option {key!r}", where, f"did you mean {near[0]!r}?")
+
+
+def check_values(recipe: Recipe, where: str | Path) -> None:
+    """Types and ranges, by the defaults' types."""
+    for part in fields(Recipe):
+        value, default = getattr(recipe, part.name), getattr(Recipe(), part.name)
+        wanted: Any = (int, float) if isinstance(default, float) else type(default)
+        if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
+            raise UsageError(f"{part.name} = {value!r} is not {type(default).__name__}", where)
+    if recipe.minutes <= 0:
+        raise UsageError(f"minutes = {recipe.minutes} is not a budget", where, "give a number above 0")
+    if not 0 < recipe.pretrain_share < 1:
+        raise UsageError(f"pretrain_share = {recipe.pretrain_share} is not between 0 and 1", where)
+
+
+class Build:
+    """One build: the recipe, its run folder, and a method for each stage."""
+
+    def __init__(self, recipe: Recipe, folder: Path, quiet: bool = False) -> None:
+        self.recipe, self.folder = recipe, folder
+        training = max(0.2, 0.85 * recipe.minutes)
+        shares = {
+            "curriculum": 0.04 * recipe.minutes,
+            "tokenizer": 0.01 * recipe.minutes,
+            "rows": 0.02 * recipe.minutes,
+            "pretrain": training * recipe.pretrain_share,
+            "chat": training * (1 - recipe.pretrain_share),
+            "evaluate": self.evaluate_seconds / 60,
+        }
+        self.log = RunLog(folder, [StageState(name, TITLES[name], share) for name, share in shares.items()], quiet)
+        self.steps: dict[str, Callable[[], None]] = {
+            "curriculum": self.curriculum,
+            "tokenizer": self.tokenizer,
+            "rows": self.rows,
+            "pretrain": self.pretrain,
+            "chat": self.chat,
+            "evaluate": self.evaluate,
+        }
+
+    @property
+    def evaluate_seconds(self) -> float:
+        return 60 * (self.recipe.evaluate_minutes or self.recipe.minutes / 12)
+
+    def run(self) -> None:
+        """All stages that are not there yet; then the report."""
+        with lock(self.folder):
+            if not self.keep_recipe():
+                self.log.say(f"{self.folder}: everything is built already")
+                return
+            try:
+                for name, step in self.steps.items():
+                    if self.is_done(name):
+                        self.log.skip(name)
+                        continue
+                    self.log.begin(name)
+                    began = time.monotonic()
+                    step()
+                    self.remember_time(name, time.monotonic() - began)
+                    self.log.finish()
+                self.log.end("done")
+                self.report()
+            except KeyboardInterrupt:
+                self.log.end("stopped", "stopped by hand; the same command goes on")
+                raise
+            except BaseException as error:
+                self.log.end("failed", str(error))
+                raise
+
+    def keep_recipe(self) -> bool:
+        """Write down what was asked; False if all of it is there already. Raises UsageError if it is another recipe."""
+        asked = self.folder / "recipe.toml"
+        text = recipe_toml(self.recipe)
+        if asked.exists() and asked.read_text(encoding="utf-8") != text:
+            raise UsageError(
+                "this run folder was begun with another recipe",
+                asked,
+                f"remove {self.folder}, or build into another folder with --out",
+            )
+        write_file(asked, text)
+        return not all(self.is_done(name) for name in self.steps)
+
+    def is_done(self, name: str) -> bool:
+        return (self.folder / ("eval.json" if name == "evaluate" else name)).exists()
+
+    # --- what is known between starts --------------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        path = self.folder / "plan.json"
+        return read_json(path) if path.exists() else {}
+
+    def keep(self, **values: Any) -> None:
+        write_json(self.folder / "plan.json", self.plan | values)
+
+    def remember_time(self, name: str, seconds: float) -> None:
+        spent = dict(self.plan.get("seconds", {}))
+        self.keep(seconds=spent | {name: round(spent.get(name, 0.0) + seconds, 2)})
+
+    def seconds_left(self) -> float:
+        """Of the budget, for training: less what is spent and what the examination will take."""
+        spent = sum(self.plan.get("seconds", {}).values())
+        return max(5.0, 60 * self.recipe.minutes - spent - self.evaluate_seconds - 0.01 * 60 * self.recipe.minutes)
+
+    # --- the stages --------------------------------------------------------------------------------------------------
+
+    def make_plan(self) -> dict[str, Any]:
+        """Shape, vocabulary and expected quality, decided once."""
+        if "layers" not in self.plan:
+            from liuli.plan import make_plan
+
+            r = self.recipe
+            batch = {**r.pretrain}.get("batch_tokens", TrainOptions(minutes=1).batch_tokens)
+            plan = make_plan(
+                max(0.1, 0.85 * r.minutes),
+                preset=r.preset,
+                context=r.context,
+                vocab_size=r.vocab or None,
+                layers=r.layers or None,
+                width=r.width or None,
+                batch_tokens=batch,
+                kind="text" if r.text else "curriculum",
+                probe_seconds=min(4.0, 0.01 * 60 * r.minutes),
+            )
+            self.keep(**plan.to_dict() | {"minutes": r.minutes})
+            p = self.plan
+            self.log.say(
+                f"plan: {p['preset']}, {p['layers']} layers of {p['width']}, vocabulary {p['vocab_size']:,}, "
+                f"{p['parameters'] / 1e6:.1f}M parameters, {p['tokens'] / 1e6:.1f}M tokens"
+            )
+        return self.plan
+
+    def curriculum(self) -> None:
+        from liuli.curriculum import make
+
+        plan = self.make_plan()
+        # enough that training rarely sees an item twice: about 3.5 bytes a token, pretraining and tuning share it
+        size = 1e6 * self.recipe.curriculum_mb or min(60e6, max(2e6, 2.5 * plan["tokens"]))
+        make(self.folder / "curriculum", seed=self.recipe.seed, size=int(size), workers=plan["machine"]["threads"])
+
+    def tokenizer(self) -> None:
+        from liuli.text import Tokenizer
+
+        texts = (text for text, _ in self.pretraining_texts())
+        Tokenizer.train(texts, self.make_plan()["vocab_size"]).save(self.folder / "tokenizer")
+
+    def rows(self) -> None:
+        from liuli.files import new_folder
+        from liuli.text import Tokenizer, pack_conversations, pack_documents, render_many
+
+        tokenizer, T, V = Tokenizer.load(self.folder / "tokenizer"), self.recipe.context, self.plan["vocab_size"]
+        with new_folder(self.folder / "rows") as stage:
+            self.log.progress(0.05)
+            chats = render_many([line["messages"] for line in self.lessons("chat")], tokenizer)
+            self.log.progress(0.4)
+            pack_conversations(chats, T, stage / "chat", vocab_size=V)
+            self.log.progress(0.6)
+            documents = tokenizer.encode_batch([text for text, _ in self.pretraining_texts(chats=False)])
+            pack_documents([*documents, *(chat.tokens for chat in chats)], T, stage / "pretrain", vocab_size=V)
+            held = [{"text": d.text, "language": d.language} for d in self.held_out_texts()]
+            write_file(stage / "held_out.jsonl", "".join(json.dumps(h, ensure_ascii=False) + "\n" for h in held))
+
+    def pretrain(self) -> None:
+        plan, r = self.plan, self.recipe
+        minutes = self.stage_minutes("pretrain", r.pretrain_share)
+        options = with_budget(TrainOptions(**{"minutes": 1.0, "seed": r.seed} | r.pretrain), minutes)
+        shape = Shape(r.preset, plan["layers"], plan["width"])
+        pretrain(
+            self.folder / "rows" / "pretrain",
+            self.folder / "tokenizer",
+            self.folder / "pretrain",
+            shape=shape,
+            options=options,
+            log=self.log,
+        )
+
+    def chat(self) -> None:
+        r = self.recipe
+        minutes = self.stage_minutes("chat", 1.0)
+        options = with_budget(TrainOptions(**{"minutes": 1.0, "seed": r.seed + 1} | r.sft), minutes)
+        sft(
+            self.folder / "pretrain", self.folder / "rows" / "chat", self.folder / "chat", options=options, log=self.log
+        )
+
+    def stage_minutes(self, name: str, share: float) -> float:
+        """Minutes for a training stage, decided when it first starts and kept, so that a resumed one is the same."""
+        decided = dict(self.plan.get("stage_minutes", {}))
+        if name not in decided:
+            decided[name] = round(share * self.seconds_left() / 60, 3)
+            self.keep(stage_minutes=decided)
+        return float(decided[name])
+
+    def evaluate(self) -> None:
+        from liuli.evals import evaluate
+        from liuli.text import Document
+
+        held = (self.folder / "rows" / "held_out.jsonl").read_text(encoding="utf-8").splitlines()
+        texts = [Document(**json.loads(line), id=str(number)) for number, line in enumerate(held)]
+        evaluate(
+            self.folder / "chat",
+            curriculum=self.folder / "curriculum",
+            texts=texts,
+            seconds=self.evaluate_seconds,
+            out=self.folder,
+            progress=lambda what, done, total: self.log.progress(done / max(1, total)),
+        )
+
+    def report(self) -> None:
+        from liuli.evals import write_report
+
+        self.log.say(f"report: {write_report(self.folder)}")
+
+    # --- text --------------------------------------------------------------------------------------------------------
+
+    def lessons(self, kind: str) -> Iterator[dict[str, Any]]:
+        """Lines of the curriculum: kind is "text", "chat" or "eval"."""
+        with (self.folder / "curriculum" / f"{kind}.jsonl").open(encoding="utf-8") as lines:
+            yield from map(json.loads, lines)
+
+    def pretraining_texts(self, chats: bool = True) -> Iterator[tuple[str, str]]:
+        """(text, language) of all that the model reads; chats: conversations too, as bare text (for the tokenizer)."""
+        for line in self.lessons("text"):
+            yield line["text"], line["language"]
+        if chats:
+            for line in self.lessons("chat"):
+                yield "\n".join(message.get("content") or "" for message in line["messages"]), line["language"]
+        for document in self.real_texts(held_out=False):
+            yield document.text, document.language
+
+    def real_texts(self, held_out: bool) -> Iterator[Any]:
+        """Documents of the user's text, as many as the budget can read; one in a hundred is held out."""
+        from liuli.text import read_documents
+
+        if not self.recipe.text:
+            return
+        share = self.recipe.text_share
+        wanted = self.plan["tokens"] * 3.5 * self.recipe.pretrain_share * share
+        keep = min(1.0, 1.2 * wanted / max(1, source_bytes(self.recipe.text)))
+        for document in read_documents(self.recipe.text):
+            place = int(hashlib.sha256(document.id.encode()).hexdigest()[:8], 16) / 16**8
+            if held_out == (place > 0.99) and (held_out or place < keep):
+                yield document
+
+    def held_out_texts(self) -> list[Any]:
+        """At most about a megabyte of each language that nothing is trained on."""
+        room = {"en": 1_000_000, "zh": 1_000_000, "other": 300_000}
+        kept = []
+        for document in self.real_texts(held_out=True):
+            if room[document.language] > 0:
+                room[document.language] -= len(document.text.encode())
+                kept.append(document)
+        return kept
+
+
+def source_bytes(sources: Sequence[str]) -> int:
+    """Roughly how much text there is: file sizes, packed ones counted threefold."""
+    total = 0
+    for source in sources:
+        path = Path(source)
+        files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
+        total += sum(f.stat().st_size * (3 if f.suffix in (".gz", ".zst", ".parquet") else 1) for f in files)
+    return total
+
+
+def recipe_toml(recipe: Recipe) -> str:
+    """A recipe as TOML, every field in it."""
+    values = asdict(recipe)
+    lines = [f"{key} = {toml_value(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    for key, value in values.items():
+        if isinstance(value, dict):
+            lines += ["", f"[{key}]", *(f"{inner} = {toml_value(v)}" for inner, v in value.items())]
+    return "\n".join(lines) + "\n"
+
+
+def toml_value(value: Any) -> str:
+    """JSON's scalars and lists are TOML's."""
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+
+
+def build(
+    recipe: Recipe, folder: str | Path | None = None, *, minutes: float | None = None, quiet: bool = False
+) -> Path:
+    """Run a recipe; the run folder is runs/NAME unless given. Gives the run folder."""
+    if minutes is not None:
+        recipe = replace(recipe, minutes=float(minutes))
+    run = Path(folder) if folder else Path("runs") / recipe.name
+    if run.exists() and not run.is_dir():
+        raise LiuliError("the run folder is a file", run, "choose another folder with --out")
+    Build(recipe, run, quiet).run()
+    return run

@@ -1,0 +1,390 @@
+"""From minutes to a plan: which model, how many tokens, how good it will be.
+
+In: a budget and this machine. Out: the shape whose expected loss is lowest, by a law fitted to small runs
+(Hoffmann et al., arXiv 2203.15556, eq. 2), measured in bits per byte so that vocabularies can be compared.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from liuli.errors import LiuliError, UsageError
+from liuli.files import read_json, write_file, write_json
+from liuli.model import ModelConfig, Transformer, flops_per_token, parameter_count, qwen3, racer
+from liuli.stages.training import COMPILE_SECONDS, TrainOptions, wants_compile
+from liuli.text import Loader, Rows
+from liuli.train import Machine, Optimizer, OptimizerOptions, TensorBatch, measure_machine, next_token, schedule
+
+LADDER = (
+    (2, 64), (3, 96), (4, 128), (4, 192), (5, 256), (6, 320), (6, 384), (8, 448), (8, 512), (10, 640), (12, 768),
+    (14, 896), (16, 1024), (20, 1280), (24, 1536),
+)  # fmt: skip
+MAKERS = {"qwen3": qwen3, "racer": racer}
+HEAD_SHARE = 0.2  # of the model's FLOPs at the most: vocabulary follows size
+
+
+@dataclass(frozen=True)
+class Law:
+    """Expected bits per byte: floor + size_factor / N^size_power + data_factor / D^data_power.
+
+    N: weights in matrix multiplications (blocks and head). D: training tokens.
+    """
+
+    floor: float
+    size_factor: float
+    size_power: float
+    data_factor: float
+    data_power: float
+    source: str
+
+    def bits(self, size: float, tokens: float) -> float:
+        return self.floor + self.size_factor / size**self.size_power + self.data_factor / tokens**self.data_power
+
+
+# Fitted by `liuli plan --fit` (docs/notebook.md); a user's own fit takes their place.
+LAWS = {
+    "curriculum": Law(0.10, 60.0, 0.45, 700.0, 0.50, "built-in curriculum"),
+    "text": Law(0.9, 60.0, 0.35, 200.0, 0.35, "English and Chinese text"),
+}
+FITTED = Path.home() / ".liuli" / "law.json"
+
+
+def known_law(kind: str) -> Law:
+    """The user's own fit if there is one, else the packaged law for "curriculum" or "text"."""
+    return Law(**read_json(FITTED)) if FITTED.exists() else LAWS[kind]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be built. minutes: of training, all training stages together."""
+
+    minutes: float
+    preset: str
+    layers: int
+    width: int
+    vocab_size: int
+    context: int
+    batch_tokens: int
+    compile: bool
+    tokens: int
+    tokens_per_s: float
+    parameters: int
+    flops: float
+    head_share: float
+    bpb: float
+    law: str
+    machine: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def vocabulary_for(layers: int, width: int, preset: str, context: int) -> int:
+    """The largest vocabulary, in steps of 256, whose head costs under a fifth of the FLOPs; 512 to 65,536."""
+    body = flops_per_token(MAKERS[preset](256, width, layers, context=context))
+    without_head = body["model"] / 3 - 2 * 256 * width
+    most = HEAD_SHARE / (1 - HEAD_SHARE) * without_head / (2 * width)
+    return int(min(65_536, max(512, most // 256 * 256)))
+
+
+def candidates(preset: str, context: int, vocab_size: int | None) -> Iterator[ModelConfig]:
+    """The ladder of shapes, each with the vocabulary that belongs to it (or the one given)."""
+    for layers, width in LADDER:
+        V = vocab_size or vocabulary_for(layers, width, preset, context)
+        yield MAKERS[preset](V, width, layers, context=context)
+
+
+def scaling_size(config: ModelConfig) -> int:
+    """N of the law: weights that a token is multiplied with."""
+    return parameter_count(config)["blocks"] + config.vocab_size * config.width
+
+
+def step_seconds(config: ModelConfig, machine: Machine, batch_tokens: int, tries: int = 2) -> float:
+    """Best time of one eager optimizer step, after one to warm up."""
+    torch.manual_seed(0)
+    model = Transformer(config).to(machine.device)
+    model.compute_dtype = machine.compute_dtype
+    optimizer = Optimizer(model, OptimizerOptions(), machine.compute_dtype)
+    tokens = torch.randint(
+        0, config.vocab_size, (batch_tokens // config.context, config.context), device=machine.device
+    )
+    batch = TensorBatch(tokens, tokens, torch.ones(tokens.shape, device=machine.device))
+    best = math.inf
+    for _ in range(tries + 1):
+        start = time.perf_counter()
+        (next_token(model, batch) / tokens.numel()).backward()  # type: ignore[no-untyped-call]
+        optimizer.step(1.0)
+        optimizer.zero_grad()
+        if machine.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def measured_rates(
+    preset: str, context: int, machine: Machine, batch_tokens: int, seconds: float
+) -> list[tuple[float, float]]:
+    """(width, FLOP/s reached in training) of a few rungs, narrow to wide, as many as fit into `seconds`."""
+    rates: list[tuple[float, float]] = []
+    end = time.perf_counter() + seconds
+    for config in list(candidates(preset, context, None))[2::2]:
+        start = time.perf_counter()
+        rate = batch_tokens * flops_per_token(config)["model"] / step_seconds(config, machine, batch_tokens)
+        rates.append((config.width, rate))
+        if time.perf_counter() + 4 * (time.perf_counter() - start) > end:
+            break
+    return rates
+
+
+def make_plan(
+    minutes: float,
+    *,
+    preset: str = "qwen3",
+    context: int = 256,
+    vocab_size: int | None = None,
+    layers: int | None = None,
+    width: int | None = None,
+    batch_tokens: int = 4096,
+    compile: str = "auto",
+    law: Law | None = None,
+    kind: str = "curriculum",
+    probe_seconds: float = 4.0,
+) -> Plan:
+    """Time this machine, then choose the rung with the lowest expected loss after `minutes` of training.
+
+    layers and width fix the shape instead. Takes under ten seconds.
+    """
+    if preset not in MAKERS:
+        raise UsageError(f"unknown preset {preset!r}", "plan", f"use one of {', '.join(MAKERS)}")
+    if minutes <= 0:
+        raise UsageError(f"{minutes} minutes are no budget", "--minutes", "give a number above 0")
+    machine, law = measure_machine(), law or known_law(kind)
+    seconds = minutes * 60
+    compiled = wants_compile(TrainOptions(minutes=minutes, compile=compile), machine, seconds)
+    speed_up, start_up = (1.15, COMPILE_SECONDS) if compiled else (1.0, 1.0)
+    rates = measured_rates(preset, context, machine, batch_tokens, probe_seconds)
+    widths, reached = np.log([w for w, _ in rates]), np.array([r for _, r in rates])
+    options = list(candidates(preset, context, vocab_size))
+    if layers or width:
+        nearest = next((c for c in options if c.width == width or c.layers == layers), options[4])
+        shape = (layers or nearest.layers, width or nearest.width)
+        V = vocab_size or vocabulary_for(*shape, preset, context)
+        config = MAKERS[preset](V, shape[1], shape[0], context=context)
+        options = [config]
+
+    def judged(config: ModelConfig) -> tuple[float, float, ModelConfig]:
+        rate = float(np.interp(math.log(config.width), widths, reached)) * speed_up
+        tokens_per_s = rate / flops_per_token(config)["model"]
+        bits = law.bits(scaling_size(config), max(1.0, tokens_per_s * max(1.0, seconds - start_up)))
+        return bits, tokens_per_s, config
+
+    bits, tokens_per_s, config = min((judged(option) for option in options), key=lambda found: found[0])
+    tokens = int(tokens_per_s * max(1.0, seconds - start_up))
+    costs = flops_per_token(config)
+    return Plan(
+        minutes=minutes,
+        preset=preset,
+        layers=config.layers,
+        width=config.width,
+        vocab_size=config.vocab_size,
+        context=context,
+        batch_tokens=batch_tokens,
+        compile=compiled,
+        tokens=tokens,
+        tokens_per_s=round(tokens_per_s),
+        parameters=parameter_count(config)["total"],
+        flops=tokens * costs["train"],
+        head_share=round(costs["head"], 3),
+        bpb=round(bits, 3),
+        law=law.source,
+        machine=machine.to_dict(),
+    )
+
+
+# --- fitting the law -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """One small run of the sweep: N, D, FLOPs, and bits per byte reached on rows kept back."""
+
+    size: int
+    tokens: int
+    flops: float
+    bits: float
+    layers: int
+    width: int
+
+
+def sweep(
+    rows: Rows,
+    bytes_per_id: np.ndarray[Any, Any],
+    vocab_size: int,
+    *,
+    preset: str = "qwen3",
+    minutes: float = 4.0,
+    budgets: int = 3,
+    rungs: Sequence[tuple[int, int]] = LADDER[1:5],
+    batch_tokens: int = 4096,
+    progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+) -> list[Run]:
+    """Train every rung with every budget of FLOPs (each twice the one before), all together in about `minutes`."""
+    machine = measure_machine()
+    configs = [MAKERS[preset](vocab_size, width, layers, context=rows.T) for layers, width in rungs]
+    rate = [batch_tokens * flops_per_token(c)["model"] / step_seconds(c, machine, batch_tokens, 1) for c in configs]
+    units = sum(2.0**b for b in range(budgets))
+    unit = minutes * 60 / (units * sum(1 / r for r in rate))  # FLOPs of the smallest budget
+    grid = list(itertools.product(range(budgets), configs))
+    runs: list[Run] = []
+    for number, (budget, config) in enumerate(grid):
+        progress(number, len(grid), f"{config.layers} x {config.width}")
+        steps = max(10, round(unit * 2**budget / flops_per_token(config)["model"] / batch_tokens))
+        bits = short_run(config, rows, bytes_per_id, steps, batch_tokens, machine)
+        tokens = steps * batch_tokens
+        runs.append(
+            Run(
+                size=scaling_size(config),
+                tokens=tokens,
+                flops=tokens * flops_per_token(config)["model"],
+                bits=bits,
+                layers=config.layers,
+                width=config.width,
+            )
+        )
+    progress(len(grid), len(grid), "")
+    return runs
+
+
+def short_run(
+    config: ModelConfig,
+    rows: Rows,
+    bytes_per_id: np.ndarray[Any, Any],
+    steps: int,
+    batch_tokens: int,
+    machine: Machine,
+) -> float:
+    """Bits per byte after `steps`, on the last 64 rows, which are not trained on."""
+    torch.manual_seed(0)
+    model = Transformer(config).to(machine.device)
+    model.compute_dtype = machine.compute_dtype
+    optimizer = Optimizer(model, OptimizerOptions(), machine.compute_dtype)
+    kept = min(64, len(rows) // 4)
+    training = replace(rows, tokens=rows.tokens[:-kept], weights=None)
+    loader = Loader(training, max(1, batch_tokens // rows.T), 0)
+    for step in range(steps):
+        batch = next(loader)
+        tensors = [torch.from_numpy(part).to(machine.device) for part in (batch.tokens_BT, batch.targets_BT)]
+        weights = torch.ones(tensors[0].shape, device=machine.device)
+        (next_token(model, TensorBatch(*tensors, weights)) / weights.numel()).backward()  # type: ignore[no-untyped-call]
+        optimizer.step(schedule(step / steps))
+        optimizer.zero_grad()
+    held = rows.tokens[-kept:].astype(np.int64)
+    with torch.no_grad():
+        tensors = [torch.from_numpy(part).to(machine.device) for part in (held[:, :-1], held[:, 1:])]
+        nats = next_token(model, TensorBatch(*tensors, torch.ones(tensors[0].shape, device=machine.device))).item()
+    return nats / math.log(2) / float(bytes_per_id[held[:, 1:]].sum())
+
+
+def fit_law(runs: Sequence[Run], source: str) -> Law:
+    """Least squares: a grid over the two powers, the three other numbers solved for and kept non-negative."""
+    if len(runs) < 6:
+        raise LiuliError(f"{len(runs)} runs are too few to fit a law", "plan", "use at least 6")
+    sizes = np.array([run.size for run in runs], float)
+    tokens = np.array([run.tokens for run in runs], float)
+    bits = np.array([run.bits for run in runs])
+    best: tuple[float, Law] | None = None
+    powers = np.arange(0.10, 1.01, 0.02)
+    for alpha, beta in itertools.product(powers, powers):
+        # columns scaled to about one, so that the three numbers are comparable
+        columns = np.stack([np.ones_like(bits), (sizes / sizes.mean()) ** -alpha, (tokens / tokens.mean()) ** -beta], 1)
+        found = non_negative_least_squares(columns, bits)
+        error = float(((columns @ found - bits) ** 2).sum())
+        if best is None or error < best[0]:
+            law = Law(
+                float(found[0]),
+                float(found[1] * sizes.mean() ** alpha),
+                float(alpha),
+                float(found[2] * tokens.mean() ** beta),
+                float(beta),
+                source,
+            )
+            best = (error, law)
+    assert best is not None
+    return best[1]
+
+
+def non_negative_least_squares(columns: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The best non-negative solution for three unknowns: try every set of unknowns held at zero."""
+    count = columns.shape[1]
+    best, best_error = np.zeros(count), math.inf
+    for used in itertools.chain.from_iterable(itertools.combinations(range(count), n) for n in range(1, count + 1)):
+        solution = np.zeros(count)
+        solution[list(used)] = np.linalg.lstsq(columns[:, used], wanted, rcond=None)[0]
+        error = float(((columns @ solution - wanted) ** 2).sum())
+        if (solution >= 0).all() and error < best_error:
+            best, best_error = solution, error
+    return best
+
+
+def save_law(law: Law, runs: Sequence[Run], folder: Path) -> None:
+    """law.json, runs.json and isoflop.svg in a folder; the law becomes the user's own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "law.json", asdict(law))
+    write_file(folder / "runs.json", json.dumps([asdict(run) for run in runs], indent=1))
+    write_file(folder / "isoflop.svg", isoflop_svg(law, runs))
+    FITTED.parent.mkdir(parents=True, exist_ok=True)
+    write_json(FITTED, asdict(law))
+
+
+COLOURS = ("#0f766e", "#2563eb", "#9333ea", "#db2777", "#ea580c")
+
+
+def isoflop_svg(law: Law, runs: Sequence[Run], width: int = 720, height: int = 420) -> str:
+    """Bits per byte against model size, a curve for each budget: points are runs, lines are the law."""
+    left, right, top, bottom = 64, width - 150, 40, height - 56
+    budgets = sorted({float(f"{run.flops:.1g}") for run in runs})
+    sizes = [run.size for run in runs]
+    low_x, high_x = math.log(min(sizes) / 1.5), math.log(max(sizes) * 1.5)
+    low_y, high_y = min(run.bits for run in runs) * 0.95, max(run.bits for run in runs) * 1.05
+
+    def place(size: float, bits: float) -> str:
+        x = left + (math.log(size) - low_x) / (high_x - low_x) * (right - left)
+        y = bottom - (min(max(bits, low_y), high_y) - low_y) / (high_y - low_y) * (bottom - top)
+        return f"{x:.1f},{y:.1f}"
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="13">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        f'<text x="{left}" y="22" font-size="15">Bits per byte by size at equal compute ({law.source})</text>',
+        f'<path d="M{left},{top}V{bottom}H{right}" stroke="#888" fill="none"/>',
+    ]
+    for mark in np.linspace(low_y, high_y, 5):
+        y = place(min(sizes), float(mark)).split(",")[1]
+        parts.append(f'<text x="{left - 8}" y="{y}" text-anchor="end" fill="#555">{mark:.2f}</text>')
+    for size in sorted(set(sizes)):
+        x = place(size, low_y).split(",")[0]
+        parts.append(f'<text x="{x}" y="{bottom + 20}" text-anchor="middle" fill="#555">{size / 1e6:.2f}M</text>')
+    parts.append(f'<text x="{(left + right) / 2}" y="{bottom + 42}" text-anchor="middle">weights multiplied</text>')
+    for number, budget in enumerate(budgets):
+        colour = COLOURS[number % len(COLOURS)]
+        group = [run for run in runs if float(f"{run.flops:.1g}") == budget]
+        per_weight = sum(run.flops / run.tokens / run.size for run in group) / len(group)
+        flops = sum(run.flops for run in group) / len(group)
+        curve = [math.exp(low_x + (high_x - low_x) * step / 60) for step in range(61)]
+        points = " ".join(place(size, law.bits(size, flops / (per_weight * size))) for size in curve)
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        for run in group:
+            x, y = place(run.size, run.bits).split(",")
+            parts.append(f'<circle cx="{x}" cy="{y}" r="4" fill="{colour}"/>')
+        parts.append(f'<text x="{right + 12}" y="{top + 20 * (number + 1)}" fill="{colour}">{flops:.1e} FLOPs</text>')
+    return "\n".join([*parts, "</svg>"])

@@ -1,0 +1,155 @@
+"""What the commands that train do around the stages: options from the command line, progress, the page beside a build."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import webbrowser
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from liuli.build import Recipe, build, check_keys, parse_value, read_recipe
+from liuli.errors import UsageError
+from liuli.files import lock
+from liuli.folder import read_model_folder
+from liuli.model import ModelConfig
+from liuli.plan import make_plan
+from liuli.stages.pretrain import Shape, pretrain
+from liuli.stages.sft import sft
+from liuli.stages.training import TrainOptions
+from liuli.text import Rows, Tokenizer, pack_conversations, read_conversations, render_many
+from liuli.train import FitResult, RunLog, StageState
+
+
+def train_options(budget: dict[str, float | None], changes: Sequence[str]) -> TrainOptions:
+    """The budget and key=value changes as TrainOptions; an unknown key names the nearest."""
+    values: dict[str, Any] = {key: value for key, value in budget.items() if value is not None}
+    for change in changes:
+        key, separator, value = change.partition("=")
+        if not separator:
+            raise UsageError(f"{change!r} is not of the form key=value", "--option")
+        values[key] = parse_value(value)
+    check_keys(values, [f.name for f in fields(TrainOptions)], "--option")
+    return TrainOptions(**values)
+
+
+def pretrain_here(
+    rows: Path,
+    tokenizer: Path,
+    out: Path,
+    preset: str,
+    depth: int,
+    width: int,
+    budget: dict[str, float | None],
+    changes: Sequence[str],
+    quiet: bool,
+) -> None:
+    """`liuli pretrain`."""
+    options = train_options(budget, changes)
+    if not (depth and width):
+        minutes = options.minutes or 5.0
+        plan = make_plan(
+            minutes,
+            preset=preset,
+            context=Rows.open(rows).T,
+            vocab_size=Tokenizer.load(tokenizer).vocab_size,
+            layers=depth or None,
+            width=width or None,
+            batch_tokens=options.batch_tokens,
+            kind="text",
+            probe_seconds=2.0,
+        )
+        depth, width = plan.layers, plan.width
+    log = run_log(out, "pretraining", quiet)
+    with lock(log.folder):
+        shape = Shape(preset, depth, width)
+        finish(log, out, pretrain(rows, tokenizer, out, shape=shape, options=options, log=log))
+
+
+def sft_here(
+    model: Path,
+    data: Path,
+    out: Path,
+    budget: dict[str, float | None],
+    changes: Sequence[str],
+    skip_bad: bool,
+    quiet: bool,
+) -> None:
+    """`liuli sft`: conversations are packed into rows first, beside the output."""
+    options = train_options(budget, changes)
+    config = read_model_folder(model)
+    log = run_log(out, "fine-tuning", quiet)
+    with lock(log.folder):
+        rows = data
+        if not (data / "index.json").exists():
+            tokenizer, T = Tokenizer.load(model), context_of(config.config)
+            rows = log.folder / f"{out.name}-rows"
+            rendered = render_many((c for c in read_conversations([data], skip_bad=skip_bad)), tokenizer)
+            pack_conversations(rendered, T, rows, vocab_size=tokenizer.vocab_size, replace=True)
+        finish(log, out, sft(model, rows, out, options=options, log=log))
+
+
+def context_of(config: dict[str, Any]) -> int:
+    """Tokens a row may have: the model's context, at most 2,048."""
+    known = ModelConfig.__dataclass_fields__["context"].default
+    return int(min(2048, config.get("context", config.get("max_position_embeddings", known))))
+
+
+def run_log(out: Path, title: str, quiet: bool) -> RunLog:
+    """The run folder of a stage that is run by itself is the parent of what it writes."""
+    log = RunLog(out.resolve().parent, [StageState(out.name, title)], quiet)
+    log.begin(out.name)
+    return log
+
+
+def finish(log: RunLog, out: Path, result: FitResult) -> None:
+    log.finish()
+    log.end("done")
+    log.say(
+        f"{out}: {result.steps} steps, {result.tokens / 1e6:.2f}M tokens in {result.seconds:.0f} s, "
+        f"{result.bpb:.3f} bits per byte, {result.peak_share:.0%} of the matmul peak"
+    )
+
+
+def build_here(
+    path: Path,
+    changes: Sequence[str],
+    minutes: float | None,
+    text: Sequence[str],
+    out: Path | None,
+    serve: bool,
+    port: int,
+    quiet: bool,
+) -> None:
+    """`liuli build`, with the page beside it if asked."""
+    recipe: Recipe = read_recipe(path, changes)
+    if minutes is not None:
+        recipe = replace(recipe, minutes=float(minutes))
+    if text:
+        recipe = replace(recipe, text=tuple(text))
+    run = out or Path("runs") / recipe.name
+    page = open_page(run, port) if serve else None
+    try:
+        build(recipe, run, quiet=quiet)
+        if page is not None:
+            print("The model is ready. Ctrl-C ends the page.", file=sys.stderr)
+            page.wait()
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on where this one was.", file=sys.stderr)
+    finally:
+        if page is not None:
+            page.terminate()
+
+
+def open_page(run: Path, port: int) -> subprocess.Popen[bytes]:
+    """Start `liuli serve` on the run folder in a process of its own and open a browser on it."""
+    run.mkdir(parents=True, exist_ok=True)
+    page = subprocess.Popen([sys.executable, "-m", "liuli", "serve", str(run), "--port", str(port)])
+    time.sleep(1.5)
+    if page.poll() is not None:
+        raise UsageError("the page could not be opened (see above)", f"port {port}", "choose another with --port")
+    webbrowser.open(f"http://127.0.0.1:{port}")
+    return page
