@@ -29,6 +29,7 @@ from liuli.errors import DamagedError, LiuliError, UsageError
 MANIFEST = "manifest.json"
 CHUNK = 1 << 20  # bytes a write; a crash test makes it small to die inside a file
 
+_OLD = ".liuli-old-"  # begins the name of a folder that is being replaced
 _PROCESS = secrets.token_hex(4)  # tells our temporaries from those of an earlier process with the same number
 _counter = itertools.count()
 _held: dict[Path, int] = {}  # locks of this process: lock file -> descriptor
@@ -91,7 +92,7 @@ def write_file(path: str | Path, data: bytes | str | Iterable[bytes | memoryview
 
 def write_json(path: str | Path, value: Any, *, durable: bool = True) -> None:
     """Write a value as indented JSON, readable by any JSON reader: NaN and infinity, which JSON lacks, become null."""
-    write_file(path, _json(value, indent=2) + "\n", durable=durable)
+    write_file(path, _json(value, indent=2), durable=durable)
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 def append_line(path: str | Path, value: dict[str, Any]) -> None:
     """Add one JSON line in one write; what a killed process left of its last line is cut off first."""
     path = Path(path)
-    line = (_json(value) + "\n").encode()
+    line = _json(value)
     with _clear_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _io("open", path)
@@ -163,35 +164,21 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
     return values
 
 
-def _json(value: Any, indent: int | None = None) -> str:
-    """JSON text that UTF-8 can hold (a lone surrogate is escaped) and every reader takes (no NaN)."""
-    try:
-        text = json.dumps(value, ensure_ascii=False, indent=indent, default=_plain, allow_nan=False)
-        text.encode()
-        return text
-    except UnicodeEncodeError:
-        return json.dumps(value, indent=indent, default=_plain, allow_nan=False)
-    except ValueError:
-        return _json(_without_nan(value), indent)
+def _json(value: Any, indent: int | None = None) -> bytes:
+    """One JSON value and a line feed; a lone surrogate, which UTF-8 cannot hold, becomes JSON's escape of it."""
+    return (json.dumps(_plain(value), ensure_ascii=False, indent=indent) + "\n").encode("utf-8", "backslashreplace")
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of numpy and torch become Python's; a path becomes text."""
+    """Numbers of numpy and torch become Python's, a path text, NaN and infinity null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
-    if hasattr(value, "item"):
-        return _without_nan(value.item())
-    raise TypeError(f"JSON cannot hold {type(value).__name__}")
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return value
+    number = value.item() if hasattr(value, "item") else value
+    return None if isinstance(number, float) and not math.isfinite(number) else number
 
 
 # --- one folder ------------------------------------------------------------------------------------------------------
@@ -274,22 +261,24 @@ def remove(path: str | Path) -> None:
 
 
 def sweep(folder: str | Path) -> None:
-    """Remove the temporaries of dead processes in a folder and below; finish a replacement that was cut short."""
+    """Remove what dead processes left in a folder and three below it; finish a replacement that was cut short."""
     with _clear_errors(Path(folder)):
         for inside, folders, names in os.walk(folder):
             for name in (*folders, *names):
-                if name.startswith(".old-"):
-                    _recover(Path(inside, name.removeprefix(".old-")))
+                if name.startswith(_OLD):
+                    _recover(Path(inside, name.removeprefix(_OLD)))
                 elif _is_leftover(name):
                     _remove_tree(Path(inside, name))
-            folders[:] = [name for name in folders if not name.startswith((".tmp-", ".old-"))]
+            deep = len(Path(inside).relative_to(folder).parts) >= 3
+            folders[:] = [name for name in folders if not deep and not name.startswith(".")]
 
 
 @contextlib.contextmanager
 def lock(run_folder: str | Path) -> Iterator[None]:
     """Hold a run folder for this process; a second one gets a LiuliError with the first one's process number.
 
-    The system frees the lock when the process dies, however it dies. The same process may take it again inside.
+    The system frees the lock when the process dies, however it dies. The same process may take it again inside. What
+    earlier processes left half done in the folder is swept.
     """
     path = (Path(run_folder) / ".lock").absolute()
     if path in _held:
@@ -300,19 +289,21 @@ def lock(run_folder: str | Path) -> Iterator[None]:
         _io("open", path)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-            fix = f"wait for it, or stop it (kill {owner}), or use another folder"
-            raise LiuliError(f"Process {owner} is at work on this folder", where=run_folder, fix=fix) from None
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        fix = f"wait for it, or stop it (kill {owner}), or use another folder"
+        raise LiuliError(f"Process {owner} is at work on this folder", where=run_folder, fix=fix) from None
+    _held[path] = descriptor
+    try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        _held[path] = descriptor
+        sweep(run_folder)  # nobody else writes here now
         yield
     finally:
-        _held.pop(path, None)
-        os.close(descriptor)
+        if _held.pop(path, None) is not None:  # a forked child has let go of it already
+            os.close(descriptor)
 
 
 def _release_in_child() -> None:
@@ -385,7 +376,7 @@ def _temporary(path: Path) -> Path:
 
 def _old(path: Path) -> Path:
     path = Path(os.path.abspath(path))
-    return path.with_name(f".old-{path.name}")
+    return path.with_name(_OLD + path.name)
 
 
 def _is_leftover(name: str) -> bool:
