@@ -118,6 +118,19 @@ def test_an_existing_folder_is_replaced_only_on_request_and_survives_a_failure(t
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_what_a_person_keeps_in_a_folder_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
+    (tmp_path / "note").write_text("a file")
+    for name in ("thesis", "note"):
+        with pytest.raises(UsageError, match="did not write"), files.new_folder(tmp_path / name, replace=True):
+            pass
+    with files.new_folder(tmp_path / "empty", replace=True):
+        pass
+    assert (tmp_path / "thesis" / "chapter1.tex").exists() and (tmp_path / "empty" / "manifest.json").exists()
+
+
 def test_every_flipped_byte_of_a_folder_is_noticed_by_name(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     with files.new_folder(folder) as stage:

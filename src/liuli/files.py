@@ -188,14 +188,16 @@ def _plain(value: Any) -> Any:
 def new_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
     """Yield an empty folder to fill; when the block ends well it gets a manifest and appears at `path` by one rename.
 
-    Raises UsageError if `path` exists and `replace` is false. If the block fails, nothing remains of it.
+    Raises UsageError if `path` exists, unless `replace` is true and it is empty or a folder made here (it has a
+    manifest): what a person keeps there is never replaced. If the block fails, nothing remains of it.
     """
     path = Path(path)
     with _clear_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _recover(path)
-        if path.exists() and not replace:
-            raise UsageError("This folder exists already", where=path, fix="choose another name, or remove it first")
+        if path.exists() and not (replace and _may_go(path)):
+            what = "This folder holds files that Liuli did not write" if replace else "This folder exists already"
+            raise UsageError(what, where=path, fix="choose another name, or remove it first")
         stage = _temporary(path)
         try:
             _io("mkdir", stage)
@@ -214,6 +216,10 @@ def new_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
             raise
         _sync(path.parent)
         remove(_old(path))
+
+
+def _may_go(path: Path) -> bool:
+    return path.is_dir() and ((path / MANIFEST).is_file() or not any(path.iterdir()))
 
 
 def verify_folder(path: str | Path) -> dict[str, Any]:

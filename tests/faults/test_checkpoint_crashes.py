@@ -231,6 +231,13 @@ def test_any_damage_is_noticed_by_name_and_the_last_whole_checkpoint_is_used(bas
     assert same(load_checkpoint(base, no_warning), (2, make_state(2)))
 
 
+def test_a_damaged_checkpoint_is_replaced_when_its_step_is_reached_again(base: Path) -> None:
+    for name in ("manifest.json", "state.json"):
+        (base / "00000002" / name).unlink()
+        save_checkpoint(base, 2, make_state(2))
+        assert same(load_checkpoint(base, no_warning), (2, make_state(2)))
+
+
 def test_no_whole_checkpoint_is_an_error_not_a_fresh_start(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 1, make_state(1))
     (tmp_path / "00000001" / "state.json").unlink()

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from liuli.errors import DamagedError
-from liuli.files import new_folder, read_json, remove, sweep, verify_folder, write_json
+from liuli.files import MANIFEST, new_folder, read_json, remove, sweep, verify_folder, write_json
 from liuli.folder import read_tensors, write_tensors
 
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
@@ -34,6 +34,8 @@ def save_checkpoint(folder: str | Path, step: int, state: dict[str, Any], keep: 
     path = Path(folder) / f"{step:08d}"
     tensors: dict[str, torch.Tensor] = {}
     packed = _pack(state, "", tensors)
+    if not (path / MANIFEST).is_file():
+        remove(path)  # a damaged one of the same step
     with new_folder(path, replace=True) as stage:
         write_json(stage / _STATE, {"step": step, "state": packed})
         write_tensors(stage / _TENSORS, tensors)
