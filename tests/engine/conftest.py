@@ -59,6 +59,9 @@ class ScriptedModel:
         ]
         return torch.tensor(rows)
 
+    def __call__(self, tokens_BT: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
+        return self.logits(self.hidden(tokens_BT, cache))
+
     def logits(self, next_B: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.one_hot(next_B, self.config.vocab_size) * 20.0
 

@@ -9,6 +9,7 @@ import torch
 from conftest import byte_tokenizer, make_model, scripted
 
 from liuli.engine import Engine, KeyValueCache, Sampling
+from liuli.engine.decode import Decoder
 from liuli.errors import LiuliError
 from liuli.model import Transformer
 
@@ -25,7 +26,7 @@ def plain_logits(model: Transformer, tokens: list[int]) -> torch.Tensor:
         return model(torch.tensor([tokens]))[0, -1].float()
 
 
-def new_cache(model: Transformer, rows: int) -> KeyValueCache:
+def new_cache(model: Transformer, rows: int, dtype: torch.dtype = torch.float32) -> KeyValueCache:
     c = model.config
     return KeyValueCache(
         layers=c.layers,
@@ -33,7 +34,7 @@ def new_cache(model: Transformer, rows: int) -> KeyValueCache:
         slots=c.context,
         kv_heads=c.kv_heads,
         head_size=c.head_size,
-        dtype=torch.float32,
+        dtype=dtype,
         device=torch.device("cpu"),
     )
 
@@ -177,3 +178,39 @@ def test_a_prompt_the_model_cannot_read_is_named(prompt: list[int], says: str) -
 def test_a_tokenizer_larger_than_the_model_is_refused() -> None:
     with pytest.raises(LiuliError, match="272 tokens, the model knows 200"):
         Engine(make_model("qwen3", vocab_size=200), byte_tokenizer())
+
+
+@pytest.mark.parametrize("preset", ["qwen3", "racer"])
+@pytest.mark.parametrize(("kv_heads", "compute"), [(4, None), (1, None), (2, torch.bfloat16)])
+def test_decoding_step_computes_what_the_model_computes(
+    preset: str, kv_heads: int, compute: torch.dtype | None
+) -> None:
+    model = make_model(preset, kv_heads=kv_heads)
+    model.compute_dtype = compute
+    tolerance = 0.15 if compute else TOLERANCE  # bfloat16: 8 bits, rounded in another order; logits here reach 15
+    decode = Decoder(model)
+    caches = [new_cache(model, rows=3, dtype=model.dtype) for _ in range(2)]
+    prompts, lengths = torch.randint(16, 272, (3, 9)), [9, 4, 6]
+    with torch.inference_mode():
+        for cache in caches:
+            cache.begin(0, 3, 9)
+            model(prompts, cache)
+        for _ in range(4):
+            fed = torch.randint(16, 272, (3, 1))
+            for cache in caches:
+                cache.follow(torch.tensor(lengths)[:, None], torch.tensor([[20], [21], [22]]), lengths)
+            wanted, found = model(fed, caches[0])[:, 0], decode(fed, caches[1])
+            torch.testing.assert_close(found, wanted, atol=tolerance, rtol=0)
+            lengths = [length + 1 for length in lengths]
+
+
+def test_engine_writes_with_the_weights_as_they_are_now() -> None:
+    model = make_model("qwen3")
+    engine = Engine(model, byte_tokenizer())
+    before = engine.generate([[0]], Sampling(temperature=0, max_tokens=8))[0]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    model(torch.tensor([[0, 20, 30]])).square().mean().backward()
+    optimizer.step()
+    after = engine.generate([[0]], Sampling(temperature=0, max_tokens=8))[0]
+    assert after == Engine(model, byte_tokenizer()).generate([[0]], Sampling(temperature=0, max_tokens=8))[0]
+    assert after.logprobs != before.logprobs

@@ -66,14 +66,25 @@ class KeyValueCache:
 
     def extend(self, layer: int, k_BTKE: Tensor, v_BTKE: Tensor) -> tuple[Tensor, Tensor]:
         """Store the tokens fed; return keys and values of all slots seen, (B, S, K, E)."""
-        rows = slice(self.first_row, self.first_row + self.batch)
+        if self.index is not None:
+            k_BKSE, v_BKSE = self.append(layer, k_BTKE[:, 0], v_BTKE[:, 0])
+        else:
+            rows = slice(self.first_row, self.first_row + self.batch)
+            k_BKSE, v_BKSE = (pair[rows, :, : self.seen] for pair in self.pairs_L[layer])
+            k_BKSE[:, :, self.first_slot :] = k_BTKE.transpose(1, 2)
+            v_BKSE[:, :, self.first_slot :] = v_BTKE.transpose(1, 2)
+        return k_BKSE.transpose(1, 2), v_BKSE.transpose(1, 2)
+
+    def append(self, layer: int, k_BKE: Tensor, v_BKE: Tensor) -> tuple[Tensor, Tensor]:
+        """`extend` for one token a row, in the cache's own order: (B, K, S, E), a view."""
         seen = []
-        for pair_BKSE, flat, new_BTKE in zip(self.pairs_L[layer], self.flat_L[layer], (k_BTKE, v_BTKE), strict=True):
+        for pair_RKSE, flat, new_BKE in zip(self.pairs_L[layer], self.flat_L[layer], (k_BKE, v_BKE), strict=True):
+            pair_BKSE = pair_RKSE[: self.batch, :, : self.seen]
             if self.index is None:
-                pair_BKSE[rows, :, self.first_slot : self.seen] = new_BTKE.transpose(1, 2)
+                pair_BKSE[:, :, -1] = new_BKE
             else:
-                flat.index_copy_(0, self.index, new_BTKE.reshape(-1, new_BTKE.shape[-1]))
-            seen.append(pair_BKSE[rows, :, : self.seen].transpose(1, 2))
+                flat.index_copy_(0, self.index, new_BKE.reshape(-1, new_BKE.shape[-1]))
+            seen.append(pair_BKSE)
         return seen[0], seen[1]
 
     def move(self, source: int, target: int, length: int) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from liuli.engine.answer import Alternative, Answer, StoppedBy, Token
 from liuli.engine.cache import KeyValueCache
+from liuli.engine.decode import Decoder
 from liuli.engine.sampling import Sampler, Sampling
 from liuli.engine.stops import TextStream
 from liuli.errors import LiuliError
@@ -57,6 +58,7 @@ class Engine:
                 "use the tokenizer that the model was trained with",
             )
         self.model, self.tokenizer, self.rows = model, tokenizer, rows
+        self._decoder: Decoder | None = None
         self.stops = frozenset(tokenizer.stops)
         self.bytes_of = [tokenizer.bytes_of(id) for id in range(tokenizer.vocab_size)]
         self.names = [tokenizer.decode([id]) for id in range(tokenizer.vocab_size)]  # as alternatives are shown
@@ -68,6 +70,14 @@ class Engine:
     def may_show(self, id: int) -> bool:
         """Whether an id stands for bytes of text, not for a control token or nothing at all."""
         return id < len(self.bytes_of) and self.tokenizer.bytes_per_id[id] > 0
+
+    def decoder(self) -> Callable[[Tensor, KeyValueCache], Tensor]:
+        """What computes one token a row: prepared weights, made anew when the model has learned, or the model."""
+        if self._decoder is not None and not self._decoder.fresh():
+            self._decoder = None
+        if self._decoder is None and isinstance(self.model, Transformer) and Decoder.pays(self.model):
+            self._decoder = Decoder(self.model)
+        return self._decoder or (lambda tokens_B1, cache: self.model(tokens_B1, cache)[:, -1])
 
     @property
     def device(self) -> torch.device:
@@ -171,6 +181,7 @@ class Batch:
         self.sampler = Sampler(config.vocab_size, device)
         self.fed_B1 = torch.empty(0, 1, dtype=torch.int64, device=device)  # the newest token, to be fed next
         self.previous_B1 = self.positions_B1 = self.fed_B1  # the token before it, and its own position
+        self.decode = engine.decoder()
         self.running: list[Request] = []
         self.lengths: list[int] = []  # tokens in the cache, by row
 
@@ -195,7 +206,7 @@ class Batch:
         parts = []
         if self.running:
             self.cache.follow(self.positions_B1, self.previous_B1, self.lengths)
-            parts.append(self.model.logits(self.model.hidden(self.fed_B1, self.cache)[:, -1]))
+            parts.append(self.decode(self.fed_B1, self.cache))
             self.previous_B1, self.positions_B1 = self.fed_B1, self.positions_B1 + 1
             self.lengths = [length + 1 for length in self.lengths]
         for group in _groups(new):
@@ -222,12 +233,12 @@ class Batch:
 
     def _write(self, chosen_B1: Tensor, logits_BV: Tensor) -> None:
         """Hand every row its token, with log-probabilities of the unmodified distribution."""
-        total_B1 = logits_BV.logsumexp(-1, keepdim=True)
+        logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
         ids = chosen_B1[:, 0].tolist()
-        logprobs = (logits_BV.gather(1, chosen_B1) - total_B1)[:, 0].tolist()
+        logprobs = logprobs_BV.gather(1, chosen_B1)[:, 0].tolist()
         others: list[tuple[Alternative, ...]] = [()] * len(ids)
         if self.sampler.alternatives:
-            others = self._alternatives(logits_BV - total_B1)
+            others = self._alternatives(logprobs_BV)
         for request, id, logprob, other in zip(self.running, ids, logprobs, others, strict=True):
             self.engine.token(request, id, logprob, other)
 
