@@ -85,7 +85,7 @@ def eval_line(item: Item, skill: str, language: str, split: str, number: int) ->
             "messages": prompt_of(item),
             "answer": item.messages[-1]["content"],
             "check": item.check,
-            "accept": list(item.accept) or [item.messages[-1]["content"]],
+            "accept": list(item.accept) or ([] if item.check == "story" else [item.messages[-1]["content"]]),
             "reject": list(item.reject),
         }
     )

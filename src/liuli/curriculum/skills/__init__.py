@@ -109,7 +109,7 @@ def _skills() -> list[Skill]:
         s("identity", "dialogue", smalltalk.small_talk("identity"), 0.5, SEEN),
         s("farewell", "dialogue", smalltalk.small_talk("farewell"), 0.3, SEEN),
         s("feelings", "dialogue", smalltalk.small_talk("feelings"), 0.4, SEEN),
-        s("story", "stories", stories.tell_story, 6.0, NAMED, stories.story_text, 0.55),
+        s("story", "stories", stories.tell_story, 6.0, SEEN, stories.story_text, 0.55),
         s("story_named", "stories", stories.tell_named, 2.0, NAMED),
     ]
     counts = {name: len(facts.pairs_of(name)) for name in facts.SKILLS}

@@ -1,13 +1,131 @@
-"""stub"""
+"""Short stories with a plot, from a grammar in `data/stories.*.txt`: eight plots, each step told in several ways.
+
+The number of distinct sentences is counted exactly: of every way of telling a step, the product of the choices in it.
+"""
+
+# ruff: noqa: E501
+from __future__ import annotations
+
+import functools
+import math
+import re
+from dataclasses import dataclass
+
 from liuli.curriculum.draw import Draw
+from liuli.curriculum.invent import first_name, given_names
 from liuli.curriculum.items import Item, asked
+from liuli.curriculum.knowledge import DATA
+
+PRONOUNS = {"f": {"he": "she", "his": "her", "him": "her"}, "m": {"he": "he", "his": "his", "him": "him"}}
+_SLOT = re.compile(r"\{(\w+)\}")
+ASKED = {
+    "en": ("Tell me a story about a {h}.", "Please tell me a story about a {h}.", "I want to hear a story about a {h}.", "A story about a {h}, please.",
+           "Do you know a story about a {h}?", "Can you tell me a story about a {h}?"),
+    "zh": ("讲一个{h}的故事。", "请给我讲一个{h}的故事。", "我想听一个{h}的故事。", "来一个{h}的故事吧。", "你知道{h}的故事吗？", "你能讲一个{h}的故事吗？"),
+}
+ASKED_NAMED = {
+    "en": ("Tell me a story about a {h} called {n}.", "Please tell me a story about {n} the {h}.", "I want to hear a story about a {h} called {n}.",
+           "A story about {n} the {h}, please.", "Can you tell me a story about a {h} called {n}?"),
+    "zh": ("讲一个{h}{n}的故事。", "请给我讲一个{h}的故事，它叫{n}。", "我想听{h}{n}的故事。", "来一个{h}{n}的故事吧。", "你能讲一个{h}{n}的故事吗？"),
+}
+ASKED_ANY = {"en": ("Tell me a story.", "Please tell me a story.", "I want to hear a story."), "zh": ("讲个故事。", "请给我讲个故事。", "我想听故事。")}
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """slots: what may stand in each brace. plots: each a list of steps, each a list of ways to tell it."""
+
+    slots: dict[str, tuple[str, ...]]
+    plots: tuple[tuple[tuple[str, ...], ...], ...]
 
 
 def tell_story(draw: Draw) -> Item:
-    return asked("Tell me a story." if not draw.zh else "讲个故事。", story_text(draw), check="story", )
-def story_text(draw: Draw) -> str:
-    return "Once upon a time there was a fox. It lived well. It ran. It slept."
+    """A story about an animal asked for; now and then about any."""
+    if draw.split == "train" and draw.chance(0.1):
+        return asked(draw.pick(ASKED_ANY[draw.language]), story_text(draw), check="story")
+    hero = draw.cycle(grammar(draw.language).slots["hero"])
+    return asked(draw.form(ASKED[draw.language]).format(h=hero), write(draw, hero), hero, check="story")
+
+
 def tell_named(draw: Draw) -> Item:
-    return tell_story(draw)
+    """A story about an animal whose name the user gives."""
+    hero = draw.cycle(grammar(draw.language).slots["hero"])
+    name = first_name(draw)
+    return asked(draw.form(ASKED_NAMED[draw.language]).format(h=hero, n=name), write(draw, hero, name), hero, name, check="story")
+
+
+def story_text(draw: Draw) -> str:
+    """A story about any animal."""
+    return write(draw, draw.cycle(grammar(draw.language).slots["hero"]))
+
+
+def write(draw: Draw, hero: str, name: str | None = None) -> str:
+    """Draw a plot, what stands in its slots, and a way to tell each step."""
+    rules = grammar(draw.language)
+    filled = {slot: draw.pick(options) for slot, options in rules.slots.items()}
+    gender = "fm"[draw.number(0, 1)]
+    names = story_names(draw.language, gender)
+    filled |= {"hero": hero, "name": name or draw.pick(names)}
+    while filled["friend"] == hero:
+        filled["friend"] = draw.pick(rules.slots["friend"])
+    filled["pal"] = filled["name"]
+    while filled["pal"] == filled["name"]:
+        filled["pal"] = draw.pick(story_names(draw.language))
+    filled |= PRONOUNS[gender]
+    sentences = []
+    for ways in draw.pick(rules.plots):
+        sentence = draw.pick(ways)
+        for slot in _slots_of(sentence):
+            word = filled[slot.lower()]
+            sentence = sentence.replace("{" + slot + "}", word if slot.islower() else word.capitalize())
+        sentences.append(sentence)
+    return ("" if draw.zh else " ").join(sentences)
+
+
+@functools.cache
+def story_names(language: str, gender: str = "") -> tuple[str, ...]:
+    """Names of the animals in stories: English given names by gender; Chinese pet names, which have none."""
+    return given_names("en", gender) if language == "en" else grammar("zh").slots["called"]
+
+
+@functools.cache
+def grammar(language: str) -> Grammar:
+    """The story grammar of a language."""
+    slots: dict[str, tuple[str, ...]] = {}
+    plots: list[list[tuple[str, ...]]] = []
+    for line in (DATA / f"stories.{language}.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("[plot"):
+            plots.append([])
+        elif line and not line.startswith("#"):
+            if plots:
+                plots[-1].append(tuple(way.strip() for way in line.split(" | ")))
+            else:
+                slot, _, words = line.partition(" = ")
+                slots[slot] = tuple(word.strip() for word in words.split(","))
+    slots["friend"] = slots["hero"]
+    return Grammar(slots, tuple(tuple(plot) for plot in plots))
+
+
 def distinct_sentences(language: str) -> int:
-    return 4
+    """How many different sentences the stories can hold, names given by a user not counted."""
+    ways = {way for plot in grammar(language).plots for step in plot for way in step}
+    return sum(count_expansions(way, language) for way in ways)
+
+
+def count_expansions(way: str, language: str) -> int:
+    """In how many ways a step's wording can be filled: hero and friend differ, so do both names; pronouns follow the name."""
+    used = {slot.lower() for slot in _slots_of(way)}
+    sizes = {slot: len(options) for slot, options in grammar(language).slots.items()} | {"pal": len(story_names(language))}
+    sizes["name"] = sizes["pal"]
+    pronouns = used & {"he", "his", "him"}
+    total = math.prod(sizes[slot] for slot in used - pronouns)
+    if {"hero", "friend"} <= used:
+        total = total // sizes["hero"] * (sizes["hero"] - 1)
+    if {"name", "pal"} <= used:
+        total = total // sizes["name"] * (sizes["name"] - 1)
+    return total * (2 if pronouns and "name" not in used else 1)
+
+
+@functools.cache
+def _slots_of(way: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_SLOT.findall(way)))
