@@ -17,6 +17,7 @@ from liuli.engine import Model
 from liuli.errors import UsageError
 from liuli.evals import HEADLINES, evaluate
 from liuli.evals import skills as room
+from liuli.evals.headline import weights
 from liuli.evals.skills import Item, Result, ask, ask_all, cell_of, deal, stretches, table
 from liuli.evals.speed import speed
 from liuli.evals.talk import has_loop, repeated_share, talk
@@ -51,6 +52,16 @@ def test_rounds_take_one_of_every_cell_and_limit_counts_per_cell() -> None:
     assert Counter(cell_of(i) for one in deal(items, limit=2) for i in one) == {
         ("a", "en", "train"): 2, ("b", "en", "names"): 2, ("c", "zh", "train"): 1,
     }  # fmt: skip
+
+
+def test_a_headline_figure_on_few_cells_is_asked_as_often_as_one_on_many() -> None:
+    cells = [("remember_name", "en", split) for split in ("train", "names", "templates")]
+    cells += [(skill, "en", "templates") for skill in skills() if skills()[skill].family == "facts"]
+    items = [item(skill, n, language, split) for skill, language, split in cells for n in range(20)]
+    first = Counter(cell_of(i) for i in deal(items, often=weights(cells))[0])
+    assert first["remember_name", "en", "train"] == 1  # not part of the figure
+    assert first["remember_name", "en", "names"] == first["remember_name", "en", "templates"] == 6
+    assert {first[cell] for cell in cells[3:]} == {1}
 
 
 def test_stretches_hold_whole_rounds_only() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ from liuli.curriculum import skills
 from liuli.evals.proportion import score
 
 LANGUAGES = ("en", "zh")
+A_ROUND = 12  # questions of each figure and language in a round of asking
+Cell = tuple[str, str, str]  # skill, language, split
 
 
 @dataclass(frozen=True)
@@ -46,21 +49,33 @@ HEADLINES = (
 def headline(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The eight figures from the table of cells: `{"name", "title", "target", "en": score, "zh": score}` each.
 
-    Held-out splits only, pooled; a skill that has none (a fact can be reworded but not held out) counts as it is.
-    A figure nothing was asked about is left out.
+    Held-out splits only, pooled; a skill that has none counts as it is. A figure nothing was asked about is left out.
     """
+    cells = {(row["skill"], row["language"], row["split"]): row for row in rows}
     result = []
     for one in HEADLINES:
         entry: dict[str, Any] = {"name": one.name, "title": one.title, "target": one.target}
         for language in LANGUAGES:
-            own = [row for row in rows if one.covers(row["skill"]) and row["language"] == language]
-            held_out = [row for row in own if row["split"] != "train" or not _has_held_out(own, row["skill"])]
-            if held_out:
-                entry[language] = score(sum(row["right"] for row in held_out), sum(row["n"] for row in held_out))
+            if own := [cells[cell] for cell in held_out_cells(one, language, cells)]:
+                entry[language] = score(sum(row["right"] for row in own), sum(row["n"] for row in own))
         if any(language in entry for language in LANGUAGES):
             result.append(entry)
     return result
 
 
-def _has_held_out(rows: Sequence[dict[str, Any]], skill: str) -> bool:
-    return any(row["skill"] == skill and row["split"] != "train" for row in rows)
+def held_out_cells(one: Headline, language: str, cells: Iterable[Cell]) -> list[Cell]:
+    """The cells a figure is measured on."""
+    own = [cell for cell in cells if one.covers(cell[0]) and cell[1] == language]
+    held_out = {skill for skill, _, split in own if split != "train"}
+    return [cell for cell in own if cell[2] != "train" or cell[0] not in held_out]
+
+
+def weights(cells: Iterable[Cell]) -> dict[Cell, int]:
+    """Questions of a cell in a round, so that a figure resting on few cells is as sure as one on many."""
+    known = sorted(set(cells))
+    often: dict[Cell, int] = {}
+    for one in HEADLINES:
+        for language in LANGUAGES:
+            own = held_out_cells(one, language, known)
+            often |= {cell: math.ceil(A_ROUND / len(own)) for cell in own}
+    return often

@@ -7,17 +7,18 @@ decided by `curriculum.judge` alone; what a tool returns, by the engine's own to
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from liuli.curriculum import judge
 from liuli.engine import TOOLS, Engine, Sampling, reply_many
+from liuli.evals.headline import Cell, weights
 from liuli.evals.proportion import score
 from liuli.text import Message, render_many
 
 Item = dict[str, Any]
-Cell = tuple[str, str, str]  # skill, language, split
 AT_LEAST = 512  # items in one stretch of work: the engine keeps its rows full until the last few
 
 
@@ -38,17 +39,24 @@ def cell_of(item: Item) -> Cell:
     return item["skill"], item["language"], item["split"]
 
 
-def deal(items: Iterable[Item], limit: int | None = None) -> list[list[Item]]:
+def deal(
+    items: Iterable[Item], limit: int | None = None, often: Mapping[Cell, int] = MappingProxyType({})
+) -> list[list[Item]]:
     """Rounds: each takes one item from every cell that has any left, so that any number of whole rounds is fair.
 
-    limit: at most this many items of a cell, hence this many rounds.
+    limit: at most this many items of a cell. often: take so many of a cell each round instead of one.
     """
     cells: dict[Cell, list[Item]] = {}
     for item in items:
         cells.setdefault(cell_of(item), []).append(item)
-    deepest = max((len(cell) for cell in cells.values()), default=0)
-    rounds = deepest if limit is None else min(limit, deepest)
-    return [[cells[key][r] for key in sorted(cells) if r < len(cells[key])] for r in range(rounds)]
+    rounds: list[list[Item]] = []
+    for key in sorted(cells):
+        kept, step = cells[key][:limit], often.get(key, 1)
+        for number, start in enumerate(range(0, len(kept), step)):
+            if number == len(rounds):
+                rounds.append([])
+            rounds[number] += kept[start : start + step]
+    return rounds
 
 
 def stretches(rounds: Sequence[list[Item]], at_least: int = AT_LEAST) -> Iterator[list[Item]]:
@@ -91,7 +99,8 @@ def ask_all(
 
     A stretch of rounds is begun only if, at the speed of those before it, it will end in time.
     """
-    rounds = deal(items, limit)
+    items = list(items)
+    rounds = deal(items, limit, weights(map(cell_of, items)))
     total, began, results = sum(map(len, rounds)), time.monotonic(), list[Result]()
     for work in stretches(rounds):
         spent = time.monotonic() - began
