@@ -31,12 +31,105 @@ Tokens = Annotated[float | None, typer.Option(help="Budget: training tokens.")]
 Options = Annotated[list[str] | None, typer.Option(help="key=value training option; may be given often.")]
 
 
+Sources = Annotated[
+    list[str], typer.Argument(help="Files, folders or Hub datasets (owner/name), each perhaps with a weight: news=0.5")
+]
+Field = Annotated[str, typer.Option(help="The key or column that holds the text, in .jsonl and .parquet.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count bad rows and go on.")]
+
+
 @app.callback()
 def root() -> None:
     """Liuli 琉璃: build, use and see through a ChatGPT."""
 
 
 # --- commands, in the order in which data flows ----------------------------------------------------------------------
+
+
+@data_app.command(name="stats")
+def data_stats(
+    sources: Sources,
+    tokenizer: Annotated[Path | None, typer.Option(help="Count tokens with this one; default: an estimate.")] = None,
+    field: Field = "text",
+    skip_bad: SkipBad = False,
+    as_json: Json = False,
+) -> None:
+    """Languages, documents, bytes and tokens of text. Example: liuli data stats books news.jsonl.gz --skip-bad"""
+    from liuli.text import commands
+
+    commands.stats_here(sources, tokenizer, field, skip_bad, as_json)
+
+
+@data_app.command(name="clean")
+def data_clean(
+    sources: Sources,
+    out: Annotated[Path, typer.Argument(help="The folder to write: text.jsonl and report.json.")],
+    shortest: Annotated[int, typer.Option(min=0, help="Characters a document must have.")] = 30,
+    symbols: Annotated[float, typer.Option(help="Most symbols, as a share of the characters; 1 allows all.")] = 0.25,
+    lines: Annotated[float, typer.Option(help="Most characters in repeated lines, as a share.")] = 0.3,
+    phrase: Annotated[float, typer.Option(help="Most words taken by one phrase of four, as a share.")] = 0.16,
+    passages: Annotated[float, typer.Option(help="Most words in repeated passages of ten, as a share.")] = 0.4,
+    field: Field = "text",
+    skip_bad: SkipBad = False,
+    as_json: Json = False,
+) -> None:
+    """Remove short, repetitive and symbol-ridden documents, and say why. Example: liuli data clean raw clean"""
+    from liuli.text import Rules, commands
+
+    rules = Rules(shortest, symbols=symbols, repeated_lines=lines, repeated_phrase=phrase, repeated_passages=passages)
+    commands.clean_here(sources, out, rules, field, skip_bad, as_json)
+
+
+@data_app.command(name="dedup")
+def data_dedup(
+    sources: Sources,
+    out: Annotated[Path, typer.Argument(help="The folder to write: text.jsonl and report.json.")],
+    threshold: Annotated[float, typer.Option(help="Similarity from which two documents are the same.")] = 0.8,
+    exact: Annotated[bool, typer.Option("--exact", help="Remove only documents that are equal.")] = False,
+    field: Field = "text",
+    skip_bad: SkipBad = False,
+    as_json: Json = False,
+) -> None:
+    """Remove equal and nearly equal documents; the first one stays. Example: liuli data dedup clean unique"""
+    from liuli.text import commands
+
+    commands.dedup_here(sources, out, None if exact else threshold, field, skip_bad, as_json)
+
+
+@app.command(name="tokenizer")
+def tokenizer_command(
+    sources: Sources,
+    out: Annotated[Path, typer.Argument(help="The folder to write; transformers opens it too.")],
+    vocab_size: Annotated[int, typer.Option(help="Tokens: small models want few (2048), large ones many.")] = 4096,
+    digits: Annotated[int, typer.Option(min=1, max=2, help="Longest group of digits in one token.")] = 2,
+    field: Field = "text",
+    skip_bad: SkipBad = False,
+    as_json: Json = False,
+) -> None:
+    """Learn a vocabulary from text. Example: liuli tokenizer unique runs/my/tokenizer --vocab-size 4096"""
+    from liuli.text import commands
+
+    commands.tokenizer_here(sources, out, vocab_size, digits, field, skip_bad, as_json)
+
+
+@data_app.command(name="rows")
+def data_rows(
+    sources: Sources,
+    out: Annotated[Path, typer.Argument(help="The folder of rows to write.")],
+    tokenizer: Annotated[Path, typer.Option(help="Folder of the tokenizer.")],
+    context: Annotated[int, typer.Option(help="Tokens a row (T); each row stores one more.")] = 256,
+    chat: Annotated[bool, typer.Option("--chat", help="The sources are conversations, in any known format.")] = False,
+    field: Field = "text",
+    skip_bad: SkipBad = False,
+    as_json: Json = False,
+) -> None:
+    """Pack text or conversations into rows of tokens, ready to train on.
+
+    Example: liuli data rows unique runs/my/rows --tokenizer runs/my/tokenizer
+    """
+    from liuli.text import commands
+
+    commands.rows_here(sources, out, tokenizer, context, chat, field, skip_bad, as_json)
 
 
 @app.command("eval")

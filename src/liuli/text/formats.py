@@ -56,7 +56,7 @@ def read_conversations(
     report = report if report is not None else ReadReport()
     paths = [paths] if isinstance(paths, str | Path | Source) else paths
     for path in paths:
-        path = path.path if isinstance(path, Source) else path
+        path = Source.of(path).path
         for file in find_files(path, KINDS):
             report.files += 1
             for number, row in _read_rows(file):

@@ -43,6 +43,19 @@ class Source:
     path: str | Path
     weight: float = 1.0
 
+    @classmethod
+    def of(cls, value: Source | str | Path) -> Source:
+        """A source as a user writes it: a path, a Hub dataset's name, or either with its weight, "folder=0.5"."""
+        if isinstance(value, Source):
+            return value
+        name, equals, weight = str(value).rpartition("=")
+        if not equals or Path(value).exists():
+            return cls(value)
+        try:
+            return cls(name, float(weight))
+        except ValueError:
+            return cls(value)
+
 
 @dataclass(slots=True)
 class ReadReport:
@@ -73,7 +86,7 @@ def read_documents(
     """
     report = report if report is not None else ReadReport()
     for source in sources:
-        source = source if isinstance(source, Source) else Source(source)
+        source = Source.of(source)
         if not source.weight > 0:
             raise UsageError(f"a weight of {source.weight} for {source.path}", fix="weights are above 0")
         due = 0.0

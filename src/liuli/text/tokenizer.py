@@ -8,7 +8,7 @@ token, so nothing a user types can end a turn. Knows nothing of conversations: s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -217,26 +217,36 @@ def byte_alphabet() -> dict[str, int]:
 
 
 def spread_sample(texts: Iterable[str], characters: int) -> list[str]:
-    """About that many characters of texts, taken evenly over all of them: every text, or every second, fourth, ….
-
-    One pass, deterministic: when twice too much is held, every second text is let go and only every second is taken.
-    """
-    kept: list[str] = []
-    held, stride = 0, 1
-    for number, text in enumerate(pieces_of(texts, characters)):
-        if number % stride:
-            continue
-        kept.append(text)
-        held += len(text)
-        while held > 2 * characters and len(kept) > 1:
-            kept, stride = kept[::2], stride * 2
-            held = sum(map(len, kept))
-    return kept
-
-
-def pieces_of(texts: Iterable[str], characters: int) -> Iterator[str]:
-    """The texts, those longer than a hundredth of the sample cut up, so that one book is not the whole sample."""
-    size = max(characters // 100, 1000)
+    """About that many characters of texts, taken evenly over all of them."""
+    sample = Sample(characters)
     for text in texts:
-        for start in range(0, len(text), size):
-            yield whole(text[start : start + size])
+        sample.add(text)
+    return sample.kept
+
+
+class Sample:
+    """Takes every piece of text, then every second, fourth, …: when twice too much is held, half is let go.
+
+    One pass, deterministic. characters: about how many are kept, at most twice as many. A long text counts as many
+    pieces, so that one book is not the whole sample.
+    """
+
+    def __init__(self, characters: int) -> None:
+        self.kept: list[str] = []
+        self._characters, self._piece = characters, max(characters // 100, 1000)
+        self._held = self._seen = 0
+        self._stride = 1
+
+    def add(self, text: str) -> None:
+        for start in range(0, len(text), self._piece):
+            self._add(whole(text[start : start + self._piece]))
+
+    def _add(self, piece: str) -> None:
+        self._seen += 1
+        if (self._seen - 1) % self._stride:
+            return
+        self.kept.append(piece)
+        self._held += len(piece)
+        while self._held > 2 * self._characters and len(self.kept) > 1:
+            self.kept, self._stride = self.kept[::2], self._stride * 2
+            self._held = sum(map(len, self.kept))
