@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -159,6 +160,28 @@ def eval_(
 
 
 @app.command()
+def chat(
+    model: Annotated[Path, typer.Argument(help="A model folder, for example runs/laptop/chat.")],
+    system: Annotated[str, typer.Option(help="The system message: who the model is.")] = "",
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest word; higher: more surprise.")] = 0.7,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest words that together have this share.")] = 0.95,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 512,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers. Default: a new one.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps. Default: the fastest there is.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Talk to a model in the terminal; /help lists what one can do there. --json: one object for each answer.
+
+    Example: liuli chat runs/laptop/chat --temperature 0
+    """
+    from liuli import terminal
+    from liuli.engine import Model, Sampling
+
+    sampling = Sampling(temperature, top_p=top_p, max_tokens=max_tokens, seed=seed, alternatives=5)
+    terminal.chat_here(Model(model, device).engine, sampling, system, str(model), as_json)
+
+
+@app.command()
 def serve(
     path: Annotated[Path, typer.Argument(help="A model folder, or a run folder, also one that is still training.")],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")] = "127.0.0.1",
@@ -292,6 +315,9 @@ def curriculum_show(
 
 def main() -> None:
     """Run a command; an error the user can act on is one message and exit code 1 or 2, never a traceback."""
+    # Idle threads sleep instead of spinning: two torch programs on the same cores (a build and its page) would
+    # otherwise stall one another tenfold; a program that has the machine to itself loses a few percent (measured).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(standalone_mode=True)
     except LiuliError as error:

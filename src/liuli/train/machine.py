@@ -51,9 +51,9 @@ def matmul_rate(device: str, dtype: torch.dtype, size: int = 2048, seconds: floa
     """Best rate of size x size matrix multiplications seen within about `seconds`, in FLOP/s."""
     left = torch.randn(size, size, device=device).to(dtype)
     right = torch.randn(size, size, device=device).to(dtype)
+    left @ right  # the first call loads kernels
     best, end = 0.0, time.perf_counter() + seconds
-    left @ right
-    while time.perf_counter() < end:
+    while not best or time.perf_counter() < end:
         synchronise(device)
         start = time.perf_counter()
         left @ right
