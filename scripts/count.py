@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOMS = (
     *("errors", "files", "folder", "text", "curriculum", "model", "engine", "train", "stages"),
-    *("evals", "assistant", "inside", "plan", "build", "planning", "running", "server", "cli"),
+    *("evals", "assistant", "inside", "plan", "build", "planning", "running", "server", "terminal", "cli"),
 )
 CORE = ("errors", "files", "folder", "text", "model", "engine", "train", "stages")
 CORE_BUDGET, SRC_BUDGET = 6_000, 14_000

@@ -5,7 +5,7 @@ An answer that calls a tool is followed by the tool's message, and the model goe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from liuli.engine.answer import Answer, Token
@@ -30,7 +30,7 @@ class Turn:
 
 def reply(
     engine: Engine, messages: Messages, sampling: Sampling, tools: Mapping[str, Tool] = TOOLS
-) -> Iterator[Token | Message]:
+) -> Generator[Token | Message, None, None]:
     """One answer, streamed: tokens as they come; for a call, the assistant's message with it and the tool's message.
 
     Texts of the tokens joined are the content that is shown; the tokens of calls and thoughts have none. The last token

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -98,7 +98,7 @@ class Engine:
         self.work(requests)
         return [request.answer() for request in requests]
 
-    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[Token]:
+    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Generator[Token, None, None]:
         """The tokens of one answer as they are written; closing the iterator stops the work."""
         request = self.request(prompt, sampling)
         batch = Batch(self, rows=1, slots=_slots([request]))
