@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from liuli.evals import headline, score
+from liuli.evals.headline import family
 
 START = 1_760_000_000.0
 STAGES = [
@@ -89,7 +90,9 @@ def make_eval(rng: random.Random) -> dict[str, Any]:
             for split in ("train", "names", "templates", "combinations")[: rng.choice((2, 3, 4))]:
                 n = rng.randrange(24, 90)
                 right = sum(rng.random() < ability for _ in range(n))
-                rows.append({"skill": name, "language": language, "split": split, **score(right, n)})
+                rows.append(
+                    {"skill": name, "family": family(name), "language": language, "split": split, **score(right, n)}
+                )
     call = {"id": "1", "type": "function", "function": {"name": "calculator", "arguments": '{"expression": "417*38"}'}}
     ask = {"role": "user", "content": "What is 417 times 38?"}
     told = [

@@ -20,7 +20,7 @@ from typing import Any
 from liuli.engine import Engine, Model
 from liuli.errors import UsageError
 from liuli.evals.bits import bits_by_language
-from liuli.evals.headline import HEADLINES, LANGUAGES, headline
+from liuli.evals.headline import HEADLINES, LANGUAGES, family, headline
 from liuli.evals.skills import Item, Result, ask_all, deal, table
 from liuli.evals.speed import speed
 from liuli.evals.talk import talk
@@ -124,13 +124,16 @@ def examples(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def mistakes(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Wrong answers, one of a skill and language, from the weakest cells first."""
-    wrong: dict[tuple[str, str], list[Result]] = {}
+    """Wrong answers, one of a family of skills, from the families with most of them; languages take turns."""
+    wrong: dict[str, list[Result]] = {}
     for result in results:
         if not result.right:
-            wrong.setdefault((result.item["skill"], result.item["language"]), []).append(result)
-    weakest = sorted(wrong.values(), key=len, reverse=True)
-    return [shown(own[0]) for own in weakest[:SHOWN]]
+            wrong.setdefault(family(result.item["skill"]), []).append(result)
+    worst = sorted(wrong.values(), key=len, reverse=True)[:SHOWN]
+    return [
+        shown(min(own, key=lambda result: result.item["language"] != LANGUAGES[number % 2]))
+        for number, own in enumerate(worst)
+    ]
 
 
 def shown(result: Result) -> dict[str, Any]:

@@ -27,8 +27,7 @@ class Headline:
     family: str = ""
 
     def covers(self, skill: str) -> bool:
-        known = skills().get(skill)
-        return skill in self.skills or (known is not None and known.family == self.family)
+        return skill in self.skills or family(skill) == self.family
 
 
 CALCULATE = tuple(f"calculate_{what}" for what in ("add", "subtract", "multiply", "divide", "two"))
@@ -44,6 +43,12 @@ HEADLINES = (
     Headline("citation", "Copying, cited", "带标注的引用", 0.95, ("cite_name", "cite_number")),
     Headline("stories", "Stories, no loops", "故事不打转", 0.98, ("story", "story_named")),
 )
+
+
+def family(skill: str) -> str:
+    """The family a skill belongs to; its own name if the curriculum does not know it."""
+    known = skills().get(skill)
+    return known.family if known else skill
 
 
 def headline(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

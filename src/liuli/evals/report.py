@@ -16,7 +16,7 @@ from typing import Any
 from liuli.errors import UsageError
 from liuli.evals import sections
 from liuli.evals.runfolder import Facts, Run, finite, read_run
-from liuli.evals.words import both, clock, count_text, escape, number, percent, section, table, value_text
+from liuli.evals.words import both, clock, count_text, escape, machine_text, number, percent, section, table
 from liuli.files import write_file
 
 PREPARING = ("curriculum", "tokenizer", "rows", "pretrain", "evaluate")  # stages that make no chat model
@@ -97,8 +97,10 @@ def commands(run: Run) -> str:
 
 def machine(run: Run) -> str:
     """Where and with what it was made; the plan and the recipe word by word."""
-    known = {**run.plan.get("machine", {}), **run.eval.get("machine", {}), **run.eval.get("versions", {})}
-    rows = [[escape(str(name).replace("_", " ")), escape(value_text(value))] for name, value in known.items()]
+    known = {**run.eval.get("machine", {}), **run.plan.get("machine", {}), **run.eval.get("versions", {})}
+    if "cpu" in known:
+        known.pop("name", None)  # the same said shorter
+    rows = [[escape(str(name).replace("_", " ")), escape(machine_text(name, value))] for name, value in known.items()]
     html = table([], rows) if rows else ""
     plan = escape(json.dumps(run.plan, indent=2, ensure_ascii=False)) if run.plan else ""
     for title, text in ((both("The plan in full", "完整计划"), plan), (both("The recipe", "配方"), escape(run.recipe))):

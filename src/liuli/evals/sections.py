@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from liuli.evals.charts import Band, Line, accuracy_bar, plot, share_bar, smooth
 from liuli.evals.headline import HEADLINES, Headline
+from liuli.evals.proportion import score
 from liuli.evals.runfolder import Facts, Run, finite
 from liuli.evals.words import (
     both,
@@ -17,6 +18,7 @@ from liuli.evals.words import (
     number,
     percent,
     section,
+    skill_title,
     stage_title,
     table,
     value_text,
@@ -99,26 +101,39 @@ def times(run: Run) -> str:
 
 
 def skills(run: Run) -> str:
-    """Every skill by split, English over Chinese, the surest skills first."""
+    """Skills by split, English over Chinese: the families for the eye, every single skill behind a click."""
     rows = run.eval.get("skills", [])
     if not rows:
         return ""
-    cells = {(row["skill"], row["split"], row["language"]): row for row in rows}
-    splits = [split for split in SPLITS if any(row["split"] == split for row in rows)]
-    names = sorted({row["skill"] for row in rows}, key=lambda name: (-_mean(rows, name), name))
-    body = [
-        [escape(name.replace("_", " ")), *("".join(_scores(cells, name, split)) for split in splits)] for name in names
-    ]
+    number_of_skills = len({row["skill"] for row in rows})
     right, asked = sum(row["right"] for row in rows), sum(row["n"] for row in rows)
     key = '<p class="key"><span><i class="s0"></i>English</span><span><i class="s2"></i>中文</span></p>'
+    every = both(f"All {number_of_skills} skills one by one", f"全部 {number_of_skills} 项技能")
     return section(
         both("Skill by skill", "逐项技能"),
         both(
-            f"{len(names)} skills, {asked:,} questions, {percent(right / asked)} right. Small: how many questions.",
-            f"{len(names)} 项技能，{asked:,} 道题，答对 {percent(right / asked)}。小字为题数。",
+            f"{number_of_skills} skills, {asked:,} questions, {percent(right / asked)} right. Small: how many.",
+            f"{number_of_skills} 项技能，{asked:,} 道题，答对 {percent(right / asked)}。小字为题数。",
         ),
-        key + table([both("Skill", "技能"), *(SPLITS[split] for split in splits)], body),
+        f"{key}{_grid(rows, 'family')}<details><summary>{every}</summary>{_grid(rows, 'skill')}</details>",
     )
+
+
+def _grid(rows: list[Facts], by: str) -> str:
+    """A table of pooled scores, a line for each value of `by`, a column for each split, the surest lines first."""
+    pooled: dict[tuple[str, str, str], list[int]] = {}
+    for row in rows:
+        cell = pooled.setdefault((str(row.get(by, row["skill"])), row["split"], row["language"]), [0, 0])
+        cell[0] += row["right"]
+        cell[1] += row["n"]
+    cells = {place: score(right, n) for place, (right, n) in pooled.items()}
+    splits = [split for split in SPLITS if any(place[1] == split for place in cells)]
+    means: dict[str, list[float]] = {}
+    for (name, _, _), cell_score in cells.items():
+        means.setdefault(name, []).append(cell_score["accuracy"])
+    names = sorted(means, key=lambda name: (-sum(means[name]) / len(means[name]), name))
+    body = [[skill_title(name), *("".join(_scores(cells, name, split)) for split in splits)] for name in names]
+    return table([both("Skill", "技能"), *(SPLITS[split] for split in splits)], body)
 
 
 def chats(run: Run) -> str:
@@ -193,7 +208,7 @@ def _tile(headline: Headline, row: Facts) -> str:
     return f'<div class="card tile"><h3>{title}<small>{target}</small></h3>{bars}</div>'
 
 
-def _scores(cells: dict[tuple[str, str, str], Facts], skill: str, split: str) -> Iterator[str]:
+def _scores(cells: Mapping[tuple[str, str, str], Facts], skill: str, split: str) -> Iterator[str]:
     for colour, (code, _) in enumerate(LANGUAGES):
         cell = cells.get((skill, split, code))
         if cell and cell["n"]:
@@ -222,7 +237,7 @@ def _chat(example: Facts) -> str:
             )
     if not example["right"]:
         bubbles += f'<div class="want">{both("expected", "应为")}: {escape(value_text(example["answer"]))}</div>'
-    return f'<div class="card chat"><h3>{escape(example["skill"].replace("_", " "))}</h3>{bubbles}</div>'
+    return f'<div class="card chat"><h3>{skill_title(example["skill"])}</h3>{bubbles}</div>'
 
 
 def _timeline(prompt: str, told: list[tuple[Facts, str]]) -> str:
@@ -238,11 +253,6 @@ def _timeline(prompt: str, told: list[tuple[Facts, str]]) -> str:
 
 def _per_second(value: Any) -> str:
     return f"{count_text(value)} {both('tokens/s', '词元/秒')}" if finite(value) else ""
-
-
-def _mean(rows: list[Facts], skill: str) -> float:
-    own = [float(row["accuracy"]) for row in rows if row["skill"] == skill]
-    return sum(own) / len(own)
 
 
 PARTS = (headlines, curves, times, skills, chats, learning, manners)

@@ -14,7 +14,7 @@ from typing import Any
 
 from liuli.curriculum import judge
 from liuli.engine import TOOLS, Engine, Sampling, reply_many
-from liuli.evals.headline import Cell, weights
+from liuli.evals.headline import Cell, family, weights
 from liuli.evals.proportion import score
 from liuli.text import Message, render_many
 
@@ -112,13 +112,13 @@ def ask_all(
 
 
 def table(results: Iterable[Result]) -> list[dict[str, Any]]:
-    """One row a cell: skill, language, split and its score, sorted by these names."""
+    """One row a cell: skill, its family, language, split and the score, sorted by these names."""
     counts: dict[Cell, list[int]] = {}
     for result in results:
         cell = counts.setdefault(result.cell, [0, 0])
         cell[0] += result.right
         cell[1] += 1
     return [
-        {"skill": skill, "language": language, "split": split, **score(right, n)}
+        {"skill": skill, "family": family(skill), "language": language, "split": split, **score(right, n)}
         for (skill, language, split), (right, n) in sorted(counts.items())
     ]

@@ -18,6 +18,22 @@ STAGES = {
     "evaluate": "考试",
 }
 
+FAMILIES = {
+    "facts": "真实知识",
+    "people": "邻居们",
+    "translation": "翻译",
+    "tools": "用计算器",
+    "steps": "分步计算",
+    "memory": "记住",
+    "citation": "引用",
+    "honesty": "不知为不知",
+    "strings": "字词",
+    "numbers": "数字",
+    "calendar": "日历",
+    "dialogue": "闲谈",
+    "stories": "故事",
+}
+
 
 def escape(text: str) -> str:
     """Text that came from elsewhere, harmless inside HTML."""
@@ -48,6 +64,12 @@ def stage_title(stage: dict[str, Any]) -> str:
     return both(escape(title), chinese) if chinese else escape(title)
 
 
+def skill_title(name: str) -> str:
+    """A skill or a family of skills."""
+    plain = escape(name.replace("_", " "))
+    return both(plain, FAMILIES[name]) if name in FAMILIES else plain
+
+
 def percent(share: float) -> str:
     """0.983 -> 98.3%; never 100% for anything less than all, nor 0% for anything more than none."""
     text = f"{100 * share:.1f}"
@@ -67,7 +89,7 @@ def number(value: Any) -> str:
 
 def count_text(value: Any) -> str:
     """2160000 -> 2.16M; empty for none."""
-    return _scaled(value, 1000, ("", "k", "M", "G", "T", "P"), "")
+    return _scaled(value, 1000, ("", "k", "M", "G", "T", "P", "E"), "")
 
 
 def bytes_text(value: Any) -> str:
@@ -82,6 +104,13 @@ def clock(seconds: Any) -> str:
     whole = round(seconds)
     minutes, rest = divmod(whole, 60)
     return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def machine_text(name: str, value: Any) -> str:
+    """A fact about a machine: rates in FLOP/s and memory in bytes become readable."""
+    if name.endswith("_rate"):
+        return f"{count_text(value)}FLOP/s"
+    return bytes_text(value) if name == "memory" else value_text(value)
 
 
 def value_text(value: Any) -> str:
