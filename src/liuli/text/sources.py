@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -184,7 +185,8 @@ def _download(name: str, kinds: tuple[str, ...]) -> Path:
     inside = f"{folder.strip('/')}/" if folder.strip("/") else ""
     patterns = [f"{inside}*{kind}{packed}" for kind in kinds for packed in PACKED]
     try:
-        root = snapshot_download(f"{owner}/{repo}", repo_type="dataset", allow_patterns=patterns)
+        endpoint = os.environ.get("HF_ENDPOINT")  # a mirror, or a server of one's own
+        root = snapshot_download(f"{owner}/{repo}", repo_type="dataset", allow_patterns=patterns, endpoint=endpoint)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         what = f"neither a file or folder here nor a dataset that the Hub would give: {reason}"

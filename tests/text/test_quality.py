@@ -1,0 +1,91 @@
+"""Promises of cleaning and of removing duplicates: what goes, what stays, and that the report says why."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from liuli.text import CleanReport, DedupReport, Document, Rules, clean_documents, deduplicate
+from liuli.text.clean import measure, reason_to_remove
+
+WORDS = ("river", "stone", "cloud", "paper", "window", "garden", "morning", "silver", "engine", "letter", "summer")
+
+
+def prose(seed: int, words: int = 200) -> str:
+    rng = random.Random(seed)
+    return " ".join(rng.choice(WORDS) + str(rng.randrange(50)) for _ in range(words))
+
+
+REMOVED = {
+    "shorter": "Too short.",
+    "longer": "word " * 400,
+    "mostly symbols": "@#$% ^&*~ |<>| " * 5 + "words here",
+    "the same lines": "This line comes again.\n" * 3 + prose(0, 9),
+    "one phrase": "buy it now here " * 6 + prose(1, 40),
+    "the same passages": f"{prose(2, 40)}. {prose(2, 40)}! {prose(3, 15)}",
+}
+
+
+@pytest.mark.parametrize("reason", REMOVED)
+def test_each_rule_removes_what_it_names_and_says_so(reason: str) -> None:
+    report = CleanReport()
+    documents = [Document(prose(9), "good"), Document(REMOVED[reason], "bad")]
+    assert [d.id for d in clean_documents(documents, Rules(longest=1_900), report)] == ["good"]
+    assert report.kept == 1 and next(iter(report.removed)).startswith(reason)
+    removed = report.removed[next(iter(report.removed))]
+    assert (removed.documents, removed.bytes) == (1, len(REMOVED[reason].encode()))
+    assert removed.examples == [("bad", " ".join(REMOVED[reason].split())[:80])]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        prose(5),
+        "琉璃是一种玻璃。它很透明，可以看见里面的一切。古时候的人用它做成珠子、瓶子和窗户，今天它仍然很受欢迎。",
+        "def add(a: int, b: int) -> int:\n    '''Add.'''\n    return a + b\n\n\nprint(add(2, 3) == 5)\n",
+        "Alice said: “Good morning!” Bob answered: “Good morning!” Then they both went to the river (it was warm).",
+    ],
+)
+def test_good_prose_code_and_chinese_stay(text: str) -> None:
+    assert reason_to_remove(text, Rules()) is None
+
+
+def test_shares_are_what_they_say() -> None:
+    assert measure("ab\nab\ncd\nef")["repeated_lines"] == 0.25
+    assert measure("ab $$")["symbols"] == 2 / 5
+    assert measure("一 二 三 四 " * 10)["repeated_phrase"] == 1.0
+    words = [f"w{n}" for n in range(30)]
+    assert measure(" ".join(words + words[:10]))["repeated_passages"] == 10 / 40
+    assert set(measure("").values()) == {0.0}
+
+
+def test_of_equal_documents_the_first_stays() -> None:
+    report = DedupReport()
+    texts = ["One text,  with spaces.", "Another text.", "One text, with\nspaces.", "Another text."]
+    documents = [Document(text, str(n)) for n, text in enumerate(texts)]
+    assert [d.id for d in deduplicate(documents, threshold=None, report=report)] == ["0", "1"]
+    assert (report.kept, report.equal, report.near) == (2, 2, 0)
+    assert report.examples == [("2", "0", 1.0), ("3", "1", 1.0)]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_near_duplicates_go_and_different_documents_stay(language: str) -> None:
+    def text(seed: int) -> str:
+        rng = random.Random(seed)
+        return prose(seed) if language == "en" else "".join(chr(rng.randrange(0x4E00, 0x5E00)) for _ in range(200))
+
+    originals = [Document(text(n), f"original {n}") for n in range(30)]
+    copies = [Document(d.text[:-10] + " changed", f"copy of {d.id}") for d in originals[:10]]
+    halves = [Document(d.text[: len(d.text) // 2] + text(90 + n), f"half {n}") for n, d in enumerate(originals[:10])]
+    report = DedupReport()
+    kept = [d.id for d in deduplicate(originals + copies + halves, report=report)]
+    assert kept == [d.id for d in originals + halves]
+    assert (report.near, report.equal) == (10, 0)
+    assert all(removed == f"copy of {like}" and similarity >= 0.8 for removed, like, similarity in report.examples)
+    assert len(list(deduplicate(originals + copies, threshold=None))) == 40
+
+
+def test_one_line_repeated_leaves_one_document() -> None:
+    documents = (Document("The same line.", str(n)) for n in range(1000))
+    assert len(list(deduplicate(documents))) == 1
