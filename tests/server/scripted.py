@@ -1,4 +1,4 @@
-"""A voice that says what it is told, and a run folder that looks like a build's: for tests of the server and the page."""
+"""A voice that says what it is told, and a run folder that looks like a build's: for tests of server and page."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ class ScriptedVoice:
                 raise RuntimeError("the engine broke")
             if question.startswith("calculate ") and "calculator" in tools:
                 call = ToolCall(
-                    name="calculator", arguments=json.dumps({"expression": question.removeprefix("calculate ")}), id="c1"
+                    name="calculator",
+                    arguments=json.dumps({"expression": question.removeprefix("calculate ")}),
+                    id="c1",
                 )
                 yield Message(role="assistant", content="", tool_calls=(call,))
                 result = calculate(question.removeprefix("calculate "))
@@ -136,7 +138,11 @@ def make_run(path: Path, *, snapshots: int = 6, state: str = "running") -> Path:
             said = "the the of the" if i == 0 else f"Paris is the capital of France. ({i})"
             answers = [
                 {"prompt": "What is the capital of France?", "language": "en", "answer": said},
-                {"prompt": "法国的首都是哪里？", "language": "zh", "answer": "的的的是" if i == 0 else f"法国的首都是巴黎。（{i}）"},
+                {
+                    "prompt": "法国的首都是哪里？",
+                    "language": "zh",
+                    "answer": "的的的是" if i == 0 else f"法国的首都是巴黎。（{i}）",
+                },
             ]
             line = {"time": now - 170 + i * 28, "stage": "pretrain", "step": 150 * (i + 1), "progress": i / 10}
             samples.write(json.dumps({**line, "answers": answers}) + "\n")

@@ -71,19 +71,20 @@ function Words({ answer, place }: { answer: Answer; place: number }) {
     <div class={answer.state === "writing" ? "words writing" : "words"} tabIndex={0} aria-label={t("answer_words")} onClick={click} onKeyDown={key} role="group">
       {drawn}
       {silent && <p class="quiet">{t("no_answer")}</p>}
-      <EndMark parts={answer.parts} stoppedBy={answer.stoppedBy} index={base - 1} open={open} />
     </div>
   );
 }
 
 /** Ending is a choice of the model too: the token that ended the answer opens like a word. */
-function EndMark({ parts, stoppedBy, index, open }: { parts: Part[]; stoppedBy?: string; index: number; open: number }) {
-  const last = parts.at(-1);
-  if (stoppedBy !== "end" || last?.kind !== "text" || last.tokens.at(-1)?.text !== "") return null;
+function EndMark({ answer, place }: { answer: Answer; place: number }) {
+  const tokens = answer.parts.flatMap((part: Part) => (part.kind === "text" ? part.tokens : []));
+  if (answer.stoppedBy !== "end" || tokens.at(-1)?.text !== "") return null;
+  const token = tokens.length - 1;
+  const open = opened.value?.turn === place && opened.value.token === token;
   return (
-    <span class={open === index ? "word end selected" : "word end"} data-word={index}>
+    <button class={open ? "word end selected" : "word end"} data-word={token} onClick={() => (opened.value = { turn: place, token })}>
       {t("end_mark")}
-    </span>
+    </button>
   );
 }
 
@@ -135,6 +136,7 @@ function Foot({ turn, answer, place, last }: { turn: Turn; answer: Answer; place
         <Icon name={copied ? "check" : "copy"} />
       </button>
       <span class="quiet small">{facts.join(" · ")}</span>
+      <EndMark answer={answer} place={place} />
     </footer>
   );
 }

@@ -4,20 +4,19 @@ import { Chat } from "./chat";
 import { Icon, Logo } from "./icons";
 import { Inspector, opened } from "./inspector";
 import { Learn } from "./learn";
-import { run } from "./run";
+import { front, run } from "./run";
 import { SettingsDialog, settingsOpen } from "./settings";
 import { load, save } from "./store";
 import { clear, turns } from "./talk";
 import { dark, toggleTheme } from "./theme";
 import { language, setLanguage, t } from "./words";
 
-const tab = signal<"chat" | "learn">("chat"); // on a phone
 const side = signal(load("side", true)); // on a wide window
 
 export function App() {
   const watching = run.value?.kind === "run";
   return (
-    <div class={`app ${watching && side.value ? "with-side" : ""} show-${watching ? tab.value : "chat"}`}>
+    <div class={`app ${watching && side.value ? "with-side" : ""} show-${watching ? front.value : "chat"}`}>
       <a class="sr-only skip" href="#message">
         {t("skip")}
       </a>
@@ -43,10 +42,10 @@ function Header({ watching }: { watching: boolean }) {
       <p class="quiet subtitle">{now ? now.name : t("subtitle")}</p>
       {watching && (
         <div class="tabs switch" role="group" aria-label={t("watch")}>
-          <button aria-pressed={tab.value === "chat"} onClick={() => (tab.value = "chat")}>
+          <button aria-pressed={front.value === "chat"} onClick={() => (front.value = "chat")}>
             {t("chat")}
           </button>
-          <button aria-pressed={tab.value === "learn"} onClick={() => (tab.value = "learn")}>
+          <button aria-pressed={front.value === "learn"} onClick={() => (front.value = "learn")}>
             {t("learning")}
           </button>
         </div>
@@ -82,7 +81,7 @@ function Tool({ icon, label, act, pressed, only = "" }: ToolProps) {
 
 function newChat(): void {
   opened.value = null;
-  tab.value = "chat";
+  front.value = "chat";
   clear();
   document.getElementById("message")?.focus();
 }

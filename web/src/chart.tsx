@@ -41,11 +41,14 @@ export function clock(times: number[]): (time: number) => number {
   };
 }
 
-/** An average that forgets, its memory a fiftieth of the line. */
+/** The mean over a window of a fortieth of the line, centred, so that it does not lag behind; narrower at the ends. */
 export function smoothed(dots: Dot[]): Dot[] {
-  const keep = 1 - 1 / Math.max(1, dots.length / 50);
-  let y = dots[0]?.y ?? 0;
-  return dots.map((dot) => ({ x: dot.x, y: (y = keep * y + (1 - keep) * dot.y) }));
+  const sums = [0];
+  for (const dot of dots) sums.push(sums.at(-1)! + dot.y);
+  return dots.map((dot, i) => {
+    const reach = Math.min(Math.floor(dots.length / 80), i, dots.length - 1 - i);
+    return { x: dot.x, y: (sums[i + reach + 1]! - sums[i - reach]!) / (2 * reach + 1) };
+  });
 }
 
 /** Round numbers on a logarithmic axis: 1, 2, 5 times powers of ten, thinned to a handful. */

@@ -62,8 +62,9 @@ function times(status: Status | null, state: string): string {
 }
 
 function Figures({ status }: { status: Status }) {
+  const step: Word = status.steps ? "figure_step_of" : "figure_step";
   const figures: [Word, string | null][] = [
-    ["figure_step", status.step ? `${status.step}${status.steps ? ` / ${status.steps}` : ""}` : null],
+    [step, status.step ? status.step.toLocaleString("en") : null],
     ["figure_bpb", status.bpb ? status.bpb.toFixed(3) : null],
     ["figure_loss", status.loss && !status.bpb ? status.loss.toFixed(3) : null],
     ["figure_speed", status.tokens_per_s ? Math.round(status.tokens_per_s).toLocaleString("en") : null],
@@ -76,7 +77,7 @@ function Figures({ status }: { status: Status }) {
       {known.map(([name, value]) => (
         <div key={name}>
           <dd>{value}</dd>
-          <dt>{t(name)}</dt>
+          <dt>{t(name, { n: status.steps ?? "" })}</dt>
         </div>
       ))}
     </dl>
@@ -105,7 +106,9 @@ function StageRow({ stage, status }: { stage: StageState; status: Status }) {
   return (
     <li class={stage.state} aria-current={running ? "step" : undefined}>
       <span class="dot">{stage.state === "done" && <Icon name="check" />}</span>
-      <span class="stage-name">{stageTitle(stage.name, stage.title)}</span>
+      <span class="stage-name">
+        {stageTitle(stage.name, stage.title)} <small>{stage.name}</small>
+      </span>
       <span class="sr-only">{t(STATES[stage.state] ?? "stage_waiting")}</span>
       <span class="quiet small">
         {within !== null && `${Math.floor(within * 100)}% · `}

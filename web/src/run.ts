@@ -4,6 +4,8 @@ import { getRun } from "./api";
 import type { Run } from "./types";
 
 export const run = signal<Run | null>(null);
+/** What is in front on a phone: where there is nobody to talk to yet, the run. */
+export const front = signal<"chat" | "learn">("chat");
 export const reachable = signal(true);
 
 const TRAINING_MS = 2000;
@@ -15,7 +17,9 @@ export function watch(): void {
     clearTimeout(timer);
     if (!document.hidden) {
       try {
+        const first = run.value === null;
         run.value = await getRun();
+        if (first && run.value.kind === "run" && !run.value.model) front.value = "learn";
         reachable.value = true;
       } catch {
         reachable.value = false;

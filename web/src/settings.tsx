@@ -1,6 +1,6 @@
 // The settings, in a dialog of the browser's own (focus stays inside, Escape closes).
 import { signal } from "@preact/signals";
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 import { Icon } from "./icons";
 import { DEFAULTS, setSettings, settings } from "./talk";
 import { t } from "./words";
@@ -9,7 +9,7 @@ export const settingsOpen = signal(false);
 
 export function SettingsDialog() {
   const dialog = useRef<HTMLDialogElement>(null);
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (settingsOpen.value) dialog.current?.showModal();
     else dialog.current?.close();
   }, [settingsOpen.value]);
@@ -26,14 +26,14 @@ export function SettingsDialog() {
         </header>
         <label>
           <span>
-            {t("temperature")} <output>{temperature.toFixed(1)}</output>
+            {t("temperature")} <b>{temperature.toFixed(1)}</b>
           </span>
           <input type="range" min="0" max="1.5" step="0.1" value={temperature} onInput={(e) => setSettings({ temperature: Number(e.currentTarget.value) })} />
           <small>{t("temperature_more")}</small>
         </label>
         <label>
           <span>
-            {t("max_tokens")} <output>{maxTokens}</output>
+            {t("max_tokens")} <b>{maxTokens}</b>
           </span>
           <input type="range" min="16" max="1024" step="16" value={maxTokens} onInput={(e) => setSettings({ maxTokens: Number(e.currentTarget.value) })} />
         </label>

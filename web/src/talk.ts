@@ -163,6 +163,8 @@ export function grow(answer: Answer, event: ChatEvent): Answer {
       return { ...answer, state: "done", stoppedBy: event.stopped_by, tokens: event.tokens, seconds: event.seconds };
     case "error":
       return { ...answer, state: "failed", error: explain(new ServerError(event.message, event.code)) };
+    default: // an event of a newer server
+      return answer;
   }
 }
 

@@ -70,12 +70,17 @@ async def lines(first: Started | Event, answer: AsyncIterator[Started | Event]) 
             for value in told(event, began):
                 yield line(value)
     except ApiError as error:
-        yield line({"type": "error", **error.body()["error"]})
+        yield line(error_out(error))
     except Exception:
         LOG.exception("an answer failed")
-        yield line({"type": "error", **ApiError(500, "The server failed while it wrote this answer.").body()["error"]})
+        yield line(error_out(ApiError(500, "The server failed while it wrote this answer.")))
     finally:
         await answer.aclose()  # type: ignore[attr-defined]
+
+
+def error_out(error: ApiError) -> dict[str, Any]:
+    """A failure in the middle of an answer."""
+    return {"type": "error", "message": error.message, "code": error.code}
 
 
 def line(value: dict[str, Any]) -> bytes:

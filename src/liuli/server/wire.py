@@ -219,7 +219,7 @@ def _take_neutral(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _field_error(error: ValidationError) -> ApiError:
-    first = error.errors()[0]
+    first = max(error.errors(), key=lambda each: len(each["loc"]))  # of a union's complaints, the one that got furthest
     where: Sequence[int | str] = [part for part in first["loc"] if part not in ("str", "list[PartIn]")]
     param = ".".join(str(part) for part in where)
     if first["type"] == "extra_forbidden":

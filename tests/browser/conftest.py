@@ -1,0 +1,67 @@
+"""Real Chromium on the built page, with the scripted voice behind it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "server"))
+
+from liuli.server.app import PAGE
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def chromium() -> str | None:
+    """The system's Chromium, or the one LIULI_CHROMIUM names."""
+    named = [os.environ.get("LIULI_CHROMIUM"), "/usr/bin/chromium", "chromium-browser", "google-chrome"]
+    return next((found for name in named if name and (found := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    executable = chromium()
+    if executable is None:
+        pytest.skip("no Chromium here: install it (Debian: apt install chromium) or set LIULI_CHROMIUM to its path")
+    if not (PAGE / "index.html").is_file():
+        pytest.fail("the page is not built: run `python hatch_build.py`")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, headless=True, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens an address in a new, empty profile; a test fails on any error in the page's console."""
+    contexts = []
+    problems: list[str] = []
+
+    def open_it(url: str, **options: object) -> Page:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 860}, "locale": "en-US", **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(8000)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda said: said.type == "error" and problems.append(said.text))
+        page.goto(url)
+        return page
+
+    yield open_it
+    for context in contexts:
+        context.close()
+    assert not [problem for problem in problems if "503" not in problem]

@@ -1,0 +1,171 @@
+"""The chat in real Chromium: it streams, stops, answers again, and every word opens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+from scripted import MARKDOWN, LiveServer, make_model, pieces, until
+
+pytestmark = pytest.mark.browser
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    with LiveServer(make_model(tmp_path_factory.mktemp("models") / "tiny"), pause=0.01) as server:
+        yield server
+
+
+def ask(page: Page, text: str) -> None:
+    page.get_by_role("textbox", name="Message").fill(text)
+    page.keyboard.press("Enter")
+
+
+def ask_to_the_end(page: Page, text: str) -> None:
+    ask(page, text)
+    expect(page.get_by_role("button", name="Answer again")).to_be_visible()
+
+
+def test_text_appears_while_it_is_written_and_stop_stops_it(live: LiveServer, open_page: Open) -> None:
+    page = open_page(live.url)
+    ask(page, "long")
+    words = page.locator(".words")
+    expect(words).to_contain_text("word3")
+    assert "word399" not in words.inner_text()
+    closed = live.voice.closed
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.locator(".foot")).to_contain_text("stopped")
+    until(lambda: live.voice.closed == closed + 1, 3)  # the work stops on the server too
+    page.reload()
+    expect(page.locator(".words")).to_contain_text("word3")  # and the conversation is still there
+    page.get_by_role("button", name="New chat").click()
+    expect(page.locator(".question")).to_have_count(0)
+
+
+def test_regenerate_keeps_both_answers(live: LiveServer, open_page: Open) -> None:
+    page = open_page(live.url)
+    ask_to_the_end(page, "hello")
+    first = page.locator(".words").inner_text()
+    page.get_by_role("button", name="Answer again").click()
+    expect(page.locator(".versions")).to_contain_text("2/2")
+    assert page.locator(".words").inner_text() != first
+    page.get_by_role("button", name="Previous answer").click()
+    assert page.locator(".words").inner_text() == first
+
+
+def test_a_click_on_a_word_shows_what_else_could_stand_there(live: LiveServer, open_page: Open) -> None:
+    page = open_page(live.url)
+    ask_to_the_end(page, "hello")
+    page.locator(".word", has_text="said").click()
+    pane = page.get_by_role("dialog", name="What else could stand here")
+    shares = [float(row.get_attribute("data-probability")) for row in pane.locator("li").all()]
+    assert shares[:3] == [0.6, 0.15, 0.1] and len(shares) == 9
+    assert sum(shares[:8]) <= 1 and sum(shares) == pytest.approx(1, abs=0.001)
+    expect(pane.locator("li.chosen")).to_contain_text("said")
+    expect(pane.locator("li.chosen .percent")).to_have_text("60%")
+    assert (
+        pane.locator("li.chosen .bar").bounding_box()["width"] > pane.locator("li .bar").nth(1).bounding_box()["width"]
+    )
+    page.keyboard.press("ArrowRight")
+    expect(pane.locator("li.chosen")).to_contain_text("你好")
+    page.keyboard.press("Escape")
+    expect(pane).to_have_count(0)
+
+
+def test_words_can_be_walked_by_keyboard(live: LiveServer, open_page: Open) -> None:
+    page = open_page(live.url)
+    ask_to_the_end(page, "hello")
+    page.locator(".words").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".word.selected")).to_have_text("You")
+    for _ in range(20):
+        page.keyboard.press("ArrowRight")
+    expect(page.locator(".inspector li.chosen")).to_contain_text("end")  # ending is a choice too
+
+
+def test_markdown_is_drawn_its_words_open_and_nothing_in_it_runs(live: LiveServer, open_page: Open) -> None:
+    page = open_page(live.url)
+    ask_to_the_end(page, "markdown")
+    words = page.locator(".words")
+    expect(words.locator("strong")).to_have_text("bold text")
+    expect(words.locator("li")).to_have_text(["first item", "second code"])
+    expect(words.locator("td")).to_have_text(["Earth", "1"])
+    expect(words.locator("pre code")).to_have_text('print("1 < 2")')
+    assert page.locator(".words script, .words img, .words a").count() == 0
+    expect(words).to_contain_text("<script>window.hacked = 1</script>")
+    assert page.evaluate("window.hacked") is None
+    words.locator("td [data-word]").first.click()
+    expect(page.locator(".inspector li.chosen")).to_contain_text("| Ea")
+    # every drawn word belongs to the token that wrote it
+    for word in words.locator("[data-word]").all():
+        piece = pieces(MARKDOWN)[int(word.get_attribute("data-word"))]
+        assert word.inner_text().strip() in piece
+
+
+def test_a_tool_call_is_a_card(live: LiveServer, open_page: Open) -> None:
+    page = open_page(live.url)
+    ask_to_the_end(page, "calculate 12*7")
+    expect(page.locator(".tool")).to_have_text(re.compile(r"Calculator.*12\*7.*84"))
+    expect(page.locator(".words")).to_contain_text("The result is 84.")
+    ask(page, "history")
+    expect(page.locator(".words").last).to_contain_text("tool:84|assistant:The result is 84.|user:history")
+
+
+def test_settings_reach_the_model(live: LiveServer, open_page: Open) -> None:
+    page = open_page(live.url)
+    page.get_by_role("button", name="Settings").click()
+    dialog = page.get_by_role("dialog", name="Settings")
+    dialog.get_by_label("Temperature").fill("0")
+    dialog.get_by_label("Longest answer").fill("32")
+    dialog.get_by_label("System prompt").fill("Be kind.")
+    page.keyboard.press("Escape")
+    ask(page, "long")
+    expect(page.locator(".foot")).to_contain_text("cut at the token limit")
+    messages, sampling, _ = live.voice.asked[-1]
+    assert (sampling.temperature, sampling.max_tokens, messages[0].role, messages[0].content) == (
+        0,
+        32,
+        "system",
+        "Be kind.",
+    )
+
+
+def test_enter_that_ends_chinese_input_does_not_send(live: LiveServer, open_page: Open) -> None:
+    page = open_page(live.url)
+    page.get_by_role("textbox", name="Message").focus()
+    keys = page.context.new_cdp_session(page)
+    keys.send("Input.imeSetComposition", {"text": "ni hao", "selectionStart": 6, "selectionEnd": 6})
+    enter = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 229}
+    keys.send("Input.dispatchKeyEvent", {"type": "rawKeyDown", **enter})
+    keys.send("Input.insertText", {"text": "你好"})
+    expect(page.get_by_role("textbox", name="Message")).to_have_value("你好")
+    expect(page.locator(".question")).to_have_count(0)
+    page.keyboard.press("Enter")
+    expect(page.locator(".bubble")).to_have_text("你好")
+
+
+def test_a_failed_answer_says_so(live: LiveServer, open_page: Open) -> None:
+    page = open_page(live.url)
+    ask(page, "break")
+    expect(page.get_by_role("alert")).to_contain_text("The answer failed")
+
+
+def test_an_old_question_can_be_asked_differently(live: LiveServer, open_page: Open) -> None:
+    page = open_page(live.url)
+    ask_to_the_end(page, "hello")
+    page.get_by_role("button", name="Edit").click()
+    expect(page.get_by_role("textbox", name="Message")).to_have_value("hello")
+    expect(page.locator(".question")).to_have_count(0)
+
+
+def test_the_page_needs_nothing_from_elsewhere(live: LiveServer, open_page: Open, tmp_path: Path) -> None:
+    page = open_page("about:blank")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(live.url)
+    ask_to_the_end(page, "markdown")
+    assert asked and all(url.startswith(live.url) for url in asked)

@@ -1,0 +1,182 @@
+"""What is served and to whom: the newest model of a run, this machine's pages only, one clear message on failure."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from scripted import LiveServer, make_model, make_run, set_status, until
+
+from liuli.errors import LiuliError, UsageError
+from liuli.server import create_app
+from liuli.server.runs import POINTS_AT_MOST, SAMPLES_AT_MOST, RunReader, models_in
+from liuli.server.serve import bind
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    with LiveServer(make_model(tmp_path_factory.mktemp("models") / "tiny")) as server:
+        yield server
+
+
+def chat(live: LiveServer, text: str, **more: object) -> list[dict[str, object]]:
+    said = httpx.post(f"{live.url}/api/chat", json={"messages": [{"role": "user", "content": text}], **more})
+    assert said.status_code == 200, said.text
+    return [json.loads(line) for line in said.text.splitlines()]
+
+
+def test_chat_lines_hold_tokens_with_alternatives_and_tool_steps(live: LiveServer) -> None:
+    events = chat(live, "calculate 6*7")
+    assert [event["type"] for event in events[:3]] == ["start", "call", "result"]
+    assert (events[1]["name"], events[2]["content"]) == ("calculator", "42")
+    tokens = [event for event in events if event["type"] == "token"]
+    assert "".join(token["text"] for token in tokens) == "The result is 42."
+    assert all(len(token["alternatives"]) == 8 for token in tokens)
+    assert (events[-1]["type"], events[-1]["stopped_by"]) == ("done", "end")
+
+
+def test_a_long_conversation_loses_its_oldest_turns_and_says_so(live: LiveServer) -> None:
+    old = [{"role": "user", "content": "old " * 200}, {"role": "assistant", "content": "yes " * 200}] * 3
+    messages = [{"role": "system", "content": "Be kind."}, *old, {"role": "user", "content": "history"}]
+    said = httpx.post(f"{live.url}/api/chat", json={"messages": messages}).text.splitlines()
+    assert json.loads(said[0])["left_out"] == 4
+    assert [message.role for message in live.voice.asked[-1][0]] == ["system", "user", "assistant", "user"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "evil.example"}, 400),
+        ({"host": "127.0.0.1.nip.io"}, 400),
+        ({"host": ""}, 400),
+        ({"host": "localhost:1"}, 200),
+        ({"host": "[::1]:8365"}, 200),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"content-type": "text/plain"}, 415),
+    ],
+)
+def test_only_this_machines_pages_may_speak(live: LiveServer, headers: dict[str, str], status: int) -> None:
+    body = json.dumps({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2})
+    every = {"content-type": "application/json", **headers}
+    assert httpx.post(f"{live.url}/api/chat", content=body, headers=every).status_code == status
+
+
+def test_every_answer_carries_the_policy_and_no_file_outside_is_served(live: LiveServer) -> None:
+    for path in ("/", "/health", "/nowhere", "/assets/..%2f..%2fapp.py", "/assets/../../app.py", "/report.html"):
+        said = httpx.get(live.url + path)
+        assert "default-src 'none'" in said.headers["content-security-policy"]
+        assert "ASGI" not in said.text
+        assert said.status_code == (200 if path in ("/", "/health") else 404), path
+
+
+def test_health_and_methods(live: LiveServer) -> None:
+    assert httpx.get(f"{live.url}/health").json() == {"status": "ok", "model": "tiny", "answers": 0}
+    assert httpx.get(f"{live.url}/api/run").json()["kind"] == "model"
+    wrong = httpx.delete(f"{live.url}/v1/models")
+    assert (wrong.status_code, set(wrong.json()["error"])) == (405, {"message", "type", "param", "code"})
+
+
+def test_a_run_serves_its_newest_model_and_waits_for_the_first(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "laptop")
+    with LiveServer(run) as live:
+        asked = {"messages": [{"role": "user", "content": "which"}]}
+        early = httpx.post(f"{live.url}/api/chat", json=asked)
+        assert (early.status_code, early.json()["error"]["code"]) == (503, "still_learning")
+        assert httpx.get(f"{live.url}/v1/models").json()["data"] == []
+
+        def answers() -> str:
+            said = httpx.post(f"{live.url}/v1/chat/completions", json=asked)
+            return said.json()["choices"][0]["message"]["content"]
+
+        for newest in (
+            "snapshots/pretrain-00000300",
+            "snapshots/pretrain-00000900",
+            "pretrain",
+            "snapshots/chat-00000100",
+            "chat",
+        ):
+            make_model(run / newest)
+            assert answers() == Path(newest).name
+        make_model(run / "snapshots/pretrain-00001200")  # an earlier stage's: not newer
+        assert answers() == "chat"
+        assert len(live.voices) == 5  # each was loaded once
+
+
+def test_half_written_folders_are_not_models(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "laptop")
+    make_model(run / ".tmp-chat")
+    (make_model(run / "pretrain") / "model.safetensors").unlink()
+    make_model(run / "snapshots" / ".tmp-pretrain-00000300")
+    assert models_in(run) == []
+
+
+def test_the_run_is_read_on_as_it_grows_and_thinned(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "laptop", snapshots=2)
+    reader = RunReader(run)
+    seen = reader.read()
+    assert [curve["stage"] for curve in seen["curves"]] == ["pretrain"]
+    assert seen["curves"][0]["points"][-1]["step"] > 990 and len(seen["samples"]) == 2
+    with open(run / "log.jsonl", "a") as log:  # the torn line is completed, then many more come
+        log.write('ain"}\n')
+        for step in range(1000, 20_000):
+            log.write(
+                json.dumps({"time": 2e9 + step, "stage": "pretrain", "step": step, "loss": 1.0, "bpb": None}) + "\n"
+            )
+        log.write(json.dumps({"time": 3e9, "stage": "chat", "step": 0, "loss": float("nan")}) + "\n")
+    with open(run / "samples.jsonl", "a") as samples:
+        for step in range(200):
+            samples.write(json.dumps({"time": 0, "stage": "pretrain", "step": step, "answers": []}) + "\n")
+    seen = reader.read()
+    points = seen["curves"][0]["points"]
+    assert len(points) <= POINTS_AT_MOST and points[0]["step"] == 0 and points[-1]["step"] > 19_900
+    assert len(seen["samples"]) == SAMPLES_AT_MOST and seen["samples"][-1]["step"] == 199
+    (run / "log.jsonl").write_text(json.dumps({"time": 1, "stage": "tokenizer", "step": 1, "loss": 1.0}) + "\n")
+    assert [curve["stage"] for curve in reader.read()["curves"]] == ["tokenizer"]  # the run began anew
+
+
+def test_a_report_is_served_in_a_sandbox(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "laptop")
+    set_status(run, state="done")
+    (run / "report.html").write_text("<h1>Report</h1>")
+    with LiveServer(run) as live:
+        said = httpx.get(f"{live.url}/report.html")
+    assert (said.text, said.headers["content-security-policy"].split(";")[0]) == (
+        "<h1>Report</h1>",
+        "sandbox allow-scripts",
+    )
+
+
+def test_what_is_not_a_model_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such model"):
+        create_app(tmp_path / "nothing")
+    with pytest.raises(UsageError, match="neither"):
+        create_app(tmp_path)
+
+
+def test_a_taken_port_is_one_clear_message(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(LiuliError, match="already taken"):
+            bind("127.0.0.1", port)
+        command = [sys.executable, "-m", "liuli", "serve", str(make_model(tmp_path / "tiny")), "--port", str(port)]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"liuli: Port {port} is already taken.") and "--port" in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 3
+
+
+def test_closing_the_server_ends_running_answers(tmp_path: Path) -> None:
+    with LiveServer(make_model(tmp_path / "slow"), pause=0.02) as live:
+        url = f"{live.url}/api/chat"
+        with httpx.stream("POST", url, json={"messages": [{"role": "user", "content": "long"}]}) as said:
+            next(said.iter_lines())
+    until(lambda: live.voice.closed == 1, 3)
