@@ -31,6 +31,10 @@ def test_wilson_interval_ends_where_the_score_test_says() -> None:
         assert (37 / 50 - p) ** 2 == pytest.approx(z * z * p * (1 - p) / 50, rel=1e-9)
 
 
+def test_interval_of_none_begins_at_zero_and_of_all_ends_at_one_exactly() -> None:
+    assert all(wilson(0, n)[0] == 0.0 and wilson(n, n)[1] == 1.0 for n in range(1, 200))
+
+
 def test_nothing_asked_is_no_knowledge_not_a_crash() -> None:
     assert score(0, 0) == {"n": 0, "right": 0, "accuracy": 0.0, "low": 0.0, "high": 1.0}
 

@@ -56,14 +56,14 @@ def evaluate(
     engine = Model(folder, device).engine
     items = read_items(curriculum) if curriculum else []
     figures: dict[str, Any] = {"model": describe(folder, engine)}
+    progress("speed", 0, 1)
+    figures["speed"] = speed(engine, seconds=3.0 if seconds is None else min(3.0, 0.1 * seconds))
     if texts:
         progress("text", 0, 1)
         share = None if seconds is None else 0.15 * seconds
         figures["bits"] = bits_by_language(
             engine.model, engine.tokenizer, held_out(texts), context=engine.context, seconds=share
         )
-    progress("speed", 0, 1)
-    figures["speed"] = speed(engine, seconds=3.0 if seconds is None else min(3.0, 0.1 * seconds))
     progress("talk", 0, 1)
     figures["talk"] = talk_by_language(engine, items)
     if items:

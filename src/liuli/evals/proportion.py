@@ -12,7 +12,8 @@ def wilson(right: int, n: int, z: float = 1.959963984540054) -> tuple[float, flo
     share = right / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # at none and all the ends are exactly 0 and 1; rounding would leave a crumb
+    return (middle - half if right else 0.0), (middle + half if right < n else 1.0)
 
 
 def score(right: int, n: int) -> dict[str, float | int]:
