@@ -1,9 +1,8 @@
-"""What is invented: names of people and things that exist nowhere, and the classroom's thousand people with their lives.
+"""What is invented: names of people and things that exist nowhere, and the thousand people of the classroom.
 
 Names are open-ended: two or three syllables and an ending, or a given name and a surname, so that a model has to read
 them instead of knowing them. The people are fixed by the classroom's seed: they are taught, and asked for later.
 """
-# ruff: noqa: E501
 
 from __future__ import annotations
 
@@ -14,6 +13,7 @@ from random import Random
 
 from liuli.curriculum.draw import Draw, held
 from liuli.curriculum.knowledge import is_real, knowledge
+from liuli.curriculum.wordings import forms
 
 PEOPLE_EACH = 520  # a language
 
@@ -32,30 +32,10 @@ class Neighbour:
     age: int
 
 
-PETS = {
-    "en": ("cat", "dog", "rabbit", "parrot", "turtle", "hamster", "goldfish", "pony", "duck", "goat", "hen", "mouse"),
-    "zh": ("猫", "狗", "兔子", "鹦鹉", "乌龟", "仓鼠", "金鱼", "小马", "鸭子", "山羊", "母鸡", "老鼠"),
-}
-HOBBIES = {
-    "en": ("painting", "fishing", "chess", "dancing", "gardening", "singing", "swimming", "cooking", "running", "reading",
-           "sailing", "drawing", "climbing", "baking", "skating", "knitting", "cycling", "writing", "hiking", "acting"),
-    "zh": ("画画", "钓鱼", "下棋", "跳舞", "种花", "唱歌", "游泳", "做饭", "跑步", "读书", "划船", "书法", "爬山", "烘焙", "滑冰", "织毛衣",
-           "骑车", "写作", "拍照", "演戏"),
-}
-CITIES = {
-    "en": ("London", "Paris", "Rome", "Madrid", "Berlin", "Vienna", "Oslo", "Lisbon", "Athens", "Cairo", "Tokyo", "Beijing",
-           "Shanghai", "Sydney", "Boston", "Chicago", "Toronto", "Lima", "Delhi", "Seoul", "Dublin", "Prague", "Warsaw",
-           "Venice", "Moscow", "Nairobi", "Havana", "Geneva", "Munich", "Florence"),
-    "zh": ("北京", "上海", "广州", "深圳", "成都", "杭州", "南京", "武汉", "西安", "重庆", "天津", "苏州", "长沙", "青岛", "大连", "厦门", "昆明",
-           "拉萨", "哈尔滨", "沈阳", "济南", "福州", "郑州", "合肥", "南宁", "贵阳", "兰州", "海口", "太原", "桂林"),
-}
-JOBS = {
-    "en": ("teacher", "doctor", "farmer", "baker", "painter", "driver", "nurse", "cook", "singer", "writer", "gardener",
-           "fisher", "pilot", "carpenter", "tailor", "judge", "dentist", "waiter", "miner", "sailor", "actor", "lawyer",
-           "engineer", "barber", "plumber"),
-    "zh": ("老师", "医生", "农民", "面包师", "画家", "司机", "护士", "厨师", "歌手", "作家", "园丁", "渔夫", "飞行员", "木匠", "裁缝", "法官", "牙医",
-           "服务员", "矿工", "水手", "演员", "律师", "工程师", "理发师", "水管工"),
-}
+PETS = forms("pets")
+HOBBIES = forms("hobbies")
+CITIES = forms("cities")
+JOBS = forms("jobs")
 
 
 @functools.cache
@@ -83,7 +63,9 @@ def given_names(language: str, gender: str = "") -> tuple[str, ...]:
 @functools.cache
 def surnames(language: str) -> tuple[str, ...]:
     """Surnames of a language's own people."""
-    return tuple(name.name[language] for name in knowledge().names if name.origin == language and name.kind == "surname")
+    return tuple(
+        name.name[language] for name in knowledge().names if name.origin == language and name.kind == "surname"
+    )
 
 
 def thing(draw: Draw, use: str) -> str:
@@ -109,7 +91,9 @@ def first_name(draw: Draw) -> str:
 
     def invent() -> str:
         if draw.zh:
-            given = draw.pick(given_names("zh")) if draw.chance(0.5) else draw.pick(stems("zh")) + draw.pick(stems("zh"))
+            given = (
+                draw.pick(given_names("zh")) if draw.chance(0.5) else draw.pick(stems("zh")) + draw.pick(stems("zh"))
+            )
             return draw.pick(surnames("zh")) + given if draw.chance(0.6) else given
         if draw.chance(0.35):
             return draw.pick(given_names("en"))

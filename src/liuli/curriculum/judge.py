@@ -1,10 +1,9 @@
 """The only judge of an answer: right value, nothing that competes with it, and the way it was asked for.
 
 In: an item of `eval.jsonl` and the messages a model produced after its last user message (its calls and the tools'
-replies among them). Out: right or wrong. Wording is free as long as it says nothing else: beside the right value, a word
-of substance must come from the question or from the reference answer.
+replies among them). Out: right or wrong. Wording is free as long as it says nothing else: beside the right value, a
+word of substance must come from the question or from the reference answer.
 """
-# ruff: noqa: E501
 
 from __future__ import annotations
 
@@ -19,7 +18,43 @@ from liuli.curriculum.numbers import evaluate, number_text
 Produced = Sequence[Mapping[str, Any]]
 
 _HARMLESS = {
-    *["a", "an", "the", "it", "its", "is", "are", "was", "were", "in", "on", "of", "at", "to", "and", "by", "for", "from", "i", "you", "he", "she", "they", "we", "that", "this", "so", "yes", "be", "called", "has", "have", "with", "as", "there"],
+    *[
+        "a",
+        "an",
+        "the",
+        "it",
+        "its",
+        "is",
+        "are",
+        "was",
+        "were",
+        "in",
+        "on",
+        "of",
+        "at",
+        "to",
+        "and",
+        "by",
+        "for",
+        "from",
+        "i",
+        "you",
+        "he",
+        "she",
+        "they",
+        "we",
+        "that",
+        "this",
+        "so",
+        "yes",
+        "be",
+        "called",
+        "has",
+        "have",
+        "with",
+        "as",
+        "there",
+    ],
     *["answer", "name", "think", "believe", "sure", "please", "your", "my", "his", "her", "their", "here", "s"],
     *"是的在有它他她们我你这那叫个了就为呢啊和也和以于答案该",
 }
@@ -56,7 +91,7 @@ def _exact(item: Mapping[str, Any], messages: Produced, final: str) -> bool:
 
 
 def _call(item: Mapping[str, Any], messages: Produced, final: str) -> bool:
-    """A calculator call of the right value, its result read back, and no number in the answer but it and the question's."""
+    """A call of the right value, its result read back, and no number in the answer but it and the question's."""
     right = item["accept"][0]
     calls = _calls(messages)
     results = [str(message["content"]) for message in messages if message["role"] == "tool"]
@@ -69,9 +104,13 @@ def _call(item: Mapping[str, Any], messages: Produced, final: str) -> bool:
     start = _plain(item["answer"])  # "12 × 7 = 84.": the numbers before the result are the question's
     allowed = {number.lstrip("-") for number in _NUMBER.findall(start + " " + _plain(_question(item)))}
     numbers = _NUMBER.findall(_plain(final))
-    return number_text(value) == right and bool(numbers) and numbers[-1].lstrip("-") == right.lstrip("-") and (
-        right.startswith("-") == _signed(final, right)
-    ) and all(number.lstrip("-") in allowed for number in numbers)
+    return (
+        number_text(value) == right
+        and bool(numbers)
+        and numbers[-1].lstrip("-") == right.lstrip("-")
+        and (right.startswith("-") == _signed(final, right))
+        and all(number.lstrip("-") in allowed for number in numbers)
+    )
 
 
 def _cite(item: Mapping[str, Any], messages: Produced, final: str) -> bool:
@@ -107,7 +146,7 @@ def _story(item: Mapping[str, Any], messages: Produced, final: str) -> bool:
         and all(_without(_plain(final), _plain(word))[1] for word in item["accept"])
         and len(sentences) >= 4
         and usual / 3 <= length <= usual * 3
-        and final.rstrip()[-1] in ".!?。！？”\""
+        and final.rstrip()[-1] in '.!?。！？”"'
         and max(Counter(sentences).values()) < 3
     )
 

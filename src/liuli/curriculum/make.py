@@ -3,7 +3,6 @@
 The plan says how many items of every skill, language and kind there are; they are cut into chunks, each with its own
 chance, and an item's turn in the round of facts is its number, so that chunks can be made anywhere in any order.
 """
-# ruff: noqa: E501
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ TESTS = 40  # items a skill, language and split
 
 @dataclass(frozen=True)
 class Stream:
-    """All items of one skill in one language and one kind ("chat" or "text"). count: how many in the whole classroom."""
+    """All items of one skill, language and kind ("chat" or "text"). count: how many in the whole classroom."""
 
     skill: str
     language: str
@@ -42,8 +41,10 @@ class Stream:
     bytes: float  # of one line of the file
 
 
-def make(out: str | Path, seed: int = 0, size: int = 50_000_000, workers: int = 1, replace: bool = False) -> dict[str, Any]:
-    """Write `text.jsonl`, `chat.jsonl`, `eval.jsonl` and `about.json` into the folder `out`; return what about.json says.
+def make(
+    out: str | Path, seed: int = 0, size: int = 50_000_000, workers: int = 1, replace: bool = False
+) -> dict[str, Any]:
+    """Write text.jsonl, chat.jsonl, eval.jsonl and about.json into the folder `out`; return what about.json says.
 
     size: bytes of text.jsonl and chat.jsonl together, kept to within some percent.
     """
@@ -67,7 +68,7 @@ def make(out: str | Path, seed: int = 0, size: int = 50_000_000, workers: int = 
 
 
 def plan(seed: int, size: int) -> list[Stream]:
-    """How many items every stream has, so that tokens are shared as `skills.shares` says and the files have this size."""
+    """How many items every stream has, so that tokens are shared as `shares` says and the files have this size."""
     probes = []
     for name, share in shares().items():
         skill = skills()[name]
@@ -77,7 +78,8 @@ def plan(seed: int, size: int) -> list[Stream]:
                     probes.append((share / len(LANGUAGES) * part, _probe(seed, name, language, kind)))
     tokens = size / sum(part * stream.bytes / stream.tokens for part, stream in probes)
     return [
-        Stream(s.skill, s.language, s.kind, max(1, round(tokens * part / s.tokens)), s.tokens, s.bytes) for part, s in probes
+        Stream(s.skill, s.language, s.kind, max(1, round(tokens * part / s.tokens)), s.tokens, s.bytes)
+        for part, s in probes
     ]
 
 
@@ -122,7 +124,7 @@ def estimated_tokens(text: str) -> float:
     """Tokens of a text under a vocabulary of about 3,000 learned from the classroom; measured, see docs/notebook.md."""
     total = 0.0
     for piece in _PIECES.findall(text):
-        total += (1.3 if piece.isascii() else 0.7) if piece.isalpha() else 1.0
+        total += (1.42 if piece.isascii() else 0.64) if piece.isalpha() else 1.0
     return total
 
 
@@ -148,7 +150,9 @@ def _chunks(seed: int, streams: list[Stream], chunks: int, workers: int) -> Iter
 
 def _lines(seed: int, stream: Stream, numbers: range, salt: str) -> list[str]:
     skill = skills()[stream.skill]
-    draw = Draw(Random(f"{seed}/{stream.skill}/{stream.language}/{stream.kind}/{salt}"), stream.language, "train", 0, seed)
+    draw = Draw(
+        Random(f"{seed}/{stream.skill}/{stream.language}/{stream.kind}/{salt}"), stream.language, "train", 0, seed
+    )
     result = []
     for draw.index in numbers:
         if stream.kind == "chat":
@@ -196,7 +200,9 @@ def _about(seed: int, size: int, streams: list[Stream], tests: int) -> dict[str,
         "skills": table,
         "largest_share": LARGEST_SHARE,
         "estimated_tokens": round(total),
-        "tokens_by_language": {x: round(sum(s.count * s.tokens for s in streams if s.language == x)) for x in LANGUAGES},
+        "tokens_by_language": {
+            x: round(sum(s.count * s.tokens for s in streams if s.language == x)) for x in LANGUAGES
+        },
         "chats": sum(stream.count for stream in streams if stream.kind == "chat"),
         "texts": sum(stream.count for stream in streams if stream.kind == "text"),
         "tests": tests,

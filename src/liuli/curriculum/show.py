@@ -1,5 +1,4 @@
 """Samples of each skill for a person to read."""
-# ruff: noqa: E501
 
 from __future__ import annotations
 
@@ -16,8 +15,10 @@ from liuli.curriculum.skills import skills
 from liuli.errors import UsageError
 
 
-def samples(skill: str | None = None, language: str | None = None, count: int = 1, seed: int = 0) -> Iterator[tuple[str, str, str]]:
-    """(skill, language, what it looks like) of every skill, or of one; `count` chats and, where there are any, a text."""
+def samples(
+    skill: str | None = None, language: str | None = None, count: int = 1, seed: int = 0
+) -> Iterator[tuple[str, str, str]]:
+    """(skill, language, what it looks like) of every skill, or of one; `count` chats and, if it has any, a text."""
     if skill is not None and skill not in skills():
         raise UsageError(f"There is no skill {skill!r}", "--skill", f"choose one of: {', '.join(skills())}")
     if language not in (None, *LANGUAGES):
@@ -58,13 +59,16 @@ def make_here(out: Path, seed: int, size: str, workers: int, replace: bool, as_j
     if as_json:
         print(json.dumps(about, ensure_ascii=False))
         return
-    print(f"{out}: {about['texts']:,} texts, {about['chats']:,} chats, {about['tests']:,} tests; {len(about['skills'])} skills,")
-    print(f"{about['facts']:,} facts, {about['people']:,} people; about {about['estimated_tokens'] / 1e6:.1f} million tokens")
+    print(f"{out}: {about['texts']:,} texts, {about['chats']:,} chats, {about['tests']:,} tests")
+    print(f"{len(about['skills'])} skills, {about['facts']:,} facts, {about['people']:,} people")
+    print(f"about {about['estimated_tokens'] / 1e6:.1f} million tokens")
 
 
 def bytes_of(size: str) -> int:
     """A size as people write it: 500KB, 50MB, 1.5GB or plain bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)b?", size.strip().lower())
     if match is None:
-        raise UsageError(f"Cannot read the size {size!r}", "--size", "write a number and KB, MB or GB, for example 50MB")
+        raise UsageError(
+            f"Cannot read the size {size!r}", "--size", "write a number and KB, MB or GB, for example 50MB"
+        )
     return int(float(match[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[match[2]])

@@ -3,7 +3,6 @@
 A skill is a pure function from a `Draw` to an `Item` (and often one to a text). Shares are of the tokens of everything;
 they are scaled to add up to one, and no skill may pass 8%.
 """
-# ruff: noqa: E501
 
 from __future__ import annotations
 
@@ -28,7 +27,8 @@ from liuli.curriculum.skills import (
 from liuli.curriculum.skills import translation as words
 
 LARGEST_SHARE = 0.08
-FACTS_SHARE = 30.0  # of all fact skills together, dealt out by their number of facts
+FACTS_SHARE = 37.0  # of all fact skills together, dealt out by their number of facts
+EASE = {"country_place": 0.8, "element_family": 0.8}  # few values: fewer examples will do
 ALL = ("train", "names", "templates", "combinations")
 SEEN = ("train", "templates")
 PARTS = ("train", "templates", "combinations")
@@ -37,7 +37,7 @@ NAMED = ("train", "names", "templates")
 
 @dataclass(frozen=True)
 class Skill:
-    """One thing to learn. share: of all tokens, before scaling. text_part: of those, how much is plain text, not chat."""
+    """One thing to learn. share: of all tokens, before scaling. text_part: how much of it is plain text, not chat."""
 
     name: str
     family: str
@@ -50,73 +50,73 @@ class Skill:
 
 def _skills() -> list[Skill]:
     s = Skill
+    lives = people.tell_people(people.ATTRIBUTES, 2)
     table = [
         # name, family, function, share, splits, text, text part
-        s("person_city", "people", people.ask_person("city"), 1.6, PARTS, people.tell_people(people.ATTRIBUTES, 2), 0.6),
-        s("person_job", "people", people.ask_person("job"), 1.6, PARTS, people.tell_people(people.ATTRIBUTES, 2), 0.6),
-        s("person_pet", "people", people.ask_person("pet"), 1.4, PARTS, people.tell_people(people.ATTRIBUTES, 2), 0.6),
-        s("person_hobby", "people", people.ask_person("hobby"), 1.4, PARTS, people.tell_people(people.ATTRIBUTES, 2), 0.6),
-        s("person_age", "people", people.ask_person("age"), 1.4, PARTS, people.tell_people(people.ATTRIBUTES, 2), 0.6),
-        s("translate_word", "translation", words.translate_word, 4.0, SEEN, words.word_list, 0.4),
-        s("translate_back", "translation", words.translate_back, 4.0, SEEN, words.word_list, 0.4),
-        s("translate_phrase", "translation", words.translate_phrase, 1.0, PARTS),
-        s("translate_sentence", "translation", words.translate_sentence, 1.2, PARTS),
-        s("calculate_add", "tools", arithmetic.calculate("+"), 2.0, PARTS),
-        s("calculate_subtract", "tools", arithmetic.calculate("-"), 2.0, PARTS),
-        s("calculate_multiply", "tools", arithmetic.calculate("*"), 2.0, PARTS),
-        s("calculate_divide", "tools", arithmetic.calculate("/"), 2.0, PARTS),
-        s("calculate_two", "tools", arithmetic.calculate_two, 1.5, PARTS),
-        s("problem_add", "tools", arithmetic.word_problem("+"), 1.2, ALL),
-        s("problem_subtract", "tools", arithmetic.word_problem("-"), 1.2, ALL),
-        s("problem_multiply", "tools", arithmetic.word_problem("*"), 1.2, ALL),
-        s("problem_share", "tools", arithmetic.word_problem("/"), 1.2, ALL),
-        s("convert_units", "tools", calendar.convert, 1.0, PARTS),
-        s("age", "tools", calendar.age, 0.6, PARTS),
-        s("add_steps", "steps", arithmetic.steps("+"), 7.0, PARTS),
-        s("subtract_steps", "steps", arithmetic.steps("-"), 2.5, PARTS),
-        s("remember_name", "memory", dialogue.remember("name"), 5.0, NAMED),
-        s("remember_town", "memory", dialogue.remember("town"), 1.5, NAMED),
-        s("remember_pet", "memory", dialogue.remember("pet"), 1.5, NAMED),
-        s("remember_number", "memory", dialogue.remember("number"), 1.0, SEEN),
-        s("remember_hobby", "memory", dialogue.remember("hobby"), 0.7, SEEN),
-        s("remember_corrected", "memory", dialogue.remember_corrected, 1.2, NAMED),
-        s("remember_among", "memory", dialogue.remember_among, 1.2, NAMED),
-        s("remember_two", "memory", dialogue.remember_two, 1.2, NAMED),
-        s("cite_name", "citation", citation.cite(citation.NAMED), 8.0, NAMED, citation.read_aloud, 0.25),
-        s("cite_number", "citation", citation.cite(citation.NUMBERED), 6.0, NAMED, citation.read_aloud, 0.25),
-        s("cite_none", "citation", citation.cite_none, 1.5, NAMED),
+        s("person_city", "people", people.ask_person("city"), 1.4, PARTS, lives, 0.6),
+        s("person_job", "people", people.ask_person("job"), 1.3, PARTS, lives, 0.6),
+        s("person_pet", "people", people.ask_person("pet"), 1.2, PARTS, lives, 0.6),
+        s("person_hobby", "people", people.ask_person("hobby"), 1.1, PARTS, lives, 0.6),
+        s("person_age", "people", people.ask_person("age"), 1.0, PARTS, lives, 0.6),
+        s("translate_word", "translation", words.translate_word, 3.4, SEEN, words.word_list, 0.4),
+        s("translate_back", "translation", words.translate_back, 3.4, SEEN, words.word_list, 0.4),
+        s("translate_phrase", "translation", words.translate_phrase, 0.8, PARTS),
+        s("translate_sentence", "translation", words.translate_sentence, 0.9, PARTS),
+        s("calculate_add", "tools", arithmetic.calculate("+"), 1.5, PARTS),
+        s("calculate_subtract", "tools", arithmetic.calculate("-"), 1.5, PARTS),
+        s("calculate_multiply", "tools", arithmetic.calculate("*"), 1.5, PARTS),
+        s("calculate_divide", "tools", arithmetic.calculate("/"), 1.5, PARTS),
+        s("calculate_two", "tools", arithmetic.calculate_two, 1.0, PARTS),
+        s("problem_add", "tools", arithmetic.word_problem("+"), 0.8, ALL),
+        s("problem_subtract", "tools", arithmetic.word_problem("-"), 0.8, ALL),
+        s("problem_multiply", "tools", arithmetic.word_problem("*"), 0.8, ALL),
+        s("problem_share", "tools", arithmetic.word_problem("/"), 0.8, ALL),
+        s("convert_units", "tools", calendar.convert, 0.7, PARTS),
+        s("age", "tools", calendar.age, 0.5, PARTS),
+        s("add_steps", "steps", arithmetic.steps("+"), 6.0, PARTS),
+        s("subtract_steps", "steps", arithmetic.steps("-"), 1.6, PARTS),
+        s("remember_name", "memory", dialogue.remember("name"), 4.0, NAMED),
+        s("remember_town", "memory", dialogue.remember("town"), 1.0, NAMED),
+        s("remember_pet", "memory", dialogue.remember("pet"), 1.0, NAMED),
+        s("remember_number", "memory", dialogue.remember("number"), 0.6, SEEN),
+        s("remember_hobby", "memory", dialogue.remember("hobby"), 0.4, SEEN),
+        s("remember_corrected", "memory", dialogue.remember_corrected, 0.8, NAMED),
+        s("remember_among", "memory", dialogue.remember_among, 0.9, NAMED),
+        s("remember_two", "memory", dialogue.remember_two, 0.8, NAMED),
+        s("cite_name", "citation", citation.cite(citation.NAMED), 6.5, NAMED, citation.read_aloud, 0.25),
+        s("cite_number", "citation", citation.cite(citation.NUMBERED), 4.5, NAMED, citation.read_aloud, 0.25),
+        s("cite_none", "citation", citation.cite_none, 1.2, NAMED),
         s("unknown_country", "honesty", honesty.unknown("country", "country"), 1.2, NAMED),
-        s("unknown_element", "honesty", honesty.unknown("element", "element"), 0.8, NAMED),
-        s("unknown_animal", "honesty", honesty.unknown("animal", "animal"), 0.8, NAMED),
-        s("unknown_person", "honesty", honesty.unknown_person, 1.4, NAMED),
-        s("unknown_word", "honesty", honesty.unknown_word, 0.8, NAMED),
-        s("unknown_attribute", "honesty", honesty.unknown_attribute, 0.6, PARTS),
-        s("repeat", "strings", strings.repeat, 1.2, NAMED),
-        s("reverse_list", "strings", strings.reverse_list, 0.8, PARTS),
-        s("count_words", "strings", strings.count_words, 0.6, PARTS),
-        s("spell", "strings", strings.spell, 0.8, SEEN),
-        s("first_or_last", "strings", strings.first_or_last, 0.7, SEEN),
-        s("odd_one_out", "strings", strings.odd_one_out, 0.7, PARTS),
-        s("yes_or_no", "strings", strings.yes_or_no, 0.6, PARTS),
-        s("compare", "numbers", strings.compare, 0.8, PARTS),
-        s("sort_numbers", "numbers", strings.sort_numbers, 0.7, PARTS),
-        s("even_or_odd", "numbers", strings.even_or_odd, 0.5, PARTS),
-        s("next_number", "numbers", strings.next_number, 0.6, PARTS),
-        s("after_or_before", "calendar", calendar.after_or_before, 0.5, SEEN),
-        s("leap_year", "calendar", calendar.leap_year, 0.4, PARTS),
-        s("follow_up", "dialogue", dialogue.follow_up, 1.5, PARTS),
-        s("greeting", "dialogue", smalltalk.small_talk("greeting"), 0.4, SEEN),
-        s("identity", "dialogue", smalltalk.small_talk("identity"), 0.5, SEEN),
-        s("farewell", "dialogue", smalltalk.small_talk("farewell"), 0.3, SEEN),
-        s("feelings", "dialogue", smalltalk.small_talk("feelings"), 0.4, SEEN),
-        s("story", "stories", stories.tell_story, 6.0, SEEN, stories.story_text, 0.55),
-        s("story_named", "stories", stories.tell_named, 2.0, NAMED),
+        s("unknown_element", "honesty", honesty.unknown("element", "element"), 0.6, NAMED),
+        s("unknown_animal", "honesty", honesty.unknown("animal", "animal"), 0.6, NAMED),
+        s("unknown_person", "honesty", honesty.unknown_person, 1.2, NAMED),
+        s("unknown_word", "honesty", honesty.unknown_word, 0.6, NAMED),
+        s("unknown_attribute", "honesty", honesty.unknown_attribute, 0.5, PARTS),
+        s("repeat", "strings", strings.repeat, 1.0, NAMED),
+        s("reverse_list", "strings", strings.reverse_list, 0.6, PARTS),
+        s("count_words", "strings", strings.count_words, 0.4, PARTS),
+        s("spell", "strings", strings.spell, 0.5, SEEN),
+        s("first_or_last", "strings", strings.first_or_last, 0.5, SEEN),
+        s("odd_one_out", "strings", strings.odd_one_out, 0.5, PARTS),
+        s("yes_or_no", "strings", strings.yes_or_no, 0.4, PARTS),
+        s("compare", "numbers", strings.compare, 0.6, PARTS),
+        s("sort_numbers", "numbers", strings.sort_numbers, 0.5, PARTS),
+        s("even_or_odd", "numbers", strings.even_or_odd, 0.3, PARTS),
+        s("next_number", "numbers", strings.next_number, 0.4, PARTS),
+        s("after_or_before", "calendar", calendar.after_or_before, 0.4, SEEN),
+        s("leap_year", "calendar", calendar.leap_year, 0.3, PARTS),
+        s("follow_up", "dialogue", dialogue.follow_up, 1.2, PARTS),
+        s("greeting", "dialogue", smalltalk.small_talk("greeting"), 0.3, SEEN),
+        s("identity", "dialogue", smalltalk.small_talk("identity"), 0.4, SEEN),
+        s("farewell", "dialogue", smalltalk.small_talk("farewell"), 0.25, SEEN),
+        s("feelings", "dialogue", smalltalk.small_talk("feelings"), 0.35, SEEN),
+        s("story", "stories", stories.tell_story, 4.0, SEEN, stories.story_text, 0.55),
+        s("story_named", "stories", stories.tell_named, 1.5, NAMED),
     ]
-    counts = {name: len(facts.pairs_of(name)) for name in facts.SKILLS}
-    for name, count in counts.items():
-        if count:
-            share = FACTS_SHARE * count / sum(counts.values())
-            table.append(s(name, "facts", facts.ask_about(name), share, PARTS, facts.tell_about(name), 0.45))
+    weights = {name: len(facts.pairs_of(name)) * EASE.get(name, 1.0) for name in facts.SKILLS}
+    for name, weight in weights.items():
+        share = FACTS_SHARE * weight / sum(weights.values())
+        table.append(s(name, "facts", facts.ask_about(name), share, PARTS, facts.tell_about(name), 0.45))
     return table
 
 

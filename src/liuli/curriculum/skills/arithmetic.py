@@ -1,5 +1,4 @@
 """Arithmetic: through the calculator, in word problems that lead to it, and by hand in written steps."""
-# ruff: noqa: E501
 
 from __future__ import annotations
 
@@ -10,34 +9,11 @@ from liuli.curriculum.draw import Draw
 from liuli.curriculum.invent import first_name
 from liuli.curriculum.items import Item, assistant, calculator, user
 from liuli.curriculum.numbers import number_text
+from liuli.curriculum.wordings import forms
 
 SIGNS = {"+": "+", "-": "-", "*": "×", "/": "÷"}
-ASKED = {  # operation -> language -> wordings, the last one held out
-    "+": {
-        "en": ("What is {a} + {b}?", "{a} + {b}", "{a}+{b}=?", "How much is {a} plus {b}?", "Add {a} and {b}.", "Compute {a} + {b}.",
-               "What is {a} plus {b}?"),
-        "zh": ("{a} + {b}等于多少？", "{a}加{b}等于多少？", "{a}+{b}=?", "{a}加{b}是多少？", "算一算{a}+{b}。", "把{a}和{b}加起来。", "计算{a}加{b}。"),
-    },
-    "-": {
-        "en": ("What is {a} - {b}?", "{a} - {b}", "{a}-{b}=?", "How much is {a} minus {b}?", "Subtract {b} from {a}.", "Compute {a} - {b}.",
-               "What is {a} minus {b}?"),
-        "zh": ("{a} - {b}等于多少？", "{a}减{b}等于多少？", "{a}-{b}=?", "{a}减{b}是多少？", "算一算{a}-{b}。", "从{a}里减去{b}。", "计算{a}减{b}。"),
-    },
-    "*": {
-        "en": ("What is {a} × {b}?", "{a} * {b}", "{a}*{b}=?", "How much is {a} times {b}?", "Multiply {a} by {b}.", "Compute {a} x {b}.",
-               "What is {a} times {b}?"),
-        "zh": ("{a} × {b}等于多少？", "{a}乘{b}等于多少？", "{a}*{b}=?", "{a}乘以{b}是多少？", "算一算{a}×{b}。", "{a}的{b}倍是多少？", "计算{a}乘{b}。"),
-    },
-    "/": {
-        "en": ("What is {a} ÷ {b}?", "{a} / {b}", "{a}/{b}=?", "How much is {a} divided by {b}?", "Divide {a} by {b}.", "Compute {a} / {b}.",
-               "What is {a} divided by {b}?"),
-        "zh": ("{a} ÷ {b}等于多少？", "{a}除以{b}等于多少？", "{a}/{b}=?", "{a}除以{b}是多少？", "算一算{a}÷{b}。", "把{a}平均分成{b}份。", "计算{a}除以{b}。"),
-    },
-}
-ASKED_TWO = {
-    "en": ("What is {e}?", "{e}", "{e}=?", "How much is {e}?", "Please compute {e}.", "Work out {e}.", "Compute {e}."),
-    "zh": ("{e}等于多少？", "{e}", "{e}=?", "{e}是多少？", "请计算{e}。", "算一算{e}。", "计算{e}。"),
-}
+ASKED = {key: forms(f"calculate.{key}") for key in ("+", "-", "*", "/")}
+ASKED_TWO = forms("calculate_two")
 
 
 def calculate(operation: str) -> Callable[[Draw], Item]:
@@ -98,42 +74,8 @@ def _size(draw: Draw, digits: int) -> int:
 
 # --- word problems ---------------------------------------------------------------------------------------------------
 
-THINGS = {
-    "en": ("apples", "pears", "books", "coins", "stamps", "eggs", "shells", "marbles", "cards", "stones", "flowers", "pencils", "nuts",
-           "cookies", "buttons", "balloons"),
-    "zh": ("个苹果", "个梨", "本书", "枚硬币", "张邮票", "个鸡蛋", "枚贝壳", "颗弹珠", "张卡片", "块石头", "朵花", "支铅笔", "颗坚果", "块饼干", "粒纽扣",
-           "只气球"),
-}
-PROBLEMS = {
-    "+": {
-        "en": ("{n} has {a} {t} and buys {b} more. How many {t} does {n} have now?", "{n} finds {a} {t}, then {b} more. How many {t} are there?",
-               "There are {a} {t} in a box. {n} adds {b}. How many {t} are in the box?", "{n} has {a} {t} and gets {b} more. How many {t} are there now?",
-               "{n} buys {a} {t}, then {b} more. How many {t} does {n} have?"),
-        "zh": ("{n}有{a}{t}，又买了{b}{t}。现在有多少{t}？", "{n}先找到{a}{t}，又找到{b}{t}。一共有多少{t}？", "盒子里有{a}{t}，{n}放进{b}{t}。现在有多少{t}？",
-               "{n}有{a}{t}，又得到{b}{t}。现在有多少{t}？", "{n}买了{a}{t}，又买了{b}{t}。一共有多少{t}？"),
-    },
-    "-": {
-        "en": ("{n} has {a} {t} and gives away {b}. How many {t} are left?", "{n} had {a} {t} and lost {b}. How many {t} are left?",
-               "There are {a} {t} in a box. {n} takes {b}. How many {t} are in the box?", "{n} has {a} {t} and sells {b}. How many {t} does {n} have now?",
-               "{n} had {a} {t} and gives away {b}. How many {t} does {n} have now?"),
-        "zh": ("{n}有{a}{t}，送出{b}{t}。还剩多少{t}？", "{n}有{a}{t}，丢了{b}{t}。还剩多少{t}？", "盒子里有{a}{t}，{n}拿走{b}{t}。还有多少{t}？",
-               "{n}有{a}{t}，卖掉{b}{t}。还剩多少{t}？", "{n}有{a}{t}，拿走{b}{t}。还剩多少{t}？"),
-    },
-    "*": {
-        "en": ("{n} has {a} boxes with {b} {t} each. How many {t} are there?", "{a} bags hold {b} {t} each. How many {t} are there?",
-               "{n} buys {a} packs of {b} {t}. How many {t} does {n} have?", "There are {a} rows of {b} {t}. How many {t} are there?",
-               "{n} has {a} bags of {b} {t}. How many {t} are there?"),
-        "zh": ("{n}有{a}个盒子，每盒{b}{t}。一共有多少{t}？", "{a}个袋子，每袋{b}{t}。一共有多少{t}？", "{n}买了{a}包，每包{b}{t}。一共有多少{t}？",
-               "有{a}排，每排{b}{t}。一共有多少{t}？", "{n}有{a}个袋子，每袋{b}{t}。有多少{t}？"),
-    },
-    "/": {
-        "en": ("{n} shares {a} {t} among {b} friends. How many {t} does each get?", "{a} {t} are put into {b} bags. How many {t} are in each bag?",
-               "{n} puts {a} {t} into {b} equal rows. How many {t} are in a row?", "{b} friends share {a} {t}. How many {t} does each get?",
-               "{n} puts {a} {t} into {b} bags. How many {t} are in each bag?"),
-        "zh": ("{n}把{a}{t}平均分给{b}个朋友。每人有多少{t}？", "{a}{t}平均装进{b}个袋子。每袋有多少{t}？", "{n}把{a}{t}平均摆成{b}排。每排有多少{t}？",
-               "{b}个朋友平分{a}{t}。每人有多少{t}？", "{n}把{a}{t}平均装进{b}个袋子。每袋有多少{t}？"),
-    },
-}
+THINGS = forms("things")
+PROBLEMS = {key: forms(f"problem.{key}") for key in ("+", "-", "*", "/")}
 
 
 def word_problem(operation: str) -> Callable[[Draw], Item]:
@@ -159,20 +101,7 @@ def word_problem(operation: str) -> Callable[[Draw], Item]:
 
 # --- steps -----------------------------------------------------------------------------------------------------------
 
-STEP_FORMS = {
-    "+": {
-        "en": ("Add {a} + {b} step by step.", "Compute {a} + {b} step by step.", "{a} + {b}, with steps", "Show the steps: {a} + {b}",
-               "Step by step: what is {a} + {b}?", "Show the steps of {a} + {b}.", "Compute {a} + {b} with steps."),
-        "zh": ("一步一步算{a} + {b}。", "请列出{a} + {b}的步骤。", "{a} + {b}，写出步骤", "写出步骤：{a} + {b}", "一步一步算：{a} + {b}等于多少？",
-               "写出{a} + {b}的步骤。", "请一步一步算{a} + {b}。"),
-    },
-    "-": {
-        "en": ("Subtract {a} - {b} step by step.", "Compute {a} - {b} step by step.", "{a} - {b}, with steps", "Show the steps: {a} - {b}",
-               "Step by step: what is {a} - {b}?", "Show the steps of {a} - {b}.", "Compute {a} - {b} with steps."),
-        "zh": ("一步一步算{a} - {b}。", "请列出{a} - {b}的步骤。", "{a} - {b}，写出步骤", "写出步骤：{a} - {b}", "一步一步算：{a} - {b}等于多少？",
-               "写出{a} - {b}的步骤。", "请一步一步算{a} - {b}。"),
-    },
-}
+STEP_FORMS = {key: forms(f"steps.{key}") for key in ("+", "-")}
 
 
 def steps(operation: str) -> Callable[[Draw], Item]:
@@ -195,7 +124,7 @@ def steps(operation: str) -> Callable[[Draw], Item]:
 
 
 def write_steps(a: int, b: int, operation: str, language: str) -> str:
-    """The working of a + b or a - b (a >= b >= 0): `4 8 + 0 7. 8+7=15, write 5, carry 1. 4+0+1=5, write 5. 5 5. It is 55.`"""
+    """The working of a + b or a - b (a >= b >= 0), as `4 8 + 0 7. 8+7=15, write 5, carry 1. 4+0+1=5, write 5. 5 5.`"""
     width = max(len(str(a)), len(str(b)))
     top, bottom = str(a).zfill(width), str(b).zfill(width)
     zh = language == "zh"

@@ -1,5 +1,4 @@
 """Days, months, years and measures: what comes after what, and conversions through the calculator."""
-# ruff: noqa: E501
 
 from __future__ import annotations
 
@@ -7,24 +6,12 @@ from liuli.curriculum.draw import Draw
 from liuli.curriculum.items import Item, asked
 from liuli.curriculum.knowledge import Month, Weekday, knowledge
 from liuli.curriculum.skills.arithmetic import called
+from liuli.curriculum.wordings import forms
 
-AFTER = {
-    "en": ("Which {k} comes after {x}?", "What {k} follows {x}?", "What comes after {x}?", "{x}: what comes next?", "Which {k} follows {x}?"),
-    "zh": ("{x}之后是什么？", "{x}过了是什么？", "{x}的下一个是什么？", "{x}后面是什么？", "{x}过后是什么？"),
-}
-BEFORE = {
-    "en": ("Which {k} comes before {x}?", "What {k} is before {x}?", "What comes before {x}?", "{x}: what was before?", "Which {k} is before {x}?"),
-    "zh": ("{x}之前是什么？", "{x}的前面是什么？", "{x}的上一个是什么？", "{x}前面是什么？", "{x}以前是什么？"),
-}
-CONVERT = {
-    "en": ("How many {b} are {a} {s}?", "How many {b} are in {a} {s}?", "{a} {s} in {b}?", "Turn {a} {s} into {b}.", "How many {b} make {a} {s}?"),
-    "zh": ("{a}{s}等于多少{b}？", "{a}{s}是多少{b}？", "{a}{s}合多少{b}？", "把{a}{s}换成{b}。", "{a}{s}有多少{b}？"),
-}
-BORN = {
-    "en": ("I was born in {y}. How old am I in {z}?", "Born in {y}, how old in {z}?", "How old is somebody born in {y} in the year {z}?",
-           "My birth year is {y}. What is my age in {z}?", "I was born in {y}. What is my age in {z}?"),
-    "zh": ("我生于{y}年，到{z}年我几岁？", "{y}年出生，{z}年几岁？", "{y}年出生的人到{z}年几岁？", "我是{y}年生的，{z}年时我多大？", "我生于{y}年，{z}年时我多大？"),
-}
+AFTER = forms("after")
+BEFORE = forms("before")
+CONVERT = forms("convert")
+BORN = forms("born")
 
 
 def after_or_before(draw: Draw) -> Item:
@@ -43,7 +30,13 @@ def leap_year(draw: Draw) -> Item:
     """Whether a year has a February 29."""
     year = draw.combination(lambda: draw.number(1901, 2099), lambda y: f"leap{y}")
     forms = {
-        "en": ("Is {y} a leap year?", "Was {y} a leap year?", "{y}: leap year or not?", "Does {y} have a February 29?", "Is the year {y} a leap year?"),
+        "en": (
+            "Is {y} a leap year?",
+            "Was {y} a leap year?",
+            "{y}: leap year or not?",
+            "Does {y} have a February 29?",
+            "Is the year {y} a leap year?",
+        ),
         "zh": ("{y}年是闰年吗？", "{y}年是不是闰年？", "{y}年算闰年吗？", "{y}年有2月29日吗？", "公历{y}年是闰年吗？"),
     }
     leap = year % 4 == 0

@@ -1,5 +1,4 @@
 """Real facts: asked one by one in chat, told densely and in both directions in text."""
-# ruff: noqa: E501
 
 from __future__ import annotations
 
@@ -9,30 +8,32 @@ from collections.abc import Callable
 from liuli.curriculum.draw import Draw, held
 from liuli.curriculum.items import Item, asked
 from liuli.curriculum.knowledge import Fact
-from liuli.curriculum.questions import UNIT, Relation, about_subject, article, fill, subject_of, taught, value_of
+from liuli.curriculum.questions import Relation, fill, subject_of, taught, value_of
 
-FACTS_A_DOCUMENT = 8
+FACTS_A_DOCUMENT = 10
+LISTED = 0.5  # of the documents whose relation has a name: a list costs half the tokens of sentences
 Pair = tuple[Relation, Fact]
 
 SKILLS: dict[str, tuple[str, ...]] = {  # skill -> its relations
     "capital": ("country.capital",),
     "currency": ("country.currency",),
     "country_language": ("country.language",),
-    "country_place": ("country.continent", "country.region", "country.coast"),
+    "country_place": ("country.continent", "country.coast"),
     "element_symbol": ("element.symbol",),
     "element_number": ("element.number",),
-    "element_family": ("element.category", "element.period", "element.group", "element.state"),
-    "planets": tuple(f"planet.{a}" for a in ("order", "kind", "size_rank", "year", "moons", "rings", "colour", "feature")),
+    "element_family": ("element.category", "element.state"),
+    "planets": tuple(
+        f"planet.{a}" for a in ("order", "kind", "size_rank", "year", "moons", "rings", "colour", "feature")
+    ),
     "animal_class": ("animal.animal_class",),
     "animal_life": ("animal.diet", "animal.habitat", "animal.legs"),
-    "animal_ways": ("animal.feature", "animal.young", "animal.sound"),
+    "animal_ways": ("animal.young", "animal.sound"),
     "foods": ("food.kind", "food.colour", "food.grows"),
     "works": ("work.kind", "work.creator"),
-    "famous_people": ("person.field", "person.country", "person.known_for", "person.born"),
-    "landmarks": ("landmark.kind", "landmark.country", "landmark.continent"),
+    "famous_people": ("person.field", "person.country", "person.known_for"),
+    "landmarks": ("landmark.kind", "landmark.country"),
     "jobs": ("job.does", "job.place"),
     "opposites": ("opposite.opposite",),
-    "word_kinds": ("word.category",),
     "units": ("unit",),
     "calendar_facts": ("weekday.number", "month.number", "month.days", "month.season", "holiday.date"),
     "colours_shapes": ("colour.example", "shape.sides", "shape.corners"),
@@ -75,43 +76,53 @@ def fact_item(draw: Draw, relation: Relation, fact: Fact) -> Item:
 
 
 def tell_about(skill: str) -> Callable[[Draw], str]:
-    """The text of a skill: a list of facts of the kind, or all that is known of two or three subjects."""
+    """The text of a skill: some facts of one relation, as a list under its name or as sentences."""
 
     def tell(draw: Draw) -> str:
-        pairs = pairs_of(skill)
-        first = draw.index * FACTS_A_DOCUMENT
-        some = [draw.cycle(pairs, first + i) for i in range(min(FACTS_A_DOCUMENT, len(pairs)))]
-        sentences = [tell_fact(draw, *pair) for pair in some]
-        return join(sentences, draw)
+        relation, some = _page(draw, skill)
+        label = relation.label(draw.language)
+        if label and draw.chance(LISTED):
+            return _listed(draw, label, some)
+        return join([tell_fact(draw, relation, fact) for fact in some], draw)
 
     return tell
 
 
 def tell_fact(draw: Draw, relation: Relation, fact: Fact) -> str:
-    """The fact as a sentence, or as a question and its answer."""
+    """The fact as a sentence; now and then as a question and its answer."""
     wording = relation.wording(draw.language)
-    if draw.chance(0.7):
+    if draw.chance(0.85):
         return fill(draw.pick(wording.tells), fact, draw.language)
-    question = fill(draw.pick(relation.forms(draw.language)[:-1]), fact, draw.language)
-    if held(f"{fact.subject_en}/{question}"):
-        return fill(wording.tells[0], fact, draw.language)
-    answer = fill(wording.answer, fact, draw.language)
-    return f"{question}{'' if draw.zh else ' '}{answer}"
+    item = fact_item(draw, relation, fact)
+    return join([turn["content"] for turn in item.messages], draw)
 
 
-def profile(draw: Draw, kind: str, count: int) -> str:
-    """All that is known of some subjects of a kind, subject by subject."""
-    subjects = list(about_subject(kind))
-    parts = []
-    for i in range(count):
-        pairs = about_subject(kind)[draw.cycle(subjects, draw.index * count + i)]
-        parts.append(join([fill(draw.pick(r.wording(draw.language).tells), f, draw.language) for r, f in pairs], draw))
-    return "\n".join(parts)
+@functools.cache
+def _pages(skill: str) -> tuple[tuple[Relation, tuple[Fact, ...], int], ...]:
+    """(relation, all its facts, the number of this page of them): every page of a skill's text."""
+    pages: list[tuple[Relation, tuple[Fact, ...], int]] = []
+    for relation in dict.fromkeys(relation for relation, _ in pairs_of(skill)):
+        own = tuple(fact for other, fact in pairs_of(skill) if other is relation)
+        pages += [(relation, own, page) for page in range(-(-len(own) // FACTS_A_DOCUMENT))]
+    return tuple(pages)
+
+
+def _page(draw: Draw, skill: str) -> tuple[Relation, list[Fact]]:
+    """The next page in the round; which facts stand on it changes from round to round."""
+    pages = _pages(skill)
+    relation, own, page = draw.cycle(pages)
+    first = draw.index // len(pages) * len(own) + page * FACTS_A_DOCUMENT
+    size = min(FACTS_A_DOCUMENT, len(own) - page * FACTS_A_DOCUMENT)
+    return relation, [draw.cycle(own, first + i) for i in range(size)]
+
+
+def _listed(draw: Draw, label: str, some: list[Fact]) -> str:
+    pairs = [(subject_of(fact, draw.language), value_of(fact, draw.language)) for fact in some]
+    if draw.zh:
+        return f"{label}。" + "；".join(f"{subject}：{value}" for subject, value in pairs) + "。"
+    return f"{label}. " + "; ".join(f"{subject}: {value}" for subject, value in pairs) + "."
 
 
 def join(sentences: list[str], draw: Draw) -> str:
     """Sentences one after the other; English puts a space between."""
     return ("" if draw.zh else " ").join(sentences)
-
-
-__all__ = ["SKILLS", "UNIT", "article", "ask_about", "fact_item", "join", "pairs_of", "profile", "tell_about"]

@@ -1,5 +1,4 @@
-"""Honesty: what does not exist, or was never taught, is answered with "I don't know", in the very wordings of what was."""
-# ruff: noqa: E501
+"""Honesty: what does not exist, or was never taught, gets "I don't know", asked in the wordings of what was taught."""
 
 from __future__ import annotations
 
@@ -12,14 +11,10 @@ from liuli.curriculum.knowledge import knowledge
 from liuli.curriculum.questions import RELATIONS, article
 from liuli.curriculum.skills.people import ATTRIBUTES, question_about
 from liuli.curriculum.skills.translation import TO_OTHER
+from liuli.curriculum.wordings import forms
 
 UNKNOWN = {"en": "I don't know. I never learned that.", "zh": "我不知道，这个我没学过。"}
-UNTAUGHT = {  # what is never told of any country; the last wording is held out
-    "en": ("How many people live in {s}?", "How big is {s}?", "Who leads {s}?", "What is the highest mountain of {s}?",
-           "What is the longest river of {s}?", "What is the flag of {s}?", "What is the oldest town of {s}?"),
-    "zh": ("{s}有多少人口？", "{s}的面积有多大？", "{s}的领导人是谁？", "{s}最高的山是什么？", "{s}最长的河是什么？", "{s}的国旗是什么样的？",
-           "{s}最古老的城市是什么？"),
-}
+UNTAUGHT = forms("untaught")
 
 
 def unknown(kind: str, use: str) -> Callable[[Draw], Item]:

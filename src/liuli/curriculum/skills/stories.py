@@ -3,7 +3,6 @@
 The number of distinct sentences is counted exactly: of every way of telling a step, the product of the choices in it.
 """
 
-# ruff: noqa: E501
 from __future__ import annotations
 
 import functools
@@ -15,20 +14,13 @@ from liuli.curriculum.draw import Draw
 from liuli.curriculum.invent import first_name, given_names
 from liuli.curriculum.items import Item, asked
 from liuli.curriculum.knowledge import DATA
+from liuli.curriculum.wordings import forms
 
 PRONOUNS = {"f": {"he": "she", "his": "her", "him": "her"}, "m": {"he": "he", "his": "his", "him": "him"}}
 _SLOT = re.compile(r"\{(\w+)\}")
-ASKED = {
-    "en": ("Tell me a story about a {h}.", "Please tell me a story about a {h}.", "I want to hear a story about a {h}.", "A story about a {h}, please.",
-           "Do you know a story about a {h}?", "Can you tell me a story about a {h}?"),
-    "zh": ("讲一个{h}的故事。", "请给我讲一个{h}的故事。", "我想听一个{h}的故事。", "来一个{h}的故事吧。", "你知道{h}的故事吗？", "你能讲一个{h}的故事吗？"),
-}
-ASKED_NAMED = {
-    "en": ("Tell me a story about a {h} called {n}.", "Please tell me a story about {n} the {h}.", "I want to hear a story about a {h} called {n}.",
-           "A story about {n} the {h}, please.", "Can you tell me a story about a {h} called {n}?"),
-    "zh": ("讲一个{h}{n}的故事。", "请给我讲一个{h}的故事，它叫{n}。", "我想听{h}{n}的故事。", "来一个{h}{n}的故事吧。", "你能讲一个{h}{n}的故事吗？"),
-}
-ASKED_ANY = {"en": ("Tell me a story.", "Please tell me a story.", "I want to hear a story."), "zh": ("讲个故事。", "请给我讲个故事。", "我想听故事。")}
+ASKED = forms("story")
+ASKED_NAMED = forms("story_named")
+ASKED_ANY = forms("story_any")
 
 
 @dataclass(frozen=True)
@@ -51,7 +43,9 @@ def tell_named(draw: Draw) -> Item:
     """A story about an animal whose name the user gives."""
     hero = draw.cycle(grammar(draw.language).slots["hero"])
     name = first_name(draw)
-    return asked(draw.form(ASKED_NAMED[draw.language]).format(h=hero, n=name), write(draw, hero, name), hero, name, check="story")
+    return asked(
+        draw.form(ASKED_NAMED[draw.language]).format(h=hero, n=name), write(draw, hero, name), hero, name, check="story"
+    )
 
 
 def story_text(draw: Draw) -> str:
@@ -113,9 +107,11 @@ def distinct_sentences(language: str) -> int:
 
 
 def count_expansions(way: str, language: str) -> int:
-    """In how many ways a step's wording can be filled: hero and friend differ, so do both names; pronouns follow the name."""
+    """In how many ways a step can be filled: hero and friend differ, so do both names; pronouns follow the name."""
     used = {slot.lower() for slot in _slots_of(way)}
-    sizes = {slot: len(options) for slot, options in grammar(language).slots.items()} | {"pal": len(story_names(language))}
+    sizes = {slot: len(options) for slot, options in grammar(language).slots.items()} | {
+        "pal": len(story_names(language))
+    }
     sizes["name"] = sizes["pal"]
     pronouns = used & {"he", "his", "him"}
     total = math.prod(sizes[slot] for slot in used - pronouns)

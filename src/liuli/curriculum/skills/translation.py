@@ -1,5 +1,4 @@
 """Translation between the two languages: taught words, and phrases and sentences put together from them."""
-# ruff: noqa: E501
 
 from __future__ import annotations
 
@@ -9,23 +8,58 @@ from collections.abc import Mapping, Sequence
 from liuli.curriculum.draw import Draw
 from liuli.curriculum.items import Item, asked
 from liuli.curriculum.knowledge import Word, knowledge
+from liuli.curriculum.wordings import forms
 
 # Words stand in quotation marks everywhere, so that a word is the same tokens in text, question and answer.
-TO_OTHER = {
-    "en": ("How do you say “{w}” in Chinese?", "What is “{w}” in Chinese?", "“{w}” in Chinese?", "Translate “{w}” into Chinese.",
-           "Say “{w}” in Chinese.", "What is the Chinese word for “{w}”?", "Please translate “{w}” into Chinese."),
-    "zh": ("“{w}”用英语怎么说？", "“{w}”的英语是什么？", "“{w}”用英文怎么说？", "把“{w}”翻译成英语。", "用英语说“{w}”。", "“{w}”译成英语是什么？",
-           "请把“{w}”翻译成英语。"),
-}
-FROM_OTHER = {
-    "en": ("What does “{w}” mean?", "What is “{w}” in English?", "“{w}” in English?", "Translate “{w}” into English.", "Say “{w}” in English.",
-           "How do you say “{w}” in English?", "Please translate “{w}” into English."),
-    "zh": ("“{w}”是什么意思？", "“{w}”的中文是什么？", "“{w}”用中文怎么说？", "把“{w}”翻译成中文。", "用中文说“{w}”。", "“{w}”译成中文是什么？",
-           "请把“{w}”翻译成中文。"),
-}
-CONCRETE = ("animal", "home", "plant", "transport", "clothes", "vegetable", "fruit", "toy", "tool", "kitchenware", "drink", "food", "school", "music")
-PLAIN_ADJECTIVES = ("red", "yellow", "green", "blue", "black", "white", "grey", "brown", "pink", "purple", "big", "small", "new", "old", "clean",
-                    "dirty", "heavy", "light", "beautiful", "ugly", "strange", "wet", "dry", "cheap", "expensive", "famous", "important", "cold", "warm")
+TO_OTHER = forms("to_other")
+FROM_OTHER = forms("from_other")
+CONCRETE = (
+    "animal",
+    "home",
+    "plant",
+    "transport",
+    "clothes",
+    "vegetable",
+    "fruit",
+    "toy",
+    "tool",
+    "kitchenware",
+    "drink",
+    "food",
+    "school",
+    "music",
+)
+PLAIN_ADJECTIVES = (
+    "red",
+    "yellow",
+    "green",
+    "blue",
+    "black",
+    "white",
+    "grey",
+    "brown",
+    "pink",
+    "purple",
+    "big",
+    "small",
+    "new",
+    "old",
+    "clean",
+    "dirty",
+    "heavy",
+    "light",
+    "beautiful",
+    "ugly",
+    "strange",
+    "wet",
+    "dry",
+    "cheap",
+    "expensive",
+    "famous",
+    "important",
+    "cold",
+    "warm",
+)
 PATTERNS = (  # English and Chinese; {n} a thing, {a} what it is like
     ("The {n} is {a}.", "这{n}是{a}的。"),
     ("I like the {n}.", "我喜欢这{n}。"),
@@ -48,7 +82,9 @@ def _nouns() -> tuple[Word, ...]:
 
 @functools.cache
 def _adjectives() -> tuple[Word, ...]:
-    return tuple(word for word in knowledge().lexicon if word.part.en == "adjective" and word.name.en in PLAIN_ADJECTIVES)
+    return tuple(
+        word for word in knowledge().lexicon if word.part.en == "adjective" and word.name.en in PLAIN_ADJECTIVES
+    )
 
 
 def translate_word(draw: Draw) -> Item:
@@ -67,17 +103,22 @@ def translate_back(draw: Draw) -> Item:
 
 def translate_phrase(draw: Draw) -> Item:
     """A quality and a thing put together, either way."""
-    adjective, noun = draw.combination(lambda: (draw.pick(_adjectives()), draw.pick(_nouns())), lambda p: f"{p[0].name.en}/{p[1].name.en}")
+    adjective, noun = draw.combination(
+        lambda: (draw.pick(_adjectives()), draw.pick(_nouns())), lambda p: f"{p[0].name.en}/{p[1].name.en}"
+    )
     return _both_ways(draw, f"{adjective.name.en} {noun.name.en}", f"{adjective.name.zh}的{noun.name.zh}")
 
 
 def translate_sentence(draw: Draw) -> Item:
     """A short sentence, either way."""
     pattern, adjective, noun = draw.combination(
-        lambda: (draw.pick(PATTERNS_PLAIN), draw.pick(_adjectives()), draw.pick(_nouns())), lambda p: f"{p[0][0]}/{p[2].name.en}"
+        lambda: (draw.pick(PATTERNS_PLAIN), draw.pick(_adjectives()), draw.pick(_nouns())),
+        lambda p: f"{p[0][0]}/{p[2].name.en}",
     )
     english, chinese = pattern
-    return _both_ways(draw, english.format(n=noun.name.en, a=adjective.name.en), chinese.format(n=noun.name.zh, a=adjective.name.zh))
+    return _both_ways(
+        draw, english.format(n=noun.name.en, a=adjective.name.en), chinese.format(n=noun.name.zh, a=adjective.name.zh)
+    )
 
 
 def word_list(draw: Draw) -> str:
