@@ -21,8 +21,18 @@ import torch
 
 from liuli.model import Transformer, parameter_count, qwen3, racer
 from liuli.text import Batch
-from liuli.train import LoopOptions, Optimizer, OptimizerOptions, Pace, RunLog, StageState, TensorBatch
-from liuli.train import fit, measure_machine, next_token
+from liuli.train import (
+    LoopOptions,
+    Optimizer,
+    OptimizerOptions,
+    Pace,
+    RunLog,
+    StageState,
+    TensorBatch,
+    fit,
+    measure_machine,
+    next_token,
+)
 
 
 class Windows:
@@ -75,7 +85,9 @@ def settings(preset: str, minutes: float) -> Setting:
     return Setting(6, 192, 256, 10, 0.15, muon, {})
 
 
-def run(text: np.ndarray, preset: str, minutes: float, seed: int, setting: Setting, compiled: bool) -> dict[str, object]:
+def run(
+    text: np.ndarray, preset: str, minutes: float, seed: int, setting: Setting, compiled: bool
+) -> dict[str, object]:
     """Train for `minutes` and measure."""
     machine = measure_machine()
     cut = int(0.9 * len(text))
@@ -121,7 +133,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
-    parser.add_argument("--set", nargs="*", default=[], help="changes to the setting, such as dropout=0.1 matrix_lr=0.01")
+    parser.add_argument(
+        "--set", nargs="*", default=[], help="changes to the setting, such as dropout=0.1 matrix_lr=0.01"
+    )
     options = parser.parse_args()
     characters = options.text.read_text(encoding="utf-8")
     index = {character: place for place, character in enumerate(sorted(set(characters)))}

@@ -134,7 +134,7 @@ class Build:
 
     @property
     def evaluate_seconds(self) -> float:
-        return 60 * (self.recipe.evaluate_minutes or self.recipe.minutes / 12)
+        return 60.0 * float(self.recipe.evaluate_minutes or self.recipe.minutes / 12)
 
     def run(self) -> None:
         """All stages that are not there yet; then the report."""
@@ -193,7 +193,7 @@ class Build:
 
     def seconds_left(self) -> float:
         """Of the budget, for training: less what is spent and what the examination will take."""
-        spent = sum(self.plan.get("seconds", {}).values())
+        spent = float(sum(self.plan.get("seconds", {}).values()))
         return max(5.0, 60 * self.recipe.minutes - spent - self.evaluate_seconds - 0.01 * 60 * self.recipe.minutes)
 
     # --- the stages --------------------------------------------------------------------------------------------------

@@ -22,8 +22,9 @@ from liuli.errors import LiuliError, UsageError
 from liuli.files import read_json, write_file, write_json
 from liuli.model import ModelConfig, Transformer, flops_per_token, parameter_count, qwen3, racer
 from liuli.stages.training import COMPILE_SECONDS, TrainOptions, wants_compile
-from liuli.text import Loader, Rows
+from liuli.text import Batch, Loader, Rows
 from liuli.train import Machine, Optimizer, OptimizerOptions, TensorBatch, measure_machine, next_token, schedule
+from liuli.train.loop import to_tensors
 
 LADDER = (
     (2, 64), (3, 96), (4, 128), (4, 192), (5, 256), (6, 320), (6, 384), (8, 448), (8, 512), (10, 640), (12, 768),
@@ -48,7 +49,8 @@ class Law:
     source: str
 
     def bits(self, size: float, tokens: float) -> float:
-        return self.floor + self.size_factor / size**self.size_power + self.data_factor / tokens**self.data_power
+        bits: float = self.floor + self.size_factor / size**self.size_power + self.data_factor / tokens**self.data_power
+        return bits
 
 
 # Fitted by `liuli plan --fit` (docs/notebook.md); a user's own fit takes their place.
@@ -283,15 +285,16 @@ def short_run(
     loader = Loader(training, max(1, batch_tokens // rows.T), 0)
     for step in range(steps):
         batch = next(loader)
-        tensors = [torch.from_numpy(part).to(machine.device) for part in (batch.tokens_BT, batch.targets_BT)]
-        weights = torch.ones(tensors[0].shape, device=machine.device)
-        (next_token(model, TensorBatch(*tensors, weights)) / weights.numel()).backward()  # type: ignore[no-untyped-call]
+        tensors = to_tensors(batch, slice(None), machine.device, None)
+        (next_token(model, tensors) / batch.tokens_BT.size).backward()  # type: ignore[no-untyped-call]
         optimizer.step(schedule(step / steps))
         optimizer.zero_grad()
     held = rows.tokens[-kept:].astype(np.int64)
     with torch.no_grad():
-        tensors = [torch.from_numpy(part).to(machine.device) for part in (held[:, :-1], held[:, 1:])]
-        nats = next_token(model, TensorBatch(*tensors, torch.ones(tensors[0].shape, device=machine.device))).item()
+        ones = np.ones(held[:, 1:].shape, np.float32)
+        nats = next_token(
+            model, to_tensors(Batch(held[:, :-1], held[:, 1:], ones, 0), slice(None), machine.device, None)
+        ).item()
     return nats / math.log(2) / float(bytes_per_id[held[:, 1:]].sum())
 
 

@@ -123,7 +123,9 @@ def test_qwen3_folder_opens_in_transformers_with_equal_logits_and_equal_greedy_t
         tokens = torch.randint(0, 97, (3, 30))
         with torch.no_grad():
             assert (theirs(tokens).logits - model(tokens)).abs().max() < 1e-4
-            wanted = theirs.generate(tokens[:1, :5], max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
+            wanted = theirs.generate(
+                tokens[:1, :5], max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0
+            )
             got = tokens[:1, :5]
             for _ in range(20):
                 got = torch.cat((got, model(got)[:, -1:].argmax(-1)), dim=1)

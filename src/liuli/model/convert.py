@@ -132,8 +132,8 @@ def load(path: str | Path, device: str | torch.device | None = None, dtype: torc
         found = {rename(name, back): tensor for name, tensor in found.items()}
     if config.tied:
         found.pop("head.weight", None)  # some writers store the tied matrix twice
-    shapes = [{name: tuple(t.shape) for name, t in side.items()} for side in (dict(model.named_parameters()), found)]
-    check_shapes(*shapes, where=folder.path)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    check_shapes(expected, {name: tuple(tensor.shape) for name, tensor in found.items()}, folder.path)
     model.load_state_dict({name: tensor.to(dtype or torch.float32) for name, tensor in found.items()}, assign=True)
     model.set_rotary()  # the tables were left on meta
     model.requires_grad_(True)

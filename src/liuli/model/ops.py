@@ -20,7 +20,7 @@ def rms_norm(x: Tensor, gain: Tensor | None, eps: float) -> Tensor:
         wide = x.float()
         normed = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
         return normed if gain is None else normed * gain.to(x.dtype)
-    result: Tensor = RMSNormEager.apply(x, gain, eps)
+    result: Tensor = RMSNormEager.apply(x, gain, eps)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -34,7 +34,8 @@ class RMSNormEager(torch.autograd.Function):
         scale = length.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
         normed = x * scale
         ctx.save_for_backward(normed, scale, gain)
-        return normed if gain is None else normed * gain.to(x.dtype)
+        result: Tensor = normed if gain is None else normed * gain.to(x.dtype)
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
@@ -112,7 +113,7 @@ def cross_entropy(x_ND: Tensor, head_VD: Tensor, targets_N: Tensor, weights_N: T
     if torch.compiler.is_compiling() or x_ND.device.type != "cpu":
         logits = cap(F.linear(x_ND, head_VD.to(x_ND.dtype)).float(), softcap)
         return (F.cross_entropy(logits, targets_N, reduction="none") * weights_N).sum()
-    result: Tensor = CrossEntropyEager.apply(x_ND, head_VD, targets_N, weights_N, softcap)
+    result: Tensor = CrossEntropyEager.apply(x_ND, head_VD, targets_N, weights_N, softcap)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -133,7 +134,7 @@ class CrossEntropyEager(torch.autograd.Function):
             logits = (x[part] @ head_low.T).float()
             if softcap:
                 logits.mul_(1 / softcap).tanh_()
-                slope = logits.square().neg_().add_(1) if wants_grad else None
+                slope = logits.square().neg_().add_(1)
                 logits.mul_(softcap)
             index = targets[part].unsqueeze(1)
             log_total = torch.logsumexp(logits, dim=1, keepdim=True)

@@ -83,7 +83,7 @@ class Attention(nn.Module):
             own_BTKE = self.value_embedding(tokens_BT).to(x_BTD.dtype).view(B, T, c.kv_heads, c.head_size)
             v_BTKE = v_BTKE + gate_BTK.unsqueeze(-1) * own_BTKE
         qk_BTHE = rotate(self.normalise(qk_BTHE), *rotary)
-        q_BTHE, k_BTKE = qk_BTHE.split((c.heads, c.kv_heads), dim=2)
+        q_BTHE, k_BTKE = torch.split(qk_BTHE, [c.heads, c.kv_heads], dim=2)
         if cache is not None:
             k_BTKE, v_BTKE = cache.extend(self.layer, k_BTKE, v_BTKE)
         q_BHTE, k_BHSE, v_BHSE = (heads.transpose(1, 2) for heads in (q_BTHE, k_BTKE, v_BTKE))
@@ -93,13 +93,14 @@ class Attention(nn.Module):
         if trace is not None:
             for name, value in (("query", q_BHTE), ("key", k_BHSE), ("value", v_BHSE), ("weights", weights_BHTS)):
                 trace(f"blocks.{self.layer}.attention.{name}", value)
-        return self.output(mixed_BHTE.transpose(1, 2).reshape(B, T, c.heads * c.head_size))
+        made: Tensor = self.output(mixed_BHTE.transpose(1, 2).reshape(B, T, c.heads * c.head_size))
+        return made
 
     def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys side by side (B, T, H + K, E), and values (B, T, K, E), by one matrix multiplication."""
         c = self.config
         weight = torch.cat((self.query.weight, self.key.weight, self.value.weight)).to(x_BTD.dtype)
-        qkv_BTHE = F.linear(x_BTD, weight).unflatten(-1, (c.heads + 2 * c.kv_heads, c.head_size))
+        qkv_BTHE = F.linear(x_BTD, weight).view(*x_BTD.shape[:2], c.heads + 2 * c.kv_heads, c.head_size)
         return qkv_BTHE[:, :, : c.heads + c.kv_heads], qkv_BTHE[:, :, c.heads + c.kv_heads :]
 
     def normalise(self, qk_BTHE: Tensor) -> Tensor:
@@ -124,9 +125,10 @@ class FeedForward(nn.Module):
         self.down = Linear(config.ff_width, config.width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        if self.gated:
-            return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
-        return self.down(F.relu(self.up(x_BTD)).square())
+        up_BTF: Tensor = self.up(x_BTD)
+        inner_BTF = F.silu(self.gate(x_BTD)) * up_BTF if self.gated else F.relu(up_BTF).square()
+        made: Tensor = self.down(inner_BTF)
+        return made
 
 
 class Block(nn.Module):
@@ -268,7 +270,8 @@ class Transformer(nn.Module):
         else:
             index = torch.bitwise_xor(36_313 * tokens_BT, 27_191 * before_BT) % (rows - 1)
         # the first token of a text has no pair: the table's last row stands for that
-        return self.bigram(torch.where(before_BT < 0, rows - 1, index)).to(self.dtype)
+        found_BTD: Tensor = self.bigram(torch.where(before_BT < 0, rows - 1, index))
+        return found_BTD.to(self.dtype)
 
 
 @torch.no_grad()

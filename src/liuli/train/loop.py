@@ -280,7 +280,7 @@ class Window:
 
 
 def _numpy_state() -> list[Any]:
-    kind, keys, position, has_gauss, gauss = np.random.get_state()  # type: ignore[misc]
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
     return [kind, [int(key) for key in keys], int(position), int(has_gauss), float(gauss)]
 
 

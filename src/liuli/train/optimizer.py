@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Polar Express (arXiv 2505.16932): the best odd quintic for each of five iterations, X <- a X + (b A + c A^2) X, A = X X^T
+# Polar Express (arXiv 2505.16932): the best odd quintic for each of five iterations,
+# X <- a X + (b A + c A^2) X with A = X X^T
 POLAR_EXPRESS = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),
@@ -131,9 +132,13 @@ class Optimizer:
 
     def load_state(self, state: dict[str, Any]) -> None:
         current = self.adam.state_dict()
-        current["state"] = {int(index): dict(values) for index, values in state["adam"].items()}
+        current["state"] = {int(index): _copied(values) for index, values in state["adam"].items()}
         self.adam.load_state_dict(current)
-        self.muon_state = {key: dict(values) for key, values in state["muon"].items()}
+        self.muon_state = {key: _copied(values) for key, values in state["muon"].items()}
+
+
+def _copied(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in values.items()}
 
 
 def group_of(name: str, weight: nn.Parameter, kind: str) -> str:
@@ -152,4 +157,6 @@ def group_of(name: str, weight: nn.Parameter, kind: str) -> str:
 def grad_norm(model: nn.Module) -> Tensor:
     """L2 norm of all gradients together (float32 scalar)."""
     grads = [weight.grad for weight in model.parameters() if weight.grad is not None]
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    norms: list[Tensor] = list(torch._foreach_norm(grads))
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms), dtype=torch.float32)
+    return total
