@@ -91,3 +91,11 @@ def test_a_long_conversation_loses_its_oldest_turns_and_keeps_the_system_message
     assert fit([*turns_before, last], engine, GREEDY) == render([*turns_before, last], T, answer=True).tokens
     with pytest.raises(LiuliError, match="question has"):
         fit([system, Message("user", "x" * 100)], engine, GREEDY)
+
+
+def test_a_reply_that_outgrows_its_batch_goes_on_in_another() -> None:
+    long = "3" * 90
+    script = {"Long?": call(long), long: [*T.encode("So long."), T.end], "Hi": [*T.encode("Hello"), T.end]}
+    sampling = Sampling(temperature=0, max_tokens=125)  # 8 + 125 slots at first, 225 + 125 after the call
+    first, second = turns(scripted(script, context=2000), [user("Long?"), user("Hi")], sampling)
+    assert first.messages[-1].content == "So long." and second.messages[-1].content == "Hello"

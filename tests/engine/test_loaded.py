@@ -44,3 +44,10 @@ def test_a_wrong_setting_names_the_known_ones(folder: Path) -> None:
 def test_importing_liuli_does_not_import_torch() -> None:
     code = "import sys, liuli; assert 'torch' not in sys.modules; liuli.load; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("device", ["toaster", "cuda:0:1", "meta"])
+def test_a_device_that_is_not_here_is_named(folder: Path, device: str) -> None:
+    with pytest.raises(UsageError, match=device) as raised:
+        liuli.load(folder, device=device)
+    assert "cpu" in str(raised.value.fix)

@@ -9,7 +9,7 @@ from liuli.engine.answer import Alternative, Answer, StoppedBy, Token
 from liuli.engine.cache import KeyValueCache
 from liuli.engine.chat import MAX_CALLS, Turn, reply, reply_many, turns
 from liuli.engine.engine import Engine, Request
-from liuli.engine.loaded import Model, default_device
+from liuli.engine.loaded import Model, pick_device
 from liuli.engine.sampling import Sampling
 from liuli.engine.stops import TextStream
 from liuli.engine.tools import TOOLS, Tool, calculate, number_text
@@ -30,8 +30,8 @@ __all__ = [
     "Tool",
     "Turn",
     "calculate",
-    "default_device",
     "number_text",
+    "pick_device",
     "reply",
     "reply_many",
     "turns",

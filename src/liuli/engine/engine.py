@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -110,18 +110,26 @@ class Engine:
 
     def work(self, requests: Sequence[Request], then: Callable[[Request], Request | None] | None = None) -> None:
         """Write all answers. then: called with each finished request; may give a new one, which joins the batch."""
-        if not requests:
-            return
-        slots = self.context if then else _slots(requests)
-        batch = Batch(self, rows=min(self.rows, len(requests)), slots=slots)
         waiting = deque(sorted(requests, key=lambda request: -len(request.prompt)))  # similar lengths side by side
+        while waiting:
+            # what `then` gives is longer than what it was called with: leave room, but not the whole of a long context
+            slots = min(self.context, _slots(waiting) * (1 if then is None else 2))
+            waiting = self._batch(waiting, slots, then)
+
+    def _batch(
+        self, waiting: deque[Request], slots: int, then: Callable[[Request], Request | None] | None
+    ) -> deque[Request]:
+        """Write all answers that fit in so many slots. Returns the new requests that do not."""
+        batch = Batch(self, rows=min(self.rows, len(waiting)), slots=slots)
+        too_long: deque[Request] = deque()
         while waiting or batch.running:
             free = batch.rows - len(batch.running)
             # a prefill for every freed row would hold up the others too often: wait until a quarter is free
             ready = min(free, len(waiting)) if free * 4 >= batch.rows or not batch.running else 0
             for request in batch.step([waiting.popleft() for _ in range(ready)]):
                 if then is not None and (more := then(request)) is not None:
-                    waiting.append(more)
+                    (waiting if _slots([more]) <= slots else too_long).append(more)
+        return too_long
 
     def request(self, prompt: Sequence[int], sampling: Sampling, number: int = 0) -> Request:
         """Check a prompt and make it ready to run."""
@@ -178,7 +186,8 @@ class Batch:
                 dtype=dtype,
                 device=device,
             )
-        self.sampler = Sampler(config.vocab_size, device)
+        # tokens are drawn in float64, which Apple's GPUs lack
+        self.sampler = Sampler(config.vocab_size, torch.device("cpu") if device.type == "mps" else device)
         self.fed_B1 = torch.empty(0, 1, dtype=torch.int64, device=device)  # the newest token, to be fed next
         self.previous_B1 = self.positions_B1 = self.fed_B1  # the token before it, and its own position
         self.decode = engine.decoder()
@@ -196,7 +205,7 @@ class Batch:
         finally:
             if training:
                 self.model.train()
-        chosen_B1 = self.sampler(logits_BV + self.engine.ban_V)
+        chosen_B1 = self.sampler((logits_BV + self.engine.ban_V).to(self.sampler.device)).to(logits_BV.device)
         self.fed_B1 = chosen_B1
         self._write(chosen_B1, logits_BV)
         return self._leave()
@@ -290,6 +299,6 @@ def _groups(requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
         yield requests[start:]
 
 
-def _slots(requests: Sequence[Request]) -> int:
+def _slots(requests: Iterable[Request]) -> int:
     """Slots that the longest of these may fill; the last token is never fed."""
     return max(len(request.prompt) + request.sampling.max_tokens - 1 for request in requests)

@@ -23,15 +23,15 @@ class Model:
     """What `liuli.load` gives: logits of tokens, answers to messages.
 
     path: a model folder. device: default is the GPU where there is one, else the CPU. dtype: default is bfloat16 on a
-    GPU and float32 on a CPU, where bfloat16 makes small models slower (a matrix times one vector takes twice as long).
+    GPU and float32 elsewhere; on a CPU bfloat16 makes a matrix times one vector take twice as long.
     """
 
     def __init__(
         self, path: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
     ) -> None:
         self.path = Path(path)
-        place = torch.device(device) if device else default_device()
-        kind = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
+        place = pick_device(device)
+        kind = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
         self.transformer = load(self.path, device=place, dtype=kind)
         self.tokenizer = Tokenizer.load(self.path)
         self.engine = Engine(self.transformer, self.tokenizer)
@@ -60,8 +60,17 @@ class Model:
         return f"<liuli model {self.path} on {self.engine.device}>"
 
 
-def default_device() -> torch.device:
-    """The fastest device here."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+def pick_device(wanted: str | torch.device | None = None) -> torch.device:
+    """The device asked for, or by default an NVIDIA or AMD GPU where there is one, else the CPU.
+
+    Apple's GPU is used on request ("mps"): for models of some million parameters each of its operations takes longer to
+    start than the CPU needs to do it. Raises UsageError for a device that is not here.
+    """
+    if wanted is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    kind, _, number = (name := str(wanted)).partition(":")
+    if not here.get(kind, False) or (number and not number.isdigit()):
+        found = ", ".join(kind for kind, is_here in here.items() if is_here)
+        raise UsageError(f"there is no device {name!r} here", "device", f"use {found}")
+    return torch.device(name)
