@@ -12,7 +12,8 @@ from pathlib import Path
 import uvicorn
 
 from liuli.engine import Alternative, Sampling, Token, calculate
-from liuli.server import Ended, create_app
+from liuli.server.app import create_app
+from liuli.server.voices import Ended
 from liuli.text import Message, ToolCall
 
 MARKDOWN = """Here is **bold text** and a list:
@@ -112,9 +113,6 @@ def make_model(path: Path) -> Path:
     return path
 
 
-STAGES = ["tokenizer", "pretrain", "chat", "eval"]
-
-
 def make_run(path: Path, *, snapshots: int = 6, state: str = "running") -> Path:
     """A run folder in the middle of its pretraining: status, log, samples; no model yet."""
     path.mkdir(parents=True)
@@ -123,7 +121,7 @@ def make_run(path: Path, *, snapshots: int = 6, state: str = "running") -> Path:
         {"name": "tokenizer", "title": "Tokenizer", "state": "done", "seconds": 21.0, "share": 0.05},
         {"name": "pretrain", "title": "Pretraining", "state": "running", "seconds": 160.0, "share": 0.6},
         {"name": "chat", "title": "Chat", "state": "waiting", "seconds": 0, "share": 0.3},
-        {"name": "eval", "title": "Evaluation", "state": "waiting", "seconds": 0, "share": 0.05},
+        {"name": "evaluate", "title": "Evaluation", "state": "waiting", "seconds": 0, "share": 0.05},
     ]
     set_status(path, state=state, stages=stages)
     with open(path / "log.jsonl", "w") as log:

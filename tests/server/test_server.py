@@ -15,7 +15,7 @@ import pytest
 from scripted import LiveServer, make_model, make_run, set_status, until
 
 from liuli.errors import LiuliError, UsageError
-from liuli.server import create_app
+from liuli.server.app import create_app
 from liuli.server.runs import POINTS_AT_MOST, SAMPLES_AT_MOST, RunReader, models_in
 from liuli.server.serve import bind
 
@@ -158,8 +158,11 @@ def test_a_report_is_served_in_a_sandbox(tmp_path: Path) -> None:
 def test_what_is_not_a_model_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such model"):
         create_app(tmp_path / "nothing")
+    (tmp_path / "holiday.jpg").write_text("")
     with pytest.raises(UsageError, match="neither"):
         create_app(tmp_path)
+    (tmp_path / "empty").mkdir()
+    create_app(tmp_path / "empty")  # a build may begin there any moment
 
 
 def test_a_taken_port_is_one_clear_message(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import { Samples } from "./samples";
 import type { Run, StageState, Status } from "./types";
 import { duration, stageTitle, t, type Word } from "./words";
 
-const SILENT_SECONDS = 60; // a running build rewrites its status every second
+const SILENT_SECONDS = 180; // a running build rewrites its status every few seconds
 
 export function Learn() {
   const now = run.value;
@@ -55,6 +55,7 @@ function Head({ now }: { now: Run }) {
 
 function times(status: Status | null, state: string): string {
   const passed = (status?.stages ?? []).reduce((sum, stage) => sum + (stage.seconds ?? 0), 0);
+  if (passed === 0) return "";
   if (state === "done") return t("time_took", { time: duration(passed) });
   const said = [t("time_passed", { time: duration(passed) })];
   if (state === "running" && typeof status?.seconds_left === "number") said.push(t("time_left", { time: duration(status.seconds_left) }));

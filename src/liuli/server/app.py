@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, PlainTextResponse, Response
@@ -39,8 +40,8 @@ def create_app(path: Path, *, host: str = "127.0.0.1", load: Callable[[Path], Vo
     a voice. Raises UsageError when `path` is neither.
     """
     keeper = Keeper(path, load)
-    worker = Worker(lambda: spare_threads(keeper))
-    desk = Desk(keeper, worker)
+    worker = Worker()
+    desk = Desk(keeper, worker, before=share_cores(keeper))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -69,12 +70,16 @@ def create_app(path: Path, *, host: str = "127.0.0.1", load: Callable[[Path], Vo
     return app
 
 
-def spare_threads(keeper: Keeper) -> None:
-    """While a build is running, answers take one core, so that they do not stall it."""
-    if keeper.is_training():
-        import torch
+def share_cores(keeper: Keeper) -> Callable[[], None]:
+    """Gives answers one core while a build is running, so that they do not stall it, and all of them otherwise."""
+    all_cores = torch.get_num_threads()
 
-        torch.set_num_threads(1)
+    def share() -> None:
+        wanted = 1 if keeper.is_training() else all_cores
+        if torch.get_num_threads() != wanted:
+            torch.set_num_threads(wanted)
+
+    return share
 
 
 def add_errors(app: FastAPI) -> None:

@@ -7,7 +7,7 @@ Started when the question cannot be answered. It knows nothing of wire formats.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,10 +30,10 @@ class Started:
 
 
 class Desk:
-    """One keeper of models, one worker."""
+    """One keeper of models, one worker. before: called in the worker's thread when an answer begins."""
 
-    def __init__(self, keeper: Keeper, worker: Worker) -> None:
-        self.keeper, self.worker = keeper, worker
+    def __init__(self, keeper: Keeper, worker: Worker, before: Callable[[], object] = lambda: None) -> None:
+        self.keeper, self.worker, self.before = keeper, worker, before
 
     async def answer(
         self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str], *, trim: bool = False
@@ -42,6 +42,7 @@ class Desk:
         seed = secrets.randbits(31) if sampling.seed is None else sampling.seed
 
         def work() -> Generator[Started | Event, None, None]:
+            self.before()
             voice = self.keeper.voice()
             about = self.keeper.about()
             if voice is None or about is None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from liuli.errors import UsageError
+
 POINTS_AT_MOST = 300  # of one stage's curve; a chart is about as many pixels wide
 SAMPLES_AT_MOST = 60
 
@@ -33,8 +35,23 @@ def is_model_folder(path: Path) -> bool:
 
 
 def is_run_folder(path: Path) -> bool:
-    """Whether `path` looks like what `liuli build` makes, or has begun to make."""
-    return any((path / name).exists() for name in ("status.json", "recipe.toml", "plan.json", "snapshots"))
+    """Whether `path` looks like what `liuli build` makes, or is an empty folder where one may begin any moment."""
+    if not path.is_dir():
+        return False
+    names = {child.name for child in path.iterdir() if not child.name.startswith(".")}
+    return not names or bool(names & {"status.json", "recipe.toml", "plan.json", "snapshots", "log.jsonl"})
+
+
+def check_servable(path: Path) -> None:
+    """Raises UsageError unless `path` is a model folder or a run folder."""
+    if not path.exists():
+        raise UsageError("There is no such model folder or run folder.", path, "Make one with `liuli build`.")
+    if not (is_model_folder(path) or is_run_folder(path)):
+        raise UsageError(
+            "This is neither a model folder nor a run folder.",
+            path,
+            "A model folder has config.json, model.safetensors, tokenizer.json; `liuli build` makes a run folder.",
+        )
 
 
 def models_in(run: Path) -> list[ModelFile]:

@@ -7,10 +7,8 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-import uvicorn
-
 from liuli.errors import LiuliError, UsageError
-from liuli.server.app import create_app
+from liuli.server.runs import check_servable
 
 PORT = 8365
 
@@ -54,8 +52,13 @@ def serve(path: Path, *, host: str = "127.0.0.1", port: int = PORT, ready: Calla
     port: 0 takes a free one. ready: called with the page's address once requests are answered.
     Raises LiuliError when the port is taken, UsageError when `path` cannot be served.
     """
-    app = create_app(path, host=host)
+    check_servable(path)
     with bind(host, port) as sock:
+        import uvicorn
+
+        from liuli.server.app import create_app
+
+        app = create_app(path, host=host)
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
         ready(address_of(sock, host))
         uvicorn.Server(config).run(sockets=[sock])

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from liuli.engine import TOOLS, Model, Sampling, Token, reply
-from liuli.errors import LiuliError, UsageError
-from liuli.server.runs import ModelFile, is_model_folder, is_run_folder, models_in, read_json
+from liuli.errors import LiuliError
+from liuli.server.runs import ModelFile, check_servable, is_model_folder, models_in, read_json
 from liuli.text import Message, render
 
 LOG = logging.getLogger("liuli.server")
-FRESH_SECONDS = 30.0  # a run whose status.json is older than this is not training any more
+FRESH_SECONDS = 90.0  # a run whose status.json is older than this is not training any more
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,7 @@ class Keeper:
     """Knows which model of PATH is the newest and keeps it loaded. `voice` is for the worker's thread only."""
 
     def __init__(self, path: Path, load: Callable[[Path], Voice] = ModelVoice) -> None:
-        if not path.exists():
-            raise UsageError("There is no such model folder or run folder.", path, "Make one with `liuli build`.")
-        if not (is_model_folder(path) or is_run_folder(path)):
-            raise UsageError(
-                "This is neither a model folder nor a run folder.",
-                path,
-                "A model folder has config.json, model.safetensors, tokenizer.json; `liuli build` makes a run folder.",
-            )
+        check_servable(path)
         self.path = path
         self.run = None if is_model_folder(path) else path
         self.name = path.resolve().name

@@ -61,11 +61,11 @@ class _Job(Generic[T]):
 class Worker:
     """The thread. Start one per process; `close` ends it."""
 
-    def __init__(self, setup: Callable[[], object] | None = None) -> None:
+    def __init__(self) -> None:
         self._jobs: deque[_Job[Any]] = deque()
         self._wake = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._work, args=(setup,), name="liuli-answers", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="liuli-answers", daemon=True)
         self._thread.start()
 
     def __len__(self) -> int:
@@ -94,17 +94,6 @@ class Worker:
         finally:
             job.cancelled = True
 
-    async def call(self, function: Callable[[], T]) -> T:
-        """Run one function in the worker's thread and return its value."""
-
-        def once() -> Generator[T, None, None]:
-            yield function()
-
-        value: T | None = None
-        async for each in self.run(once):
-            value = each
-        return value  # type: ignore[return-value]
-
     def close(self) -> None:
         """Cancel everything and end the thread."""
         with self._wake:
@@ -114,9 +103,7 @@ class Worker:
             self._wake.notify()
         self._thread.join(timeout=10)
 
-    def _work(self, setup: Callable[[], object] | None) -> None:
-        if setup is not None:
-            setup()
+    def _work(self) -> None:
         while True:
             with self._wake:
                 while not self._jobs and not self._closed:
