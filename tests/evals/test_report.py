@@ -57,7 +57,16 @@ def test_report_is_one_file_that_loads_nothing(fake_run: Path) -> None:
 
 def test_report_states_the_plan_what_came_of_it_and_every_measured_skill(fake_run: Path) -> None:
     text = read(write_report(fake_run)).text
-    for fact in ("3.05M", "planned 15:00", "14:27", "6 × 192", "planned 0.49", "Two cores of something", "torch"):
+    for fact in (
+        "3.05M",
+        "planned 15:00",
+        "14:27",
+        "6 × 192",
+        "planned 0.49",
+        "0.74",
+        "Two cores of something",
+        "torch",
+    ):
         assert fact in text
     figures = json.loads((fake_run / "eval.json").read_text("utf-8"))
     for row in figures["skills"]:

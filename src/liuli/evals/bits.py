@@ -123,9 +123,9 @@ def bits_by_language(
     reached is left out whole windows at a time, and the figures say how many bytes they rest on.
     """
     streams: dict[str, list[int]] = {}
-    for document in documents:
-        if document.text:
-            streams.setdefault(document.language, []).extend([tokenizer.bos, *tokenizer.encode(document.text)])
+    known = [document for document in documents if document.text]
+    for document, tokens in zip(known, tokenizer.encode_batch([d.text for d in known]), strict=True):
+        streams.setdefault(document.language, []).extend([tokenizer.bos, *tokens])
     if not streams:
         raise LiuliError("There is no held-out text to measure bits per byte on.", fix="Name a file with text.")
     each = math.inf if seconds is None else seconds / len(streams)

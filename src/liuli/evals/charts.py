@@ -132,13 +132,8 @@ def plot(
         if line.style == "main"
         for x, y in thin(line.points, 120)
     ]
-    parts.append(f'</div><script type="application/json">{json_for_page(hover)}</script></div>')
+    parts.append(f'</div><script type="application/json">{json.dumps(hover)}</script></div>')
     return "".join(parts)
-
-
-def json_for_page(value: object) -> str:
-    """JSON that may stand inside a script element: no `</` can end it early."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
 
 
 def accuracy_bar(accuracy: float, low: float, high: float, colour: int, target: float | None = None) -> str:

@@ -77,7 +77,7 @@ def facts(run: Run) -> list[tuple[str, str, str]]:
         (both("Bits per byte", "每字节比特"), number(reached), _planned(plan.get("bpb"), number)),
         (both("Time", "用时"), clock(run.seconds) if run.seconds else "", _planned(budget, clock)),
     ]
-    for code, label in sections.LANGUAGES:
+    for code, label in (*sections.LANGUAGES, ("other", "…")):
         if code in bits:
             rows.append((both(f"Unseen text, {label}", f"未见文本，{label}"), number(bits[code]["per_byte"]), per_byte))
     if asked:
