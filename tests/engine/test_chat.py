@@ -29,6 +29,7 @@ SCRIPT = {
     "Hi": [*T.encode("Hello"), T.end],
     "Half?": [T.call, *T.encode("calculator {")],
     "Broken?": [T.call, *T.encode("calculator {"), T.end],
+    "Border?": [*T.encode("琉")[:2], T.think, *T.encode("x"), T.end_think, *T.encode("y"), T.end],
     "error: arguments are not JSON": [*T.encode("Sorry."), T.end],
 }
 
@@ -48,7 +49,7 @@ def test_a_call_is_run_and_the_answer_goes_on_with_its_result() -> None:
 
 
 def test_streamed_and_batched_replies_are_the_same_messages() -> None:
-    questions = ["What is 6*7?", "Twice?", "Hi", "Half?", "Broken?", "For ever?"]
+    questions = ["What is 6*7?", "Twice?", "Hi", "Half?", "Broken?", "For ever?", "Border?"]
     engine = scripted(SCRIPT, rows=3)
     for question, produced in zip(questions, reply_many(engine, [user(q) for q in questions], GREEDY), strict=True):
         streamed = list(reply(engine, user(question), GREEDY))
@@ -62,6 +63,21 @@ def test_streamed_and_batched_replies_are_the_same_messages() -> None:
 def test_calls_and_thoughts_are_not_shown_as_text() -> None:
     streamed = list(reply(scripted(SCRIPT), user("Twice?"), GREEDY))
     assert "".join(part.text for part in streamed if isinstance(part, Token)) == "First. Both."
+
+
+def test_what_is_held_back_at_a_control_token_is_shown_before_it() -> None:
+    streamed = list(reply(scripted(SCRIPT), user("Border?"), GREEDY))
+    assert "".join(part.text for part in streamed if isinstance(part, Token)) == "\ufffdy"
+
+
+def test_the_answer_after_a_call_draws_other_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = scripted(SCRIPT)
+    seeds, stream = [], engine.stream
+    monkeypatch.setattr(
+        engine, "stream", lambda prompt, sampling: seeds.append(sampling.seed) or stream(prompt, sampling)
+    )
+    list(reply(engine, user("Twice?"), Sampling(seed=5, max_tokens=100)))
+    assert seeds == [5, 6, 7]
 
 
 def test_a_model_that_calls_for_ever_is_stopped() -> None:
