@@ -59,9 +59,17 @@ class Draw:
 
     def form(self, forms: Sequence[str]) -> str:
         """A wording; the last one of each list is held out for the `templates` split."""
-        if len(forms) < 3:
-            return self.pick(forms)
-        return forms[-1] if self.split == "templates" else forms[int(self.rng.random() * (len(forms) - 1))]
+        if self.split == "templates" and len(forms) > 2:
+            return forms[-1]
+        return self.casual(self.pick(forms[:-1] if len(forms) > 2 else forms))
+
+    def casual(self, form: str) -> str:
+        """The wording as some people type it: now and then, in training, without its last mark or first capital."""
+        if self.split != "train" or not self.chance(0.08):
+            return form
+        lower = form[0].isascii() and form[0].isalpha() and form[:2] not in ("I ", "I'") and self.chance(0.5)
+        form = form[0].lower() + form[1:] if lower else form
+        return form[:-1] if form[-1] in "?？.。" else form
 
     def name(self, invent: Callable[[], str]) -> str:
         """An invented name: a held-out one in the `names` split, any other elsewhere."""
@@ -70,6 +78,21 @@ class Draw:
     def combination(self, invent: Callable[[], T], key: Callable[[T], str] = str) -> T:
         """Things put together: a held-out combination in the `combinations` split, any other elsewhere."""
         return self._until(invent, lambda value: held(key(value)) == (self.split == "combinations"))
+
+    def wording(self, key: str, forms: Sequence[str]) -> str | None:
+        """A wording for one thing. Some of a thing's wordings, but never its first, are held out for `combinations`.
+
+        None if that split is asked for and nothing of this thing is held out; then ask about another thing.
+        """
+        if self.split == "templates":
+            return forms[-1]
+        out = [form for form in forms[1:-1] if held(f"{key}/{form}")]
+        if self.split == "combinations":
+            return self.pick(out) if out else None
+        form = self.pick(forms[:-1])
+        while form in out:
+            form = self.pick(forms[:-1])
+        return self.casual(form)
 
     def _until(self, invent: Callable[[], T], wanted: Callable[[T], bool]) -> T:
         for _ in range(10_000):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from random import Random
 
 from liuli.curriculum.draw import Draw, held
-from liuli.curriculum.knowledge import is_real, knowledge
+from liuli.curriculum.knowledge import facts, is_real, knowledge
 from liuli.curriculum.wordings import forms
 
 PEOPLE_EACH = 520  # a language
@@ -51,13 +51,23 @@ def endings(use: str, language: str) -> tuple[str, ...]:
 
 
 @functools.cache
-def given_names(language: str, gender: str = "") -> tuple[str, ...]:
-    """Given names of a language's own people, of one gender or of both."""
+def given_names(language: str, gender: str = "", held_out: bool = False) -> tuple[str, ...]:
+    """Given names of a language's own people, of one gender or of both; those kept out of training or the others."""
     return tuple(
         name.name[language]
         for name in knowledge().names
-        if name.origin == language and name.kind == "given" and gender in ("", name.gender)
+        if name.origin == language
+        and name.kind == "given"
+        and gender in ("", name.gender)
+        and held(name.name[language]) == held_out
+        and not (held_out and name.name[language] in _all_facts())
     )
+
+
+@functools.cache
+def _all_facts() -> str:
+    """Everything taught in one text: a held-out name must not be that of a famous person either."""
+    return " ".join(f"{fact.subject_en} {fact.value_en} {fact.subject_zh} {fact.value_zh}" for fact in facts())
 
 
 @functools.cache
@@ -89,15 +99,14 @@ def _thing(draw: Draw, use: str) -> Callable[[], str]:
 def first_name(draw: Draw) -> str:
     """What somebody is called: a real given name or an invented one; in Chinese a whole name as often."""
 
+    real = given_names(draw.language, held_out=draw.split == "names")
+
     def invent() -> str:
+        made_up = draw.pick(stems(draw.language)) + draw.pick(stems(draw.language))
         if draw.zh:
-            given = (
-                draw.pick(given_names("zh")) if draw.chance(0.5) else draw.pick(stems("zh")) + draw.pick(stems("zh"))
-            )
+            given = draw.pick(real) if draw.chance(0.5) else made_up
             return draw.pick(surnames("zh")) + given if draw.chance(0.6) else given
-        if draw.chance(0.35):
-            return draw.pick(given_names("en"))
-        return (draw.pick(stems("en")) + draw.pick(stems("en"))).capitalize()
+        return draw.pick(real) if draw.chance(0.35) else made_up.capitalize()
 
     return draw.name(invent)
 

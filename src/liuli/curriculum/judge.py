@@ -124,7 +124,10 @@ def _cite(item: Mapping[str, Any], messages: Produced, final: str) -> bool:
 def _unknown(item: Mapping[str, Any], messages: Produced, final: str) -> bool:
     """The answer says that it does not know, and claims nothing."""
     answer = _plain(final)
-    return not _calls(messages) and any(phrase in answer for phrase in _NOT_KNOWN) and not _extra(item, answer)
+    claims = answer
+    for phrase in _NOT_KNOWN:
+        claims = claims.replace(phrase, " ")
+    return not _calls(messages) and claims != answer and not _extra(item, claims)
 
 
 def _steps(item: Mapping[str, Any], messages: Produced, final: str) -> bool:

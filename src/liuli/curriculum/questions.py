@@ -99,6 +99,7 @@ def fill(form: str, fact: Fact, language: str) -> str:
     if "{b}" in text:
         base = fact.attribute.removeprefix("in ") if language == "en" else fact.value_zh.lstrip("0123456789.")
         text = text.replace("{b}", base)
+    text = text.replace("..", ".")  # of a value that ends in a dot, as in Washington, D.C.
     return text[0].upper() + text[1:] if language == "en" and text[0] != "“" else text
 
 
@@ -108,11 +109,9 @@ def subject_of(fact: Fact, language: str) -> str:
 
 
 def value_of(fact: Fact, language: str) -> str:
-    """The fact's value in a language; a year before our era is said in words."""
+    """The fact's value in a language."""
     value = fact.value_en if language == "en" else fact.value_zh
-    if fact.attribute == "born" and value.startswith("-"):
-        return f"{value[1:]} BC" if language == "en" else f"公元前{value[1:]}"
-    return value
+    return "an island" if fact.attribute == "coast" and value == "island" else value
 
 
 @functools.cache

@@ -85,7 +85,8 @@ def remember_among(draw: Draw) -> Item:
 
 def remember_two(draw: Draw) -> Item:
     """Two things told, one of them asked for."""
-    whats = draw.pick_some(("name", "town", "pet", "number", "hobby"), 2)
+    named = ("name", "town", "pet")
+    whats = draw.pick_some(named if draw.split == "names" else (*named, "number", "hobby"), 2)
     memories = [MEMORIES[what][draw.language] for what in whats]
     values = [_value(draw, memory.value) for memory in memories]
     messages = [turn for memory, value in zip(memories, values, strict=True) for turn in _told(draw, memory, value)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from liuli.curriculum.draw import Draw, held
+from liuli.curriculum.draw import Draw
 from liuli.curriculum.items import Item, asked
 from liuli.curriculum.knowledge import Fact
 from liuli.curriculum.questions import Relation, fill, subject_of, taught, value_of
@@ -58,21 +58,22 @@ def ask_about(skill: str) -> Callable[[Draw], Item]:
 
 def fact_item(draw: Draw, relation: Relation, fact: Fact) -> Item:
     """One fact asked. A (subject, wording) pair may be held out, so that a question is new though its parts are not."""
-    forms = relation.forms(draw.language)
-    if draw.split == "templates":
-        form = forms[-1]
-    else:
-        wanted = draw.split == "combinations"
-        start = draw.number(0, len(forms) - 2)
-        turned = [forms[(start + i) % (len(forms) - 1)] for i in range(len(forms) - 1)]
-        form = next((f for f in turned if held(f"{fact.subject_en}/{f}") == wanted), "" if wanted else turned[0])
-        if not form:  # no wording of this fact is held out: ask another fact
-            return fact_item(draw, *draw.pick(taught()[fact.kind]))
+    form = draw.wording(f"{relation.key}/{fact.subject_en}", relation.forms(draw.language))
+    if form is None:  # no wording of this fact is held out: ask another fact
+        return fact_item(draw, *draw.pick(taught()[fact.kind]))
     language = draw.language
     answer = subject_of(fact, language) if relation.back else value_of(fact, language)
     wording = relation.wording(language)
-    contrary = ("没",) if answer.startswith("有") else ()  # "没有光环" holds "有光环"
+    contrary = tuple(value for value in _choices(relation.key, language) if value not in answer)
+    contrary += ("没",) if answer.startswith("有") else ()  # "没有光环" holds "有光环"
     return asked(fill(form, fact, language), fill(wording.answer, fact, language), answer, reject=contrary)
+
+
+@functools.cache
+def _choices(key: str, language: str) -> tuple[str, ...]:
+    """The values of a relation that has but a few: a question may name them all, so an answer must not."""
+    values = dict.fromkeys(value_of(f, language) for pairs in taught().values() for r, f in pairs if r.key == key)
+    return tuple(values) if len(values) <= 3 else ()
 
 
 def tell_about(skill: str) -> Callable[[Draw], str]:

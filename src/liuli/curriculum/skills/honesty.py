@@ -9,7 +9,7 @@ from liuli.curriculum.invent import stranger, thing
 from liuli.curriculum.items import Item, asked
 from liuli.curriculum.knowledge import knowledge
 from liuli.curriculum.questions import RELATIONS, article
-from liuli.curriculum.skills.people import ATTRIBUTES, question_about
+from liuli.curriculum.skills.people import ASKS, ATTRIBUTES
 from liuli.curriculum.skills.translation import TO_OTHER
 from liuli.curriculum.wordings import forms
 
@@ -32,7 +32,7 @@ def unknown(kind: str, use: str) -> Callable[[Draw], Item]:
 
 def unknown_person(draw: Draw) -> Item:
     """A question about somebody who was never introduced."""
-    return dont_know(draw, question_about(draw, stranger(draw), draw.pick(ATTRIBUTES)))
+    return dont_know(draw, draw.form(ASKS[draw.pick(ATTRIBUTES)][draw.language]).format(n=stranger(draw)))
 
 
 def unknown_word(draw: Draw) -> Item:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from liuli.curriculum.draw import Draw, held
+from liuli.curriculum.draw import Draw
 from liuli.curriculum.invent import Neighbour, neighbours
 from liuli.curriculum.items import Item, asked
 from liuli.curriculum.questions import article
@@ -34,19 +34,12 @@ def ask_person(attribute: str) -> Callable[[Draw], Item]:
 
 def person_item(draw: Draw, person: Neighbour, attribute: str) -> Item:
     """One question about one person."""
-    question = question_about(draw, person.name, attribute)
+    form = draw.wording(person.name, ASKS[attribute][draw.language])
+    if form is None:  # no wording for this person is held out: ask about another
+        return person_item(draw, draw.pick(neighbours(draw.seed, draw.language)), attribute)
     value = str(getattr(person, attribute))
-    return asked(question, _fill(ANSWERS[attribute][draw.language], person, value), value)
-
-
-def question_about(draw: Draw, name: str, attribute: str) -> str:
-    """A wording of a question about somebody, known or not."""
-    forms = ASKS[attribute][draw.language]
-    if draw.split in ("train", "combinations"):
-        wanted = draw.split == "combinations"
-        fitting = [form for form in forms[:-1] if held(f"{name}/{form}") == wanted]
-        return draw.pick(fitting or forms[:-1]).format(n=name)
-    return draw.form(forms).format(n=name)
+    answer = _fill(ANSWERS[attribute][draw.language], person, value)
+    return asked(form.format(n=person.name), answer, value)
 
 
 def tell_people(attributes: tuple[str, ...], people: int) -> Callable[[Draw], str]:

@@ -61,14 +61,15 @@ def repeat(draw: Draw) -> Item:
     )
     parts = [draw.pick(makers)() for _ in range(draw.number(2, 5))]
     text = " ".join(parts)
-    return asked(_ask(draw, "repeat", x=text), text, check="exact")
+    return asked(_ask(draw, "repeat", x=text), f"“{text}”", check="exact")
 
 
 def reverse_list(draw: Draw) -> Item:
     """A list of words backwards."""
     words = draw.combination(lambda: _words(draw, draw.number(2, 4)), "/".join)
     gap = SEPARATOR[draw.language]
-    return asked(_ask(draw, "reverse", x=gap.join(words)), gap.join(words[::-1]), check="exact")
+    answer = gap.join(words[::-1])
+    return asked(_ask(draw, "reverse", x=gap.join(words)), answer if draw.zh else f"Backwards: {answer}", check="exact")
 
 
 def count_words(draw: Draw) -> Item:

@@ -91,14 +91,14 @@ def translate_word(draw: Draw) -> Item:
     """A taught word into the other language."""
     word = draw.cycle(knowledge().lexicon)
     own, other = (word.name.zh, word.name.en) if draw.zh else (word.name.en, word.name.zh)
-    return asked(_with(draw, TO_OTHER, own), f"“{other}”。" if draw.zh else f"“{other}”.", other)
+    return asked(_with(draw, TO_OTHER, own), f"“{other}”。" if draw.zh else f"“{other}”.", other, check="exact")
 
 
 def translate_back(draw: Draw) -> Item:
     """A taught word of the other language into this one."""
     word = draw.cycle(knowledge().lexicon)
     own, other = (word.name.zh, word.name.en) if draw.zh else (word.name.en, word.name.zh)
-    return asked(_with(draw, FROM_OTHER, other), f"“{own}”。" if draw.zh else f"“{own}”.", own)
+    return asked(_with(draw, FROM_OTHER, other), f"“{own}”。" if draw.zh else f"“{own}”.", own, check="exact")
 
 
 def translate_phrase(draw: Draw) -> Item:

@@ -1,0 +1,308 @@
+"""What the classroom promises: the same bytes, nothing held out in training, a judge that cannot be fooled."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from liuli.curriculum import judge, make, skills
+from liuli.curriculum.draw import Draw, held
+from liuli.curriculum.invent import neighbours
+from liuli.curriculum.items import LANGUAGES, Item, eval_line, reference_of
+from liuli.curriculum.make import estimated_tokens, eval_items, item_tokens
+from liuli.curriculum.numbers import evaluate, number_text
+from liuli.curriculum.questions import taught
+from liuli.curriculum.skills import LARGEST_SHARE
+from liuli.curriculum.skills.arithmetic import write_steps
+from liuli.curriculum.skills.stories import count_expansions, distinct_sentences, grammar, story_names
+from liuli.errors import UsageError
+from liuli.files import verify_folder
+
+FILES = ("text.jsonl", "chat.jsonl", "eval.jsonl", "about.json")
+
+
+@pytest.fixture(scope="module")
+def school(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("school") / "one"
+    make(out, seed=3, size=900_000)
+    return out
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def every_test(count: int) -> Iterator[tuple[dict[str, Any], Item]]:
+    for name, skill in skills().items():
+        for language in LANGUAGES:
+            for split in skill.splits:
+                for number, item in enumerate(eval_items(1, name, language, split, count)):
+                    yield json.loads(eval_line(item, name, language, split, number)), item
+
+
+def test_same_seed_gives_the_same_bytes_with_one_worker_and_with_two(school: Path, tmp_path: Path) -> None:
+    make(tmp_path / "two", seed=3, size=900_000, workers=2)
+    for name in FILES:
+        assert (school / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_another_seed_gives_other_people_and_other_texts(school: Path, tmp_path: Path) -> None:
+    make(tmp_path / "other", seed=4, size=100_000)
+    assert {p.name for p in neighbours(3, "en")} != {p.name for p in neighbours(4, "en")}
+    assert not set(lines(tmp_path / "other" / "chat.jsonl")[i]["messages"][0]["content"] for i in range(5)) <= {
+        line["messages"][0]["content"] for line in lines(school / "chat.jsonl")
+    }
+
+
+def test_the_folder_is_whole_and_of_the_size_asked_for(school: Path) -> None:
+    verify_folder(school)
+    size = sum((school / name).stat().st_size for name in ("text.jsonl", "chat.jsonl"))
+    assert 0.9 < size / 900_000 < 1.1
+
+
+def test_breadth_forty_skills_three_thousand_facts_a_thousand_people_and_no_skill_over_eight_percent(
+    school: Path,
+) -> None:
+    about = json.loads((school / "about.json").read_text())
+    assert len(about["skills"]) >= 40
+    assert about["facts"] >= 3_000
+    assert about["people"] >= 1_000
+    assert max(skill["share"] for skill in about["skills"].values()) <= LARGEST_SHARE == 0.08
+    assert abs(about["tokens_by_language"]["en"] / about["tokens_by_language"]["zh"] - 1) < 0.02
+    seen = {(line["skill"], line["language"]) for line in lines(school / "chat.jsonl")}
+    assert seen == {(name, language) for name in skills() for language in LANGUAGES}
+
+
+def test_nothing_held_out_is_in_training(school: Path) -> None:
+    chats, texts = lines(school / "chat.jsonl"), lines(school / "text.jsonl")
+    asked = {json.dumps(line["messages"][: i + 1]) for line in chats for i in range(len(line["messages"]))}
+    words = set(re.findall(r"\w+", " ".join(text["text"] for text in texts)))
+    words |= set(re.findall(r"\w+", " ".join(turn["content"] for line in chats for turn in line["messages"])))
+    checked = Counter()
+    for test in lines(school / "eval.jsonl"):
+        if test["split"] != "train":
+            assert json.dumps(test["messages"]) not in asked, test["id"]
+        if test["split"] == "names" and test["check"] in ("value", "cite") and test["skill"] != "cite_number":
+            assert test["accept"][0] not in words, test["id"]
+            checked[test["language"]] += 1
+    assert min(checked.values()) > 200
+
+
+def test_a_wording_held_out_of_a_fact_is_never_used_for_it_in_training(school: Path) -> None:
+    held_out = {
+        json.dumps(relation.forms(language)[-1]): relation
+        for pairs in taught().values()
+        for relation, _ in pairs
+        for language in LANGUAGES
+    }
+    assert len(held_out) > 60
+    questions = {line["messages"][0]["content"] for line in lines(school / "chat.jsonl") if line["skill"] == "capital"}
+    templates = {
+        t["messages"][0]["content"]
+        for t in lines(school / "eval.jsonl")
+        if (t["skill"], t["split"]) == ("capital", "templates")
+    }
+    starts = {question[:12] for question in templates if question.isascii()}
+    assert templates and not any(question[:12] in starts for question in questions if " the capital of " in question)
+
+
+def test_the_judge_accepts_every_reference_answer() -> None:
+    wrong = [test["id"] for test, item in every_test(6) if not judge(test, reference_of(item))]
+    assert not wrong
+
+
+def test_the_judge_rejects_another_item_s_answer_silence_and_a_doubled_answer() -> None:
+    fooled, tried = [], 0
+    for name, skill in skills().items():
+        for language in LANGUAGES:
+            items = eval_items(2, name, language, skill.splits[0], 8)
+            for item, other in pairwise(items):
+                test = json.loads(eval_line(item, name, language, "train", 0))
+                answers = [test["answer"], other.messages[-1]["content"]]
+                if test["check"] in ("story", "unknown") or answers[0] == answers[1]:
+                    continue
+                if test["accept"][0].lower() in answers[1].lower():
+                    continue
+                tried += 1
+                both = [{"role": "assistant", "content": " ".join(answers)}]
+                if judge(test, reference_of(other)) or judge(test, both) or judge(test, []):
+                    fooled.append((test["id"], answers))
+    assert tried > 400
+    assert not fooled
+
+
+@pytest.mark.parametrize(
+    ("item", "answer", "right"),
+    [
+        (
+            {"check": "value", "accept": ["Paris"], "reject": [], "answer": "It is Paris.", "q": "Capital of France?"},
+            "It is Paris",
+            True,
+        ),
+        (
+            {"check": "value", "accept": ["Paris"], "reject": [], "answer": "It is Paris.", "q": "Capital of France?"},
+            "It is not Paris.",
+            False,
+        ),
+        (
+            {"check": "value", "accept": ["Paris"], "reject": [], "answer": "It is Paris.", "q": "Capital of France?"},
+            "Paris or Rome.",
+            False,
+        ),
+        (
+            {"check": "value", "accept": ["有光环"], "reject": ["没"], "answer": "有光环。", "q": "土星有没有光环？"},
+            "没有光环。",
+            False,
+        ),
+        ({"check": "value", "accept": ["12"], "reject": [], "answer": "It is 12.", "q": "?"}, "It is 12.5.", False),
+        (
+            {"check": "cite", "accept": ["Zormi"], "reject": [], "answer": "It is Zormi [2].", "q": "?"},
+            "It is Zormi [1].",
+            False,
+        ),
+        (
+            {"check": "cite", "accept": ["Zormi"], "reject": [], "answer": "It is Zormi [2].", "q": "?"},
+            "It is Zormi [2] [1].",
+            False,
+        ),
+        (
+            {"check": "cite", "accept": ["Zormi"], "reject": [], "answer": "It is Zormi [2].", "q": "?"},
+            "Zormi [2]",
+            True,
+        ),
+        (
+            {"check": "unknown", "accept": [], "reject": [], "answer": "I don't know.", "q": "Capital of Xan?"},
+            "I don't know. It is Rome.",
+            False,
+        ),
+        (
+            {"check": "unknown", "accept": [], "reject": [], "answer": "I don't know.", "q": "Capital of Xan?"},
+            "I do not know.",
+            True,
+        ),
+        (
+            {"check": "story", "accept": ["fox"], "reject": [], "answer": "A fox ran. " * 8, "q": "?"},
+            "A fox ran. " * 8,
+            False,
+        ),
+        (
+            {"check": "steps", "accept": ["55"], "reject": [], "answer": write_steps(48, 7, "+", "en"), "q": "?"},
+            "The answer is 55.",
+            False,
+        ),
+    ],
+)
+def test_the_judge_is_strict(item: dict[str, Any], answer: str, right: bool) -> None:
+    test = {**item, "messages": [{"role": "user", "content": item["q"]}]}
+    assert judge(test, [{"role": "assistant", "content": answer}]) is right
+
+
+def test_a_calculator_answer_counts_only_with_the_call_its_result_and_its_use() -> None:
+    item = eval_items(1, "calculate_subtract", "en", "train", 1)[0]
+    test, (call, result, answer) = json.loads(eval_line(item, "s", "en", "train", 0)), reference_of(item)
+    assert judge(test, [call, result, answer])
+    assert not judge(test, [answer])
+    assert not judge(test, [call, {**result, "content": "1"}, answer])
+    assert not judge(test, [call, result, {**answer, "content": answer["content"].replace(" = ", " = 1")}])
+
+
+def test_every_call_computes_what_its_tool_message_says() -> None:
+    tools = pytest.importorskip("liuli.engine.tools")
+    calls = 0
+    for _, item in every_test(10):
+        for turn, reply in pairwise(item.messages):
+            for call in turn.get("tool_calls", ()):
+                expression = json.loads(call["function"]["arguments"])["expression"]
+                assert tools.run_call("calculator", call["function"]["arguments"], tools.TOOLS) == reply["content"]
+                assert number_text(evaluate(expression)) == reply["content"]
+                calls += 1
+    assert calls > 300
+
+
+def test_written_steps_are_right_for_every_pair_of_small_numbers() -> None:
+    for a in range(0, 200, 3):
+        for b in range(0, 200, 7):
+            for operation, result in (("+", a + b), ("-", a - b)):
+                if result < 0:
+                    continue
+                text = write_steps(a, b, operation, "en")
+                assert text.endswith(f"The answer is {result}."), text
+                for left, right in re.findall(r"(\d+(?:[+-]\d+)+)=(\d+)", text):
+                    assert number_text(evaluate(left)) == right, text
+
+
+def test_every_fact_is_taught_equally_often() -> None:
+    draw = Draw(Random(0), "en", "train", 0, 0)
+    things = list(range(37))
+    counts = Counter()
+    for draw.index in range(37 * 4):
+        counts[draw.cycle(things)] += 1
+    assert set(counts.values()) == {4}
+
+
+def test_items_are_short_enough_for_a_small_context() -> None:
+    longest = max(item_tokens(item) for _, item in every_test(12))
+    assert longest <= 250
+    draw = Draw(Random(0), "en", "train", 0, 0)
+    texts = [skill.text for skill in skills().values() if skill.text]
+    for draw.index in range(20):
+        for draw.language in LANGUAGES:
+            assert all(estimated_tokens(text(draw)) <= 400 for text in texts)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_number_of_story_sentences_is_exact(language: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every way to tell a step is expanded by brute force, three words a slot; no two give one sentence."""
+    from liuli.curriculum.skills import stories
+
+    rules = grammar(language)
+    small = stories.Grammar({slot: words[:3] for slot, words in rules.slots.items()}, rules.plots)
+    people = {"f": ("Anna", "Mary"), "m": ("Tom", "Max")} if language == "en" else {"": ("豆豆", "毛毛", "米米")}
+    names = tuple(name for group in people.values() for name in group)
+    monkeypatch.setattr(stories, "grammar", lambda _: small)
+    monkeypatch.setattr(stories, "story_names", lambda _, gender="": names)
+    ways = {way for plot in rules.plots for step in plot for way in step}
+    expanded = [sentence for way in ways for sentence in set(expand(way, small.slots, people))]
+    assert len(set(expanded)) == len(expanded) == sum(count_expansions(way, language) for way in ways)
+
+
+def expand(way: str, slots: dict[str, tuple[str, ...]], people: dict[str, tuple[str, ...]]) -> Iterator[str]:
+    from itertools import product
+
+    from liuli.curriculum.skills.stories import PRONOUNS
+
+    used = sorted({slot.lower() for slot in re.findall(r"\{(\w+)\}", way)} - {"name", "pal", "he", "his", "him"})
+    everybody = [name for group in people.values() for name in group]
+    for words in product(*(slots[slot] for slot in used)):
+        filled = dict(zip(used, words, strict=True))
+        if filled.get("hero", 1) == filled.get("friend", 2):
+            continue
+        for gender, group in people.items():
+            for name, pal in product(group, everybody):
+                if name != pal:
+                    values = {**filled, "name": name, "pal": pal, **PRONOUNS[gender or "f"]}
+                    yield re.sub(
+                        r"\{(\w+)\}",
+                        lambda m, v=values: v[m[1].lower()] if m[1].islower() else v[m[1].lower()].capitalize(),
+                        way,
+                    )
+
+
+def test_stories_hold_over_a_hundred_thousand_sentences() -> None:
+    assert distinct_sentences("en") > 100_000
+    assert distinct_sentences("zh") > 100_000
+    assert not any(held(name) for name in story_names("en"))
+
+
+def test_too_small_a_size_is_an_error_a_person_can_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot hold every skill"):
+        make(tmp_path / "tiny", size=10)
+    assert not (tmp_path / "tiny").exists()
