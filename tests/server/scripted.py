@@ -10,6 +10,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from liuli.engine import Alternative, Sampling, Token, calculate
 from liuli.server.app import create_app
@@ -160,15 +161,16 @@ def set_status(path: Path, **change: object) -> None:
 class LiveServer:
     """The application on a real socket, in a thread."""
 
-    def __init__(self, path: Path, voice: type | object = ScriptedVoice, **options: object) -> None:
+    def __init__(self, path: Path, app: FastAPI | None = None, **options: object) -> None:
         self.voices: list[ScriptedVoice] = []
 
         def load(folder: Path) -> ScriptedVoice:
             self.voices.append(ScriptedVoice(folder, **options))  # type: ignore[arg-type]
             return self.voices[-1]
 
-        self.app = create_app(path, load=load)
-        config = uvicorn.Config(self.app, port=0, log_level="error", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(
+            app or create_app(path, load=load), port=0, log_level="error", timeout_graceful_shutdown=1
+        )
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
 
