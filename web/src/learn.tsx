@@ -4,7 +4,7 @@ import { Icon } from "./icons";
 import { run } from "./run";
 import { Samples } from "./samples";
 import type { Run, StageState, Status } from "./types";
-import { duration, stageTitle, t, type Word } from "./words";
+import { duration, stageExplained, stageTitle, t, type Word } from "./words";
 
 const SILENT_SECONDS = 180; // a running build rewrites its status every few seconds
 
@@ -105,10 +105,11 @@ function StageRow({ stage, status }: { stage: StageState; status: Status }) {
   const running = stage.state === "running";
   const within = running && status.stage === stage.name && status.step && status.steps ? status.step / status.steps : null;
   return (
-    <li class={stage.state} aria-current={running ? "step" : undefined}>
+    <li class={stage.state} aria-current={running ? "step" : undefined} title={stageExplained(stage.name)}>
       <span class="dot">{stage.state === "done" && <Icon name="check" />}</span>
       <span class="stage-name">
         {stageTitle(stage.name, stage.title)} <small>{stage.name}</small>
+        {running && <em>{stageExplained(stage.name)}</em>}
       </span>
       <span class="sr-only">{t(STATES[stage.state] ?? "stage_waiting")}</span>
       <span class="quiet small">

@@ -26,6 +26,12 @@ export function stageTitle(name: string, title?: string): string {
   return key in table ? t(key as Word) : title || name;
 }
 
+/** What happens in a stage, in a sentence; "" for a stage the table does not know. */
+export function stageExplained(name: string | undefined): string {
+  const key = `explain_${name}`;
+  return key in table ? t(key as Word) : "";
+}
+
 /** Seconds as people say them. */
 export function duration(seconds: number): string {
   const s = Math.max(0, Math.round(seconds));
