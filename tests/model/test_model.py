@@ -6,7 +6,15 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from liuli.model import Transformer, flops_per_token, load, parameter_count, qwen3, racer, save
-from liuli.model.ops import CrossEntropyEager, RMSNormEager, attention, cap, causal_mask
+from liuli.model.ops import (
+    CrossEntropyEager,
+    NormAndRotateEager,
+    RMSNormEager,
+    attention,
+    cap,
+    causal_mask,
+    rotary_table,
+)
 from liuli.train.loss import TensorBatch, next_token
 
 SMALL = [
@@ -78,6 +86,26 @@ def test_eager_rms_norm_has_the_gradient_of_the_plain_form():
     got = torch.autograd.grad(RMSNormEager.apply(x, gain, 1e-6), (x, gain), up)
     for a, b in zip(wanted, got, strict=True):
         torch.testing.assert_close(a.float(), b.float(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("with_gain", [True, False])
+def test_eager_norm_and_rotate_has_value_and_gradient_of_the_plain_form(with_gain):
+    cos, sin = rotary_table(7, 8, 100.0)
+    x = torch.randn(3, 7, 4, 8, requires_grad=True)
+    gain = torch.randn(4, 8, requires_grad=True) if with_gain else None
+
+    def plain(x, gain):
+        normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * (1 if gain is None else gain)
+        first, second = normed.chunk(2, dim=-1)
+        return normed * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+
+    inputs = (x, gain) if with_gain else (x,)
+    up = torch.randn(3, 7, 4, 8)
+    value = NormAndRotateEager.apply(x, gain, cos, sin, 1e-6)
+    torch.testing.assert_close(value, plain(x, gain), atol=1e-5, rtol=1e-5)
+    wanted = torch.autograd.grad(plain(x, gain), inputs, up)
+    for a, b in zip(wanted, torch.autograd.grad(value, inputs, up), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("softcap", [0.0, 5.0])

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liuli.model.config import GATE_CHANNELS, ModelConfig
-from liuli.model.ops import attention, cap, causal_mask, rms_norm, rotary_table, rotate
+from liuli.model.ops import attention, cap, causal_mask, norm_and_rotate, rms_norm, rotary_table
 
 Trace = Callable[[str, Tensor], None]
 
@@ -82,7 +82,8 @@ class Attention(nn.Module):
             gate_BTK = 3 * torch.sigmoid(F.linear(x_BTD[..., :GATE_CHANNELS], self.value_gate.to(x_BTD.dtype)))
             own_BTKE = self.value_embedding(tokens_BT).to(x_BTD.dtype).view(B, T, c.kv_heads, c.head_size)
             v_BTKE = v_BTKE + gate_BTK.unsqueeze(-1) * own_BTKE
-        qk_BTHE = rotate(self.normalise(qk_BTHE), *rotary)
+        # RMSNorm over each head keeps the scores in bounds (arXiv 2302.05442); Qwen3 with gains, racer without
+        qk_BTHE = norm_and_rotate(qk_BTHE, self.gains(), *rotary, c.norm_eps)
         q_BTHE, k_BTKE = torch.split(qk_BTHE, [c.heads, c.kv_heads], dim=2)
         if cache is not None:
             k_BTKE, v_BTKE = cache.extend(self.layer, k_BTKE, v_BTKE)
@@ -103,14 +104,12 @@ class Attention(nn.Module):
         qkv_BTHE = F.linear(x_BTD, weight).view(*x_BTD.shape[:2], c.heads + 2 * c.kv_heads, c.head_size)
         return qkv_BTHE[:, :, : c.heads + c.kv_heads], qkv_BTHE[:, :, c.heads + c.kv_heads :]
 
-    def normalise(self, qk_BTHE: Tensor) -> Tensor:
-        """RMSNorm over each head (arXiv 2302.05442 for why; Qwen3 with gains, racer without)."""
+    def gains(self) -> Tensor | None:
+        """The gains of queries and keys, (H + K, E), where the preset has them."""
         c = self.config
-        normed = rms_norm(qk_BTHE, None, c.norm_eps)
         if c.preset == "racer":
-            return normed
-        gains = torch.cat((self.query_gain.expand(c.heads, -1), self.key_gain.expand(c.kv_heads, -1)))
-        return normed * gains.to(normed.dtype)
+            return None
+        return torch.cat((self.query_gain.expand(c.heads, -1), self.key_gain.expand(c.kv_heads, -1)))
 
 
 class FeedForward(nn.Module):
