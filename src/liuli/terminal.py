@@ -205,8 +205,8 @@ class Chat:
         if not chosen:
             raise LiuliError("There is no such word in the last answer · 上一个回答里没有", fix="ask first, then /why")
         for token in chosen:
-            own = f"{_visible(names[token.id]):>14} {exp(token.logprob):6.1%}"
-            others = [f"{_visible(o.text)} {exp(o.logprob):.1%}" for o in token.alternatives if o.id != token.id]
+            own = f"{_visible(names[token.id]):>14} {_share(token.logprob):>6}"
+            others = [f"{_visible(o.text)} {_share(o.logprob)}" for o in token.alternatives if o.id != token.id]
             self.say(f"{own}  │ " + " · ".join(others))
 
 
@@ -224,6 +224,11 @@ def _words(pieces: list[tuple[str, Token]]) -> list[list[tuple[str, Token]]]:
         else:
             groups.append([piece])
     return groups
+
+
+def _share(logprob: float) -> str:
+    """A probability as a person reads it."""
+    return f"{exp(logprob):.1%}" if logprob > -7 else "<0.1%"
 
 
 def _visible(text: str) -> str:

@@ -214,3 +214,15 @@ def test_engine_writes_with_the_weights_as_they_are_now() -> None:
     after = engine.generate([[0]], Sampling(temperature=0, max_tokens=8))[0]
     assert after == Engine(model, byte_tokenizer()).generate([[0]], Sampling(temperature=0, max_tokens=8))[0]
     assert after.logprobs != before.logprobs
+
+
+@pytest.mark.parametrize("chunk", [1, 7])
+def test_a_prompt_read_in_chunks_gives_the_same_answer(
+    engine: Engine, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = some_prompts(6, seed=5)
+    whole = engine.generate(prompts, Sampling(temperature=0, max_tokens=6))
+    monkeypatch.setattr("liuli.engine.engine.CHUNK", chunk)
+    parts = engine.generate(prompts, Sampling(temperature=0, max_tokens=6))
+    assert [answer.ids for answer in parts] == [answer.ids for answer in whole]
+    assert parts[3].logprobs == pytest.approx(whole[3].logprobs, abs=TOLERANCE)

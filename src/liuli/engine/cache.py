@@ -42,16 +42,17 @@ class KeyValueCache:
         self.first_row = self.batch = self.first_slot = self.seen = 0
         self.index: Tensor | None = None
 
-    def begin(self, row: int, batch: int, T: int) -> None:
-        """Next come T tokens each of `batch` new rows from `row` on, at positions 0..T-1 (shorter ones padded right).
+    def begin(self, row: int, batch: int, T: int, start: int = 0, previous_B1: Tensor | None = None) -> None:
+        """Next come T tokens each of `batch` new rows from `row` on, at positions start..start+T-1 (padded right).
 
-        A query looks at no later position, so what stands in the padding is never seen by a real token.
+        A query looks at no later position, so what stands in the padding is never seen by a real token. previous_B1:
+        the tokens before, int64; None at the start of a text.
         """
-        self.first_row, self.batch, self.first_slot, self.seen, self.index = row, batch, 0, T, None
-        positions = self.slots_S[:T]
-        self.positions_BT = positions.expand(batch, T)
-        self.previous_B1 = positions.new_full((batch, 1), -1)
-        self.mask_BTS = (positions[None, :] <= positions[:, None]).unsqueeze(0)
+        self.first_row, self.batch, self.first_slot, self.seen, self.index = row, batch, start, start + T, None
+        slots = self.slots_S[: self.seen]
+        self.positions_BT = slots[start:].expand(batch, T)
+        self.previous_B1 = slots.new_full((batch, 1), -1) if previous_B1 is None else previous_B1
+        self.mask_BTS = (slots[None, :] <= slots[start:, None]).unsqueeze(0)
 
     def follow(self, positions_B1: Tensor, previous_B1: Tensor, lengths: list[int]) -> None:
         """Next comes one token for each of the rows 0..B-1. lengths: tokens already stored, equal to positions_B1."""

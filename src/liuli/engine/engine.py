@@ -25,6 +25,7 @@ from liuli.model import Transformer
 from liuli.text.tokenizer import Tokenizer
 
 PREFILL_TOKENS = 8192  # read in one go, padding included: bounds the memory for scores
+CHUNK = 1024  # tokens of a prompt read at once: scores are CHUNK times the prompt, not the prompt squared
 CACHE_BYTES = 2**30  # fewer rows run at once when their cache would be larger than this
 
 
@@ -231,14 +232,26 @@ class Batch:
         padded = [[*request.prompt, *([0] * (T - len(request.prompt)))] for request in group]
         tokens_BT = torch.tensor(padded, dtype=torch.int64, device=self.engine.device)
         lengths_B1 = torch.tensor(lengths, dtype=torch.int64, device=self.engine.device).unsqueeze(1)
-        self.cache.begin(len(self.running), len(group), T)
-        x_BTD = self.model.hidden(tokens_BT, self.cache)
-        last_BD = x_BTD[torch.arange(len(group), device=x_BTD.device), lengths_B1[:, 0] - 1]
+        last_BD = self._last_hidden(tokens_BT, lengths_B1 - 1)
         self.running += group
         self.lengths += lengths
         self.positions_B1 = torch.cat((self.positions_B1, lengths_B1))
         self.previous_B1 = torch.cat((self.previous_B1, tokens_BT.gather(1, lengths_B1 - 1)))
         return self.model.logits(last_BD)
+
+    def _last_hidden(self, tokens_BT: Tensor, last_B1: Tensor) -> Tensor:
+        """The state (B, D) at position `last` of each row, read a chunk at a time into the rows after the running."""
+        found_BD: Tensor | None = None
+        for start in range(0, tokens_BT.shape[1], CHUNK):
+            chunk_BT = tokens_BT[:, start : start + CHUNK]
+            B, T = chunk_BT.shape
+            self.cache.begin(len(self.running), B, T, start, tokens_BT[:, start - 1 : start] if start else None)
+            x_BTD = self.model.hidden(chunk_BT, self.cache)
+            at_B1 = last_B1 - start
+            here_BD = x_BTD[torch.arange(B, device=x_BTD.device), at_B1[:, 0].clamp(0, T - 1)]
+            found_BD = here_BD if found_BD is None else torch.where(at_B1 >= 0, here_BD, found_BD)
+        assert found_BD is not None  # a prompt is never empty
+        return found_BD
 
     def _write(self, chosen_B1: Tensor, logits_BV: Tensor) -> None:
         """Hand every row its token, with log-probabilities of the unmodified distribution."""
