@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from scripted import LiveServer, make_model, make_run, set_status, until
 from liuli.errors import LiuliError, UsageError
 from liuli.server.app import create_app
 from liuli.server.runs import POINTS_AT_MOST, SAMPLES_AT_MOST, RunReader, models_in
-from liuli.server.serve import bind
+from liuli.server.serve import bind, serve
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +162,9 @@ def test_what_is_not_a_model_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").write_text("")
     with pytest.raises(UsageError, match="neither"):
         create_app(tmp_path)
+    (make_model(tmp_path / "half") / "tokenizer.json").unlink()
+    with pytest.raises(UsageError, match=r"lacks tokenizer\.json"):
+        create_app(tmp_path / "half")
     (tmp_path / "empty").mkdir()
     create_app(tmp_path / "empty")  # a build may begin there any moment
 
@@ -170,11 +174,33 @@ def test_a_taken_port_is_one_clear_message(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(LiuliError, match="already taken"):
             bind("127.0.0.1", port)
-        command = [sys.executable, "-m", "liuli", "serve", str(make_model(tmp_path / "tiny")), "--port", str(port)]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"liuli: Port {port} is already taken.") and "--port" in done.stderr
-    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 3
+        said = liuli_serve(make_model(tmp_path / "tiny"), port)
+        _, err = said.communicate(timeout=60)
+    assert said.returncode == 1
+    assert err.startswith(f"liuli: Port {port} is already taken.") and "--port" in err
+    assert "Traceback" not in err and len(err.splitlines()) == 3
+
+
+def liuli_serve(path: Path, port: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "liuli", "serve", str(path), "--port", str(port)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def test_a_damaged_model_is_told_before_the_first_question(tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(LiuliError) as error:
+        serve(make_model(tmp_path / "tiny"), port=0, ready=said.append)
+    assert str(tmp_path) in str(error.value) and not said
+
+
+def test_ctrl_c_ends_the_server_quietly(tmp_path: Path) -> None:
+    said = liuli_serve(make_run(tmp_path / "laptop"), 0)
+    address = said.stdout.readline().split()[1]
+    until(lambda: httpx.get(f"{address}/health").status_code == 200, 60)
+    said.send_signal(signal.SIGINT)
+    out, err = said.communicate(timeout=60)
+    assert (said.returncode, out, err) == (0, "", "")
 
 
 def test_closing_the_server_ends_running_answers(tmp_path: Path) -> None:

@@ -29,9 +29,12 @@ class ModelFile:
     made: float
 
 
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
+
+
 def is_model_folder(path: Path) -> bool:
     """Whether `path` looks like a whole model folder (they appear by one rename)."""
-    return all((path / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json"))
+    return all((path / name).is_file() for name in MODEL_FILES)
 
 
 def is_run_folder(path: Path) -> bool:
@@ -46,12 +49,13 @@ def check_servable(path: Path) -> None:
     """Raises UsageError unless `path` is a model folder or a run folder."""
     if not path.exists():
         raise UsageError("There is no such model folder or run folder.", path, "Make one with `liuli build`.")
-    if not (is_model_folder(path) or is_run_folder(path)):
-        raise UsageError(
-            "This is neither a model folder nor a run folder.",
-            path,
-            "A model folder has config.json, model.safetensors, tokenizer.json; `liuli build` makes a run folder.",
-        )
+    if is_model_folder(path) or is_run_folder(path):
+        return
+    lacks = [name for name in MODEL_FILES if not (path / name).is_file()]
+    if len(lacks) < len(MODEL_FILES):
+        raise UsageError(f"This model folder lacks {' and '.join(lacks)}.", path, "Copy or make the model again.")
+    fix = f"A model folder has {', '.join(MODEL_FILES)}; `liuli build` makes a run folder."
+    raise UsageError("This is neither a model folder nor a run folder.", path, fix)
 
 
 def models_in(run: Path) -> list[ModelFile]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 from collections.abc import Callable
@@ -50,7 +51,7 @@ def serve(path: Path, *, host: str = "127.0.0.1", port: int = PORT, ready: Calla
     """Serve a model folder or a run folder until interrupted.
 
     port: 0 takes a free one. ready: called with the page's address once requests are answered.
-    Raises LiuliError when the port is taken, UsageError when `path` cannot be served.
+    Raises LiuliError when the port is taken, UsageError when `path` cannot be served, DamagedError for a damaged model.
     """
     check_servable(path)
     with bind(host, port) as sock:
@@ -59,6 +60,8 @@ def serve(path: Path, *, host: str = "127.0.0.1", port: int = PORT, ready: Calla
         from liuli.server.app import create_app
 
         app = create_app(path, host=host)
+        app.state.desk.keeper.voice()  # a model that cannot be read is told now, not with the first question
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
         ready(address_of(sock, host))
-        uvicorn.Server(config).run(sockets=[sock])
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[sock])
