@@ -46,5 +46,4 @@ def sft(
         tokenizer_folder=Path(model_folder),
         log=log,
         provenance={"stage": "sft", "parent": str(model_folder), "data": {"rows": str(rows_folder)}},
-        separate_documents=True,
     )

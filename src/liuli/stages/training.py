@@ -12,7 +12,7 @@ import torch
 
 from liuli.engine import Engine, Sampling
 from liuli.errors import UsageError
-from liuli.files import remove
+from liuli.files import read_json, remove, write_json
 from liuli.model import Transformer, flops_per_token, save
 from liuli.text import Loader, Message, Rows, Tokenizer, render
 from liuli.train import (
@@ -84,6 +84,16 @@ def wants_compile(options: TrainOptions, machine: Machine, seconds: float) -> bo
     return machine.compiler and 0.2 * seconds > 1.5 * COMPILE_SECONDS
 
 
+def decide(path: Path, options: TrainOptions, seconds: float) -> tuple[Machine, bool]:
+    """The machine with the dtype to compute in, and whether to compile: decided when a run starts, by measurement, and
+    kept, since a run that goes on must compute as it began."""
+    machine = measure_machine()
+    if not path.exists():
+        write_json(path, {"dtype": machine.dtype, "compile": wants_compile(options, machine, seconds)})
+    kept = read_json(path)
+    return replace(machine, dtype=kept["dtype"]), bool(kept["compile"])
+
+
 def make_pace(options: TrainOptions, model: Transformer, T: int, journal: Path | None) -> Pace:
     """The budget as a pace: seconds stay seconds, tokens and FLOPs become steps."""
     if options.minutes is not None:
@@ -108,27 +118,26 @@ def train_model(
     tokenizer_folder: Path,
     log: RunLog,
     provenance: dict[str, Any],
-    separate_documents: bool = False,
 ) -> FitResult:
     """Train `model` (changed in place) on rows and write it to the folder `out`.
 
     Checkpoints go to run/checkpoints/NAME and snapshots to run/snapshots/NAME-STEP, where run is the log's folder and
     NAME that of `out`; a run that is killed goes on from there.
     """
-    machine = measure_machine()
+    checkpoints = log.folder / "checkpoints" / out.name
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    pace = make_pace(options, model, rows.T, checkpoints / "pace.jsonl")
+    machine, compiled = decide(checkpoints / "decided.json", options, pace.seconds or 0.0)
     model.to(machine.device)
     model.compute_dtype = machine.compute_dtype
     torch.manual_seed(options.seed)
     batch_rows = max(1, options.batch_tokens // rows.T)
-    checkpoints = log.folder / "checkpoints" / out.name
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    pace = make_pace(options, model, rows.T, checkpoints / "pace.jsonl")
-    low = torch.bfloat16 if machine.dtype == "bfloat16" else torch.float32
-    optimizer = Optimizer(model, optimizer_options(options), low)
+    optimizer = Optimizer(model, optimizer_options(options), machine.compute_dtype)
     loop = LoopOptions(
         micro_rows=min(batch_rows, max(1, options.micro_tokens // rows.T)),
-        compile=wants_compile(options, machine, pace.seconds or 0.0),
-        separate_documents=separate_documents,
+        compile=compiled,
+        # packed documents that see one another cost much at this size: 1.50 against 1.33 nats (docs/notebook.md)
+        separate_documents=True,
         warmup=options.warmup,
         decay=options.cooldown,
         save_every_s=options.save_every_s,
