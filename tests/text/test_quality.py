@@ -86,6 +86,14 @@ def test_near_duplicates_go_and_different_documents_stay(language: str) -> None:
     assert len(list(deduplicate(originals + copies, threshold=None))) == 40
 
 
+def test_somewhat_similar_documents_stay() -> None:
+    report = DedupReport()
+    texts = [text for n in range(60) for text in (prose(n), " ".join([*prose(n).split()[:172], prose(100 + n, 28)]))]
+    kept = list(deduplicate([Document(text) for text in texts], threshold=0.8, report=report))
+    assert len(kept) > 110 and report.examples  # their true similarity is 0.75, give or take an estimate's error
+    assert all(similarity >= 0.8 for _, _, similarity in report.examples)
+
+
 def test_one_line_repeated_leaves_one_document() -> None:
     documents = (Document("The same line.", str(n)) for n in range(1000))
     assert len(list(deduplicate(documents))) == 1

@@ -77,6 +77,12 @@ def test_best_fit_takes_the_longest_that_fits_and_crops_least() -> None:
     assert rows.info.cropped == 1 and rows.info.pieces == 4
 
 
+def test_a_single_place_left_takes_a_beginning_and_loses_nothing() -> None:
+    rows = pack(documents_of([8, 5, 3]), 9)  # with bos: 9 6 4
+    assert rows is not None and rows.info.cropped == 0
+    assert rows.tokens[:, -1].tolist() == [BOS, 31]
+
+
 def test_the_plan_is_global_and_the_same_every_time(tmp_path: Path) -> None:
     lengths = np.random.RandomState(0).randint(1, 300, 2000)
     documents = [np.random.RandomState(n).randint(16, 900, size) for n, size in enumerate(lengths)]
