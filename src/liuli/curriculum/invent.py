@@ -16,6 +16,9 @@ from liuli.curriculum.knowledge import facts, is_real, knowledge
 from liuli.curriculum.wordings import forms
 
 PEOPLE_EACH = 520  # a language
+LONGEST_ZH = (
+    4  # characters: with the few before it, a name fits in one piece of the tokenizer, so it copies token by token
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,8 @@ def _thing(draw: Draw, use: str) -> Callable[[], str]:
         name = "".join(draw.pick(stems(language)) for _ in range(count)) + draw.pick(endings(use, language))
         if language == "en" and use not in ("animal", "element"):
             name = name.capitalize()
-        return invent() if is_real(name) else name
+        too_long = language == "zh" and len(name) > LONGEST_ZH
+        return invent() if too_long or is_real(name) else name
 
     return invent
 
@@ -105,7 +109,8 @@ def first_name(draw: Draw) -> str:
         made_up = draw.pick(stems(draw.language)) + draw.pick(stems(draw.language))
         if draw.zh:
             given = draw.pick(real) if draw.chance(0.5) else made_up
-            return draw.pick(surnames("zh")) + given if draw.chance(0.6) else given
+            whole = draw.pick(surnames("zh")) + given if draw.chance(0.6) else given
+            return whole if len(whole) <= LONGEST_ZH else given
         return draw.pick(real) if draw.chance(0.35) else made_up.capitalize()
 
     return draw.name(invent)

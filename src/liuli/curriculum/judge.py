@@ -61,6 +61,7 @@ _HARMLESS = {
 _WIDE = str.maketrans("，。！？：；（）［］“”‘’", ",.!?:;()[]\"\"''")
 _TOKEN = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+?(?=[\u3400-\u9fff\d\W_]|$)|[\u3400-\u9fff]")
 _CITATION = re.compile(r"\[(\d+)\]")
+_QUOTATION = re.compile(r'"([^"]*)"')
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _EQUATION = re.compile(r"(\d+(?:[+-]\d+)+)=(\d+)")
 _SENTENCE = re.compile(r"[^.!?。！？\n]+[.!?。！？]*")
@@ -88,6 +89,13 @@ def _value(item: Mapping[str, Any], messages: Produced, final: str) -> bool:
 def _exact(item: Mapping[str, Any], messages: Produced, final: str) -> bool:
     """The accepted answer itself; capitals, spaces at the ends, quotes and end punctuation do not count."""
     return not _calls(messages) and _bare(final) in {_bare(accepted) for accepted in item["accept"]}
+
+
+def _quoted(item: Mapping[str, Any], messages: Produced, final: str) -> bool:
+    """The accepted text as the one quotation of the answer, or as the whole of it."""
+    quotations = _QUOTATION.findall(_plain(final))
+    said = quotations[0] if len(quotations) == 1 else final
+    return not _calls(messages) and _bare(said) in {_bare(accepted) for accepted in item["accept"]}
 
 
 def _call(item: Mapping[str, Any], messages: Produced, final: str) -> bool:
@@ -157,6 +165,7 @@ def _story(item: Mapping[str, Any], messages: Produced, final: str) -> bool:
 CHECKS: dict[str, Callable[[Mapping[str, Any], Produced, str], bool]] = {
     "value": _value,
     "exact": _exact,
+    "quoted": _quoted,
     "call": _call,
     "cite": _cite,
     "unknown": _unknown,

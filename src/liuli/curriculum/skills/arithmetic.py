@@ -44,7 +44,7 @@ def calculate_two(draw: Draw) -> Item:
 def called(draw: Draw, question: str, expression: str, start: str) -> Item:
     """The item whose answer goes through the calculator; `start` stands before the result."""
     result = number_text(_value(expression))
-    end = "。" if draw.zh else "."
+    end = "" if start.endswith("= ") else "。" if draw.zh else "."  # an equation is the same in both languages
     return Item([user(question), *calculator(expression, result), assistant(start + result + end)], "call", (result,))
 
 

@@ -42,7 +42,7 @@ def cite(schemas: dict[str, tuple[Schema, ...]]) -> Callable[[Draw], Item]:
         schema, lines, entities, values = passages(draw, schemas)
         which = draw.number(0, len(lines) - 1)
         question = draw.form(schema[which].questions).format(e=entities[which])
-        answer = f"是{values[which]}[{which + 1}]。" if draw.zh else f"It is {values[which]} [{which + 1}]."
+        answer = f"{values[which]}[{which + 1}]。" if draw.zh else f"It is {values[which]} [{which + 1}]."
         others = tuple(v for i, v in enumerate(values) if i != which and v != values[which])
         return asked(_page(lines, question), answer, values[which], check="cite", reject=others)
 
@@ -64,7 +64,7 @@ def read_aloud(draw: Draw) -> str:
     answers = []
     for i in draw.pick_some(range(len(lines)), len(lines)):
         question = draw.pick(schema[i].questions[:-1]).format(e=entities[i])
-        answers.append(f"{question}是{values[i]}[{i + 1}]。" if draw.zh else f"{question} It is {values[i]} [{i + 1}].")
+        answers.append(f"{question}{values[i]}[{i + 1}]。" if draw.zh else f"{question} It is {values[i]} [{i + 1}].")
     return "\n".join(lines + answers)
 
 

@@ -61,7 +61,7 @@ def repeat(draw: Draw) -> Item:
     )
     parts = [draw.pick(makers)() for _ in range(draw.number(2, 5))]
     text = " ".join(parts)
-    return asked(_ask(draw, "repeat", x=text), f"“{text}”", check="exact")
+    return asked(_ask(draw, "repeat", x=text), f"“{text}”" if draw.zh else f"Sure: “{text}”", text, check="quoted")
 
 
 def reverse_list(draw: Draw) -> Item:
@@ -97,9 +97,9 @@ def first_or_last(draw: Draw) -> Item:
     letter = word[0] if first else word[-1]
     return asked(
         _ask(draw, "first" if first else "last", x=word),
-        f"“{letter}”。" if draw.zh else f"“{letter}”.",
+        f"“{letter}”。" if draw.zh else f"It is “{letter}”.",
         letter,
-        check="exact",
+        check="quoted",
     )
 
 

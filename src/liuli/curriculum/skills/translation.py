@@ -10,7 +10,6 @@ from liuli.curriculum.items import Item, asked
 from liuli.curriculum.knowledge import Word, knowledge
 from liuli.curriculum.wordings import forms
 
-# Words stand in quotation marks everywhere, so that a word is the same tokens in text, question and answer.
 TO_OTHER = forms("to_other")
 FROM_OTHER = forms("from_other")
 CONCRETE = (
@@ -91,14 +90,14 @@ def translate_word(draw: Draw) -> Item:
     """A taught word into the other language."""
     word = draw.cycle(knowledge().lexicon)
     own, other = (word.name.zh, word.name.en) if draw.zh else (word.name.en, word.name.zh)
-    return asked(_with(draw, TO_OTHER, own), f"“{other}”。" if draw.zh else f"“{other}”.", other, check="exact")
+    return asked(_with(draw, TO_OTHER, own), _quoted(draw, other), other, check="quoted")
 
 
 def translate_back(draw: Draw) -> Item:
     """A taught word of the other language into this one."""
     word = draw.cycle(knowledge().lexicon)
     own, other = (word.name.zh, word.name.en) if draw.zh else (word.name.en, word.name.zh)
-    return asked(_with(draw, FROM_OTHER, other), f"“{own}”。" if draw.zh else f"“{own}”.", own, check="exact")
+    return asked(_with(draw, FROM_OTHER, other), _quoted(draw, own), own, check="quoted")
 
 
 def translate_phrase(draw: Draw) -> Item:
@@ -124,21 +123,26 @@ def translate_sentence(draw: Draw) -> Item:
 def word_list(draw: Draw) -> str:
     """Text for the same skill: pairs of words in both languages, in both directions."""
     words = [draw.cycle(knowledge().lexicon, draw.index * 8 + i).name for i in range(8)]
-    style = draw.number(0, 2)
-    if style == 0:
-        pairs = [f"“{word.zh}”是“{word.en}”" if draw.zh else f"“{word.en}” is “{word.zh}”" for word in words]
-    elif style == 1:
-        pairs = [f"“{word.en}”的意思是“{word.zh}”" if draw.zh else f"“{word.zh}” means “{word.en}”" for word in words]
-    else:
-        pairs = [f"{word.zh}：“{word.en}”" if draw.zh else f"{word.en}: “{word.zh}”" for word in words]
-    return "。".join(pairs) + "。" if draw.zh else ". ".join(pairs) + "."
+    forward = draw.chance(0.5)
+    if draw.zh:
+        return "".join(f"{w.zh}是 “{w.en}”。" if forward else f"英语 “{w.en}” 的意思是{w.zh}。" for w in words)
+    return "In Chinese: " * forward + " ".join(
+        f"“{w.en}” is “{w.zh}”." if forward else f"“{w.zh}” means “{w.en}”." for w in words
+    )
 
 
 def _both_ways(draw: Draw, english: str, chinese: str) -> Item:
     into_chinese = draw.chance(0.5)
     source, target = (english, chinese) if into_chinese else (chinese, english)
     forms = TO_OTHER if into_chinese != draw.zh else FROM_OTHER
-    return asked(_with(draw, forms, source), f"“{target}”", target, check="exact")
+    return asked(_with(draw, forms, source), _quoted(draw, target), target, check="quoted")
+
+
+def _quoted(draw: Draw, text: str) -> str:
+    """The answer. English stands after a space and a quotation mark everywhere, so that it is the same tokens."""
+    stop = "" if text[-1] in ".?。？" else "。" if draw.zh else "."
+    start = "It is " if not draw.zh else "是 " if text.isascii() else ""
+    return f"{start}“{text}”{stop}"
 
 
 def _with(draw: Draw, forms: Mapping[str, Sequence[str]], word: str) -> str:
