@@ -115,7 +115,7 @@ def cases(config: ModelConfig, compile: bool) -> dict[str, Step]:
 
 def measure(name: str, rounds: int, compile: bool) -> dict[str, object]:
     layers, width, T = SIZES[name]
-    config = qwen3(4096, width, layers, context=T)
+    config = qwen3(4096, width, layers, context=T, tied=True)
     machine = measure_machine()
     steps = cases(config, compile)
     first, best = {}, dict.fromkeys(steps, float("inf"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
 import time
 import tomllib
@@ -76,6 +77,8 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
         check_keys(values.get(section, {}), [f.name for f in fields(TrainOptions)], f"{path}, [{section}]")
     if isinstance(values.get("text"), str):
         values["text"] = [values["text"]]
+    if not isinstance(values.get("text", []), list):
+        raise UsageError(f"text = {values['text']!r} is not a list of paths", path)
     recipe = Recipe(**values | {"text": tuple(values.get("text", ()))})
     check_values(recipe, path)
     return recipe
@@ -143,6 +146,7 @@ class Build:
                 self.log.say(f"{self.folder}: everything is built already")
                 return
             try:
+                self.check_text()
                 for name, step in self.steps.items():
                     if self.is_done(name):
                         self.log.skip(name)
@@ -303,6 +307,24 @@ class Build:
         from liuli.evals import write_report
 
         self.log.say(f"report: {write_report(self.folder)}")
+
+    def check_text(self) -> None:
+        """Before anything is made: there is text, and it does not say one thing over and over."""
+        from liuli.text import read_documents
+
+        if not self.recipe.text or self.is_done("rows"):
+            return
+        lines = [
+            line.strip()
+            for document in itertools.islice(read_documents(self.recipe.text), 1000)
+            for line in document.text.splitlines()[:200]
+        ]
+        if len(lines) > 20 and len(set(lines)) < 0.02 * len(lines):
+            raise LiuliError(
+                f"the text says the same thing over and over: {len(set(lines))} different lines in {len(lines)}",
+                ", ".join(self.recipe.text),
+                "remove repeats with `liuli data dedup`, or give other text",
+            )
 
     # --- text --------------------------------------------------------------------------------------------------------
 

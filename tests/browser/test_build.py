@@ -103,8 +103,9 @@ def test_a_minute_from_nothing_to_a_chat_in_the_browser(
 def test_a_second_start_reuses_what_is_built(
     build: Callable[[], tuple[subprocess.Popen[str], str, Path]], tmp_path: Path
 ) -> None:
-    from liuli.build import TITLES, read_recipe, recipe_toml
     from dataclasses import replace
+
+    from liuli.build import TITLES, read_recipe, recipe_toml
 
     run = tmp_path / "laptop"
     run.mkdir()

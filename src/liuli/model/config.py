@@ -60,10 +60,12 @@ def qwen3(vocab_size: int, width: int, layers: int, *, context: int = 256, **cha
     """The default preset: what Qwen3 is made of (arXiv 2505.09388), at the width given.
 
     SwiGLU's three matrices at 8/3 of the width cost what a plain MLP at 4 times the width costs (arXiv 2002.05202).
+    Head and embedding are two matrices: sharing one saves no FLOPs and costs loss at every size tried here
+    (docs/notebook.md); `tied=True` shares it, as small Qwen3 models do.
     """
     head_size = changes.pop("head_size", 32 if width <= 128 else 64)
     heads = changes.pop("heads", max(1, width // head_size))
-    sizes: dict[str, Any] = {"kv_heads": heads, "ff_width": round_up(8 * width / 3, 32), "tied": True}
+    sizes: dict[str, Any] = {"kv_heads": heads, "ff_width": round_up(8 * width / 3, 32), "tied": False}
     return ModelConfig(
         vocab_size, width, layers, heads=heads, head_size=head_size, context=context, preset="qwen3", **sizes | changes
     )

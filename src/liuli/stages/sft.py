@@ -30,7 +30,7 @@ def sft(
     check_vocabulary(rows, tokenizer, rows_folder)
     if rows.weights is None:
         raise LiuliError("these rows have no loss weights: they are text, not conversations", rows_folder)
-    if rows.T > model.config.context:
+    if model.config.context < rows.T:
         raise LiuliError(
             f"rows of {rows.T} tokens do not fit the model's context of {model.config.context}",
             rows_folder,

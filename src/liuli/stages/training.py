@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from liuli.engine import Engine, Sampling
+from liuli.engine import TOOLS, Engine, Sampling, reply_many
 from liuli.errors import UsageError
 from liuli.files import read_json, remove, write_json
 from liuli.model import Transformer, flops_per_token, save
@@ -47,10 +47,11 @@ class TrainOptions:
     steps: int | None = None
     tokens: float | None = None
     flops: float | None = None
-    batch_tokens: int = 4096  # tokens of one optimizer step
+    batch_tokens: int = 2048  # tokens of one optimizer step
     micro_tokens: int = 8192  # tokens of one forward pass at the most
     optimizer: str = "muon"  # muon or adamw
-    matrix_lr: float = 0.02
+    matrix_lr: float = 0.005
+    head_lr: float = 0.004
     embedding_lr: float = 0.01
     adam_lr: float = 0.003
     decay: float = 0.0  # weight decay
@@ -63,6 +64,8 @@ class TrainOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for part in fields(self):
+            check_option(part.name, getattr(self, part.name), part.default)
         given = [name for name in ("minutes", "steps", "tokens", "flops") if getattr(self, name) is not None]
         if len(given) != 1:
             raise UsageError(
@@ -70,8 +73,26 @@ class TrainOptions:
                 "training options",
                 "give one of minutes, steps, tokens, flops",
             )
-        if getattr(self, given[0]) <= 0:
-            raise UsageError(f"{given[0]} = {getattr(self, given[0])} is not a budget", "training options")
+
+
+POSITIVE = ("minutes", "steps", "tokens", "flops", "batch_tokens", "micro_tokens")
+CHOICES = {"optimizer": ("muon", "adamw"), "compile": ("auto", "yes", "no")}
+
+
+def check_option(name: str, value: Any, default: Any) -> None:
+    """One training option: its type (that of the default), its range, its choices."""
+    where = "training options"
+    if name in CHOICES:
+        if value not in CHOICES[name]:
+            raise UsageError(f"{name} = {value!r} is not known", where, f"use one of {', '.join(CHOICES[name])}")
+        return
+    if value is None and default is None:
+        return
+    whole = isinstance(default, int) or name == "steps"
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        raise UsageError(f"{name} = {value!r} is not a {'whole number' if whole else 'number'}", where)
+    if value < 0 or (value == 0 and name in POSITIVE):
+        raise UsageError(f"{name} = {value} is out of range", where, "give a number above 0")
 
 
 COMPILE_SECONDS = 30.0  # what torch.compile takes before the first step; it then saves about a fifth of the rest
@@ -182,6 +203,7 @@ def optimizer_options(options: TrainOptions) -> OptimizerOptions:
         adam_decay=options.decay if options.optimizer == "adamw" else 0.0,
         embedding_lr=options.embedding_lr,
         adam_lr=options.adam_lr,
+        head_lr=options.head_lr,
     )
 
 
@@ -235,14 +257,20 @@ class Snapshots:
 
     def ask(self, step: int) -> None:
         """The answers of the model as it is now, greedy, to samples.jsonl."""
-        prompts = [render([Message("user", text)], self.tokenizer, answer=True).tokens for _, text in self.prompts]
+        engine = Engine(self.model, self.tokenizer)
+        asked = [(language, [Message("user", text)]) for language, text in self.prompts]
+        asked = [
+            (language, messages)
+            for language, messages in asked
+            if len(render(messages, self.tokenizer, answer=True).tokens) < engine.context // 2
+        ]
         self.model.eval()
-        answers = Engine(self.model, self.tokenizer).generate(prompts, Sampling(temperature=0.0, max_tokens=60))
+        made = reply_many(engine, [messages for _, messages in asked], Sampling(temperature=0.0, max_tokens=90), TOOLS)
         self.log.samples(
             step,
             [
-                {"prompt": text, "language": language, "answer": answer.text}
-                for (language, text), answer in zip(self.prompts, answers, strict=True)
+                {"prompt": messages[0].content, "language": language, "answer": answer[-1].content if answer else ""}
+                for (language, messages), answer in zip(asked, made, strict=True)
             ],
         )
 

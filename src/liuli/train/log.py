@@ -1,4 +1,4 @@
-"""What a run says while it works: figures to log.jsonl and TensorBoard, its state to status.json, a bar to the terminal.
+"""What a run says while it works: figures to log.jsonl and TensorBoard, state to status.json, a bar to the terminal.
 
 One `RunLog` serves all stages of a run; the web page and the report read the files it writes (docs/design.md, "Run
 folder").
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from liuli.errors import LiuliError
 from liuli.files import append_line, write_json
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ class RunLog:
 
     def __post_init__(self) -> None:
         self.folder = Path(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LiuliError(f"the run folder cannot be made: {error.strerror}", self.folder) from None
         self.console = Console(stderr=True, quiet=self.quiet)
         self._written = self._begun = 0.0
         self._fraction = 0.0
@@ -122,6 +126,11 @@ class RunLog:
             for key, value in values.items():
                 if isinstance(value, int | float) and key != "step":
                     board.add_scalar(f"{stage}/{key}", value, values["step"])
+
+    def warn(self, text: str) -> None:
+        """Something that the person should know, though work goes on."""
+        self.event("warning", message=text)
+        self.console.print(f"[yellow]{text}")
 
     def event(self, what: str, **values: Any) -> None:
         stage = self._current.name if self._current else None

@@ -104,7 +104,7 @@ class Training:
         self.optimizer.load_state(state["optimizer"])
 
     def take_step(self) -> tuple[float, float, float]:
-        """One optimizer step: mean loss (nats a target token), number of target tokens, gradient norm (inf: skipped)."""
+        """One optimizer step: mean loss (nats a target), number of targets, gradient norm (inf: the step was skipped)."""
         batch = next(self.loader)
         targets = float(batch.weights_BT.sum())
         rows = len(batch.tokens_BT)
@@ -160,7 +160,7 @@ def fit(
     run = Training(model, optimizer, loader, objective, pace, options, machine, bos)
     flops = flops_per_token(model.config, loader.rows.T)["model"]
     if checkpoints is not None:
-        found = load_checkpoint(checkpoints)
+        found = load_checkpoint(checkpoints, warn=log.warn)
         if found is not None:
             run.load_state(found[1])
             log.event("continued from checkpoint", step=run.step)
@@ -219,7 +219,7 @@ def due(step: int, saved: float, options: LoopOptions) -> bool:
 
 def roll_back(run: Training, checkpoints: Path | None, log: RunLog) -> None:
     """Weights and optimizer of the last checkpoint; the data goes on from here, so the bad rows are left behind."""
-    found = load_checkpoint(checkpoints) if checkpoints is not None else None
+    found = load_checkpoint(checkpoints, warn=log.warn) if checkpoints is not None else None
     if found is None:
         raise LiuliError(
             f"the loss is not finite for {run.bad_in_a_row} steps in a row, and there is no checkpoint to go back to",
