@@ -18,8 +18,8 @@ from typing import Any
 from liuli.curriculum.draw import Draw
 from liuli.curriculum.invent import neighbours
 from liuli.curriculum.items import LANGUAGES, Item, chat_line, eval_line, text_line
-from liuli.curriculum.questions import taught
 from liuli.curriculum.skills import LARGEST_SHARE, shares, skills
+from liuli.curriculum.skills.facts import SKILLS, pairs_of
 from liuli.curriculum.skills.stories import distinct_sentences
 from liuli.errors import UsageError
 from liuli.files import new_folder, write_json
@@ -206,7 +206,7 @@ def _about(seed: int, size: int, streams: list[Stream], tests: int) -> dict[str,
         "chats": sum(stream.count for stream in streams if stream.kind == "chat"),
         "texts": sum(stream.count for stream in streams if stream.kind == "text"),
         "tests": tests,
-        "facts": sum(len({(r.key, f) for r, f in pairs}) for pairs in taught().values()),
+        "facts": len({(relation.key, fact) for name in SKILLS for relation, fact in pairs_of(name)}),
         "people": sum(len(neighbours(seed, language)) for language in LANGUAGES),
         "story_sentences": {language: distinct_sentences(language) for language in LANGUAGES},
     }

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from liuli.curriculum.draw import Draw
 from liuli.curriculum.invent import HOBBIES, first_name, thing
 from liuli.curriculum.items import Item, Turn, assistant, user
-from liuli.curriculum.questions import about_subject, fill, taught
-from liuli.curriculum.skills.facts import fact_item
+from liuli.curriculum.questions import about_subject, fill
+from liuli.curriculum.skills.facts import fact_item, pairs_of
 from liuli.curriculum.skills.smalltalk import pleasantry
 from liuli.curriculum.wordings import forms, rows, split
 
@@ -110,6 +110,7 @@ def follow_up(draw: Draw) -> Item:
     return Item([*opening.messages, user(question), assistant(answer)], "value", (value,))
 
 
+COUNTRY_SKILLS = ("capital", "currency", "country_language", "country_place")
 ASPECTS = ("capital", "currency", "language", "continent")
 FOLLOW_UPS = {key: forms(f"follow_up.{key}") for key in ("capital", "currency", "language", "continent")}
 
@@ -122,7 +123,7 @@ def filler(draw: Draw, turns: int) -> list[Turn]:
         if draw.chance(0.5):
             messages += pleasantry(training).messages
         else:
-            messages += fact_item(training, *draw.pick(taught()["country"])).messages
+            messages += fact_item(training, *draw.pick(pairs_of(draw.pick(COUNTRY_SKILLS)))).messages
     return messages
 
 

@@ -60,7 +60,7 @@ def fact_item(draw: Draw, relation: Relation, fact: Fact) -> Item:
     """One fact asked. A (subject, wording) pair may be held out, so that a question is new though its parts are not."""
     form = draw.wording(f"{relation.key}/{fact.subject_en}", relation.forms(draw.language))
     if form is None:  # no wording of this fact is held out: ask another fact
-        return fact_item(draw, *draw.pick(taught()[fact.kind]))
+        return fact_item(draw, *draw.pick([pair for pair in taught()[fact.kind] if pair[0] is relation]))
     language = draw.language
     answer = subject_of(fact, language) if relation.back else value_of(fact, language)
     wording = relation.wording(language)

@@ -9,6 +9,7 @@ from liuli.curriculum.invent import stranger, thing
 from liuli.curriculum.items import Item, asked
 from liuli.curriculum.knowledge import knowledge
 from liuli.curriculum.questions import RELATIONS, article
+from liuli.curriculum.skills.facts import SKILLS
 from liuli.curriculum.skills.people import ASKS, ATTRIBUTES
 from liuli.curriculum.skills.translation import TO_OTHER
 from liuli.curriculum.wordings import forms
@@ -19,7 +20,8 @@ UNTAUGHT = forms("untaught")
 
 def unknown(kind: str, use: str) -> Callable[[Draw], Item]:
     """Questions about an invented country, element or animal in the wordings used for real ones."""
-    relations = [relation for relation in RELATIONS if relation.key.startswith(kind + ".") and not relation.back]
+    asked_keys = {key for keys in SKILLS.values() for key in keys if key.startswith(kind + ".")}
+    relations = [relation for relation in RELATIONS if relation.key in asked_keys and not relation.back]
 
     def ask(draw: Draw) -> Item:
         form = draw.form(draw.pick(relations).forms(draw.language))
