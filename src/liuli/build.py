@@ -21,7 +21,7 @@ from liuli.errors import LiuliError, UsageError
 from liuli.files import lock, read_json, write_file, write_json
 from liuli.stages.pretrain import Shape, pretrain
 from liuli.stages.sft import sft
-from liuli.stages.training import TrainOptions, with_budget
+from liuli.stages.training import TrainOptions, check_option, with_budget
 from liuli.train import RunLog, StageState
 
 PARTS = ("curriculum", "tokenizer", "rows", "pretrain", "sft", "evaluate")
@@ -74,7 +74,7 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
         target[inner or section] = parse_value(value)
     check_keys(values, [f.name for f in fields(Recipe)], path)
     for section in ("pretrain", "sft"):
-        check_keys(values.get(section, {}), [f.name for f in fields(TrainOptions)], f"{path}, [{section}]")
+        check_section(values.get(section, {}), f"{path}, [{section}]")
     if isinstance(values.get("text"), str):
         values["text"] = [values["text"]]
     if not isinstance(values.get("text", []), list):
@@ -96,6 +96,16 @@ def check_keys(values: dict[str, Any], known: Sequence[str], where: str | Path) 
         if key not in known:
             near = difflib.get_close_matches(key, known, 1, 0.0)
             raise UsageError(f"unknown option {key!r}", where, f"did you mean {near[0]!r}?")
+
+
+def check_section(values: Any, where: str) -> None:
+    """Options of a training stage: known names, right types and ranges."""
+    if not isinstance(values, dict):
+        raise UsageError(f"{values!r} is not a section", where, "write key = value lines under its heading")
+    defaults = {part.name: part.default for part in fields(TrainOptions)}
+    check_keys(values, list(defaults), where)
+    for name, value in values.items():
+        check_option(name, value, defaults[name])
 
 
 def check_values(recipe: Recipe, where: str | Path) -> None:
