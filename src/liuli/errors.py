@@ -15,7 +15,9 @@ class LiuliError(Exception):
 
     def __init__(self, what: str, where: str | Path | None = None, fix: str | None = None) -> None:
         self.what, self.where, self.fix = what, where, fix
-        super().__init__("\n".join(part for part in (what, where and f"  where: {where}", fix and f"  to do: {fix}") if part))
+        super().__init__(
+            "\n".join(part for part in (what, where and f"  where: {where}", fix and f"  to do: {fix}") if part)
+        )
 
 
 class UsageError(LiuliError):

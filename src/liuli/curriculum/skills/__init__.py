@@ -27,7 +27,7 @@ from liuli.curriculum.skills import (
 from liuli.curriculum.skills import translation as words
 
 LARGEST_SHARE = 0.08
-FACTS_SHARE = 37.0  # of all fact skills together, dealt out by their number of facts
+FACTS_SHARE = 35.0  # of all fact skills together, dealt out by their number of facts
 EASE = {"country_place": 0.8, "element_family": 0.8}  # few values: fewer examples will do
 ALL = ("train", "names", "templates", "combinations")
 SEEN = ("train", "templates")
@@ -53,11 +53,8 @@ def _skills() -> list[Skill]:
     lives = people.tell_people(people.ATTRIBUTES, 2)
     table = [
         # name, family, function, share, splits, text, text part
-        s("person_city", "people", people.ask_person("city"), 1.4, PARTS, lives, 0.6),
+        s("person_city", "people", people.ask_person("city"), 1.3, PARTS, lives, 0.6),
         s("person_job", "people", people.ask_person("job"), 1.3, PARTS, lives, 0.6),
-        s("person_pet", "people", people.ask_person("pet"), 1.2, PARTS, lives, 0.6),
-        s("person_hobby", "people", people.ask_person("hobby"), 1.1, PARTS, lives, 0.6),
-        s("person_age", "people", people.ask_person("age"), 1.0, PARTS, lives, 0.6),
         s("translate_word", "translation", words.translate_word, 3.4, SEEN, words.word_list, 0.4),
         s("translate_back", "translation", words.translate_back, 3.4, SEEN, words.word_list, 0.4),
         s("translate_phrase", "translation", words.translate_phrase, 0.8, PARTS),
@@ -75,7 +72,7 @@ def _skills() -> list[Skill]:
         s("age", "tools", calendar.age, 0.5, PARTS),
         s("add_steps", "steps", arithmetic.steps("+"), 6.0, PARTS),
         s("subtract_steps", "steps", arithmetic.steps("-"), 1.6, PARTS),
-        s("remember_name", "memory", dialogue.remember("name"), 4.0, NAMED),
+        s("remember_name", "memory", dialogue.remember("name"), 5.0, NAMED),
         s("remember_town", "memory", dialogue.remember("town"), 1.0, NAMED),
         s("remember_pet", "memory", dialogue.remember("pet"), 1.0, NAMED),
         s("remember_number", "memory", dialogue.remember("number"), 0.6, SEEN),
@@ -83,16 +80,16 @@ def _skills() -> list[Skill]:
         s("remember_corrected", "memory", dialogue.remember_corrected, 0.8, NAMED),
         s("remember_among", "memory", dialogue.remember_among, 0.9, NAMED),
         s("remember_two", "memory", dialogue.remember_two, 0.8, NAMED),
-        s("cite_name", "citation", citation.cite(citation.NAMED), 6.5, NAMED, citation.read_aloud, 0.25),
-        s("cite_number", "citation", citation.cite(citation.NUMBERED), 4.5, NAMED, citation.read_aloud, 0.25),
-        s("cite_none", "citation", citation.cite_none, 1.2, NAMED),
+        s("cite_name", "citation", citation.cite(citation.NAMED), 7.6, NAMED, citation.read_aloud, 0.25),
+        s("cite_number", "citation", citation.cite(citation.NUMBERED), 6.0, NAMED, citation.read_aloud, 0.25),
+        s("cite_none", "citation", citation.cite_none, 1.6, NAMED),
         s("unknown_country", "honesty", honesty.unknown("country", "country"), 1.2, NAMED),
         s("unknown_element", "honesty", honesty.unknown("element", "element"), 0.6, NAMED),
         s("unknown_animal", "honesty", honesty.unknown("animal", "animal"), 0.6, NAMED),
-        s("unknown_person", "honesty", honesty.unknown_person, 1.2, NAMED),
+        s("unknown_person", "honesty", honesty.unknown_person, 2.0, NAMED),
         s("unknown_word", "honesty", honesty.unknown_word, 0.6, NAMED),
         s("unknown_attribute", "honesty", honesty.unknown_attribute, 0.5, PARTS),
-        s("repeat", "strings", strings.repeat, 1.0, NAMED),
+        s("repeat", "strings", strings.repeat, 6.0, NAMED),
         s("reverse_list", "strings", strings.reverse_list, 0.6, PARTS),
         s("count_words", "strings", strings.count_words, 0.4, PARTS),
         s("spell", "strings", strings.spell, 0.5, SEEN),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from liuli.curriculum.draw import Draw
 from liuli.curriculum.invent import first_name, thing
-from liuli.curriculum.items import Item, asked
+from liuli.curriculum.items import Item, Turn, asked, assistant, user
 from liuli.curriculum.wordings import rows, split
 
 
@@ -40,11 +40,16 @@ def cite(schemas: dict[str, tuple[Schema, ...]]) -> Callable[[Draw], Item]:
 
     def ask(draw: Draw) -> Item:
         schema, lines, entities, values = passages(draw, schemas)
-        which = draw.number(0, len(lines) - 1)
-        question = draw.form(schema[which].questions).format(e=entities[which])
-        answer = f"{values[which]}[{which + 1}]。" if draw.zh else f"It is {values[which]} [{which + 1}]."
-        others = tuple(v for i, v in enumerate(values) if i != which and v != values[which])
-        return asked(_page(lines, question), answer, values[which], check="cite", reject=others)
+        order = draw.pick_some(range(len(lines)), len(lines))
+        messages: list[Turn] = []
+        # in training every passage is asked about, turn by turn: four answers to learn from for one page to read
+        for which in order if draw.split == "train" else order[:1]:
+            question = draw.form(schema[which].questions).format(e=entities[which])
+            answer = f"{values[which]}[{which + 1}]。" if draw.zh else f"It is {values[which]} [{which + 1}]."
+            messages += [user(question if messages else _page(lines, question)), assistant(answer)]
+            others = tuple(v for i, v in enumerate(values) if i != which and v != values[which])
+            last = values[which]
+        return Item(messages, "cite", (last,), others)
 
     return ask
 
