@@ -22,6 +22,7 @@ from liuli.files import lock, read_json, write_file, write_json
 from liuli.stages.pretrain import Shape, pretrain
 from liuli.stages.sft import sft
 from liuli.stages.training import TrainOptions, check_option, with_budget
+from liuli.text import Document, read_documents
 from liuli.train import RunLog, StageState
 
 PARTS = ("curriculum", "tokenizer", "rows", "pretrain", "sft", "evaluate")
@@ -249,12 +250,12 @@ class Build:
     def tokenizer(self) -> None:
         from liuli.text import Tokenizer
 
-        texts = (text for text, _ in self.pretraining_texts())
+        texts = (document.text for document in self.pretraining_texts(chats=True))
         Tokenizer.train(texts, self.make_plan()["vocab_size"]).save(self.folder / "tokenizer")
 
     def rows(self) -> None:
         from liuli.files import new_folder
-        from liuli.text import Tokenizer, pack_conversations, pack_documents, render_many
+        from liuli.text import Tokenizer, encode_documents, pack_conversations, pack_documents, render_many
 
         tokenizer, T, V = Tokenizer.load(self.folder / "tokenizer"), self.recipe.context, self.plan["vocab_size"]
         with new_folder(self.folder / "rows") as stage:
@@ -263,8 +264,11 @@ class Build:
             self.log.progress(0.4)
             pack_conversations(chats, T, stage / "chat", vocab_size=V)
             self.log.progress(0.6)
-            documents = tokenizer.encode_batch([text for text, _ in self.pretraining_texts(chats=False)])
-            pack_documents([*documents, *(chat.tokens for chat in chats)], T, stage / "pretrain", vocab_size=V)
+            languages: dict[str, dict[str, int]] = {}
+            documents = encode_documents(self.pretraining_texts(), tokenizer, languages)
+            everything = itertools.chain[Any](documents, (chat.tokens for chat in chats))
+            pack_documents(everything, T, stage / "pretrain", vocab_size=V, languages=languages)
+            self.log.progress(0.95)
             held = [{"text": d.text, "language": d.language} for d in self.held_out_texts()]
             write_file(stage / "held_out.jsonl", "".join(json.dumps(h, ensure_ascii=False) + "\n" for h in held))
 
@@ -300,7 +304,6 @@ class Build:
 
     def evaluate(self) -> None:
         from liuli.evals import evaluate
-        from liuli.text import Document
 
         held = (self.folder / "rows" / "held_out.jsonl").read_text(encoding="utf-8").splitlines()
         texts = [Document(**json.loads(line), id=str(number)) for number, line in enumerate(held)]
@@ -320,8 +323,6 @@ class Build:
 
     def check_text(self) -> None:
         """Before anything is made: there is text, and it does not say one thing over and over."""
-        from liuli.text import read_documents
-
         if not self.recipe.text or self.is_done("rows"):
             return
         lines = [
@@ -343,20 +344,17 @@ class Build:
         with (self.folder / "curriculum" / f"{kind}.jsonl").open(encoding="utf-8") as lines:
             yield from map(json.loads, lines)
 
-    def pretraining_texts(self, chats: bool = True) -> Iterator[tuple[str, str]]:
-        """(text, language) of all that the model reads; chats: conversations too, as bare text (for the tokenizer)."""
+    def pretraining_texts(self, chats: bool = False) -> Iterator[Document]:
+        """All text that the model reads; chats: conversations too, as bare text (for the tokenizer)."""
         for line in self.lessons("text"):
-            yield line["text"], line["language"]
-        if chats:
-            for line in self.lessons("chat"):
-                yield "\n".join(message.get("content") or "" for message in line["messages"]), line["language"]
-        for document in self.real_texts(held_out=False):
-            yield document.text, document.language
+            yield Document(line["text"], language=line["language"])
+        for line in self.lessons("chat") if chats else ():
+            words = "\n".join(message.get("content") or "" for message in line["messages"])
+            yield Document(words, language=line["language"])
+        yield from self.real_texts(held_out=False)
 
-    def real_texts(self, held_out: bool) -> Iterator[Any]:
+    def real_texts(self, held_out: bool) -> Iterator[Document]:
         """Documents of the user's text, as many as the budget can read; one in a hundred is held out."""
-        from liuli.text import read_documents
-
         if not self.recipe.text:
             return
         share = self.recipe.text_share
@@ -367,7 +365,7 @@ class Build:
             if held_out == (place > 0.99) and (held_out or place < keep):
                 yield document
 
-    def held_out_texts(self) -> list[Any]:
+    def held_out_texts(self) -> list[Document]:
         """At most about a megabyte of each language that nothing is trained on."""
         room = {"en": 1_000_000, "zh": 1_000_000, "other": 300_000}
         kept = []
