@@ -243,8 +243,8 @@ class Build:
         from liuli.curriculum import make
 
         plan = self.make_plan()
-        # enough that training rarely sees an item twice: about 3.5 bytes a token, pretraining and tuning share it
-        size = 1e6 * self.recipe.curriculum_mb or min(60e6, max(2e6, 2.5 * plan["tokens"]))
+        # enough that training sees few items twice: an item takes about 8 bytes of file for a token
+        size = 1e6 * self.recipe.curriculum_mb or min(60e6, max(2e6, 3.5 * plan["tokens"]))
         make(self.folder / "curriculum", seed=self.recipe.seed, size=int(size), workers=plan["machine"]["threads"])
 
     def tokenizer(self) -> None:

@@ -57,8 +57,9 @@ class Attention(nn.Module):
         self.value = Linear(c.width, c.kv_heads * c.head_size)
         self.output = Linear(c.heads * c.head_size, c.width)
         if c.preset == "qwen3":
-            self.query_gain = nn.Parameter(torch.ones(c.head_size))
-            self.key_gain = nn.Parameter(torch.ones(c.head_size))
+            # half, not one: soft attention at the start finds what to copy sooner (docs/notebook.md)
+            self.query_gain = nn.Parameter(torch.full((c.head_size,), 0.5))
+            self.key_gain = nn.Parameter(torch.full((c.head_size,), 0.5))
         if layer in c.value_layers:
             self.value_embedding = nn.Embedding(c.vocab_size, c.kv_heads * c.head_size)
             self.value_gate = nn.Parameter(torch.zeros(c.kv_heads, GATE_CHANNELS))

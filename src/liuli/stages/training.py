@@ -50,7 +50,7 @@ class TrainOptions:
     batch_tokens: int = 2048  # tokens of one optimizer step
     micro_tokens: int = 8192  # tokens of one forward pass at the most
     optimizer: str = "muon"  # muon or adamw
-    matrix_lr: float = 0.005
+    matrix_lr: float = 0.004
     head_lr: float = 0.004
     embedding_lr: float = 0.01
     adam_lr: float = 0.003
