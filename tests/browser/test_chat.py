@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
-from scripted import MARKDOWN, LiveServer, make_model, pieces, until
+
+from tests.server.scripted import MARKDOWN, LiveServer, make_model, pieces, until
 
 pytestmark = pytest.mark.browser
 Open = Callable[..., Page]

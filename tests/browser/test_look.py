@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
-from scripted import LiveServer, make_model, make_run, set_status, until
+
+from tests.server.scripted import LiveServer, make_model, make_run, set_status, until
 
 pytestmark = pytest.mark.browser
 Open = Callable[..., Page]

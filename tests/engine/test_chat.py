@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from conftest import byte_tokenizer, scripted
 
 from liuli.engine import MAX_CALLS, Sampling, Token, reply, reply_many, turns
 from liuli.engine.chat import fit
 from liuli.errors import LiuliError
 from liuli.text.chat import Message, render
+from tests.engine.conftest import byte_tokenizer, scripted
 
 T = byte_tokenizer()
 GREEDY = Sampling(temperature=0, max_tokens=100)

@@ -6,12 +6,12 @@ import random
 
 import pytest
 import torch
-from conftest import byte_tokenizer, make_model, scripted
 
 from liuli.engine import Engine, KeyValueCache, Sampling
 from liuli.engine.decode import Decoder
 from liuli.errors import LiuliError
 from liuli.model import Transformer
+from tests.engine.conftest import byte_tokenizer, make_model, scripted
 
 TOLERANCE = 1e-4  # float32 sums in another order
 

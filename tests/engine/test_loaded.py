@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer, make_model
 
 import liuli
 from liuli.errors import UsageError
 from liuli.model import save
+from tests.engine.conftest import byte_tokenizer, make_model
 
 
 @pytest.fixture(scope="module")

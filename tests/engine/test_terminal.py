@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer, make_model, scripted
 from rich.console import Console
 
 from liuli.engine import Sampling
 from liuli.model import save
 from liuli.terminal import COMMANDS, Chat, help_text
+from tests.engine.conftest import byte_tokenizer, make_model, scripted
 
 T = byte_tokenizer()
 GREEDY = Sampling(temperature=0, alternatives=3)

@@ -13,9 +13,9 @@ import httpx
 import openai
 import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
-from scripted import LiveServer, make_model, pieces, until
 
 from liuli.server.wire import IGNORED, NEUTRAL, ChatRequest
+from tests.server.scripted import LiveServer, make_model, pieces, until
 
 HI = [{"role": "user", "content": "hello"}]
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import openai
 import pytest
 import torch
-from scripted import LiveServer
 
 from liuli.model import Transformer, qwen3, save
 from liuli.server.app import create_app
 from liuli.text import Tokenizer
+from tests.server.scripted import LiveServer
 
 HI = [{"role": "user", "content": "你好 hello 7"}]
 

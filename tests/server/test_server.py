@@ -13,12 +13,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from scripted import LiveServer, make_model, make_run, set_status, until
 
 from liuli.errors import LiuliError, UsageError
 from liuli.server.app import create_app
 from liuli.server.runs import POINTS_AT_MOST, SAMPLES_AT_MOST, RunReader, models_in
 from liuli.server.serve import bind, serve
+from tests.server.scripted import LiveServer, make_model, make_run, set_status, until
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,20 @@ import torch
 from liuli.errors import LiuliError
 from liuli.model import Transformer, qwen3, racer
 from liuli.text import Batch
-from liuli.train import LoopOptions, Machine, Optimizer, OptimizerOptions, Pace, RunLog, StageState, TensorBatch
-from liuli.train import fit, next_token, save_checkpoint, schedule
+from liuli.train import (
+    LoopOptions,
+    Machine,
+    Optimizer,
+    OptimizerOptions,
+    Pace,
+    RunLog,
+    StageState,
+    TensorBatch,
+    fit,
+    next_token,
+    save_checkpoint,
+    schedule,
+)
 from liuli.train.loop import Training
 from liuli.train.optimizer import orthogonalise
 
