@@ -106,14 +106,33 @@ def first_name(draw: Draw) -> str:
     real = given_names(draw.language, held_out=draw.split == "names")
 
     def invent() -> str:
-        made_up = draw.pick(stems(draw.language)) + draw.pick(stems(draw.language))
+        made_up = coined(draw)
         if draw.zh:
-            given = draw.pick(real) if draw.chance(0.5) else made_up
+            given = draw.pick(real) if draw.chance(0.25) else made_up
             whole = draw.pick(surnames("zh")) + given if draw.chance(0.6) else given
             return whole if len(whole) <= LONGEST_ZH else given
-        return draw.pick(real) if draw.chance(0.35) else made_up.capitalize()
+        return draw.pick(real) if draw.chance(0.25) else made_up.capitalize()
 
     return draw.name(invent)
+
+
+ONSETS = ("b", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "dr", "st", "th", "sh")
+VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "io")
+CODAS = ("", "n", "l", "r", "s", "m", "th", "ck", "nd")
+
+
+def coined(draw: Draw) -> str:
+    """A given name that nobody has: so many are possible that they must be copied, not known by heart."""
+    if draw.zh:
+        return "".join(draw.pick(_characters()) for _ in range(2))
+    syllables = [draw.pick(ONSETS) + draw.pick(VOWELS) for _ in range(draw.pick((1, 2, 2, 3)))]
+    return "".join(syllables) + draw.pick(CODAS[1:] if len(syllables) == 1 else CODAS)
+
+
+@functools.cache
+def _characters() -> tuple[str, ...]:
+    """Every character of the Chinese given names."""
+    return tuple(sorted(set("".join(given_names("zh") + given_names("zh", held_out=True)))))
 
 
 def stranger(draw: Draw) -> str:

@@ -24,6 +24,7 @@ from liuli.curriculum.skills.stories import distinct_sentences
 from liuli.errors import UsageError
 from liuli.files import new_folder, write_json
 
+PART = {"en": 0.55, "zh": 0.45}  # of the tokens: English takes more of them to say the same
 CHUNK_BYTES = 400_000
 PROBES = 80  # items made to learn a stream's mean size
 TESTS = 40  # items a skill, language and split
@@ -75,7 +76,7 @@ def plan(seed: int, size: int) -> list[Stream]:
         for kind, part in (("chat", 1 - skill.text_part), ("text", skill.text_part)):
             for language in LANGUAGES:
                 if part:
-                    probes.append((share / len(LANGUAGES) * part, _probe(seed, name, language, kind)))
+                    probes.append((share * PART[language] * part, _probe(seed, name, language, kind)))
     tokens = size / sum(part * stream.bytes / stream.tokens for part, stream in probes)
     return [
         Stream(s.skill, s.language, s.kind, max(1, round(tokens * part / s.tokens)), s.tokens, s.bytes)

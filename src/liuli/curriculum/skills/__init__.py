@@ -80,8 +80,8 @@ def _skills() -> list[Skill]:
         s("remember_corrected", "memory", dialogue.remember_corrected, 0.8, NAMED),
         s("remember_among", "memory", dialogue.remember_among, 0.9, NAMED),
         s("remember_two", "memory", dialogue.remember_two, 0.8, NAMED),
-        s("cite_name", "citation", citation.cite(citation.NAMED), 7.6, NAMED, citation.read_aloud, 0.25),
-        s("cite_number", "citation", citation.cite(citation.NUMBERED), 6.0, NAMED, citation.read_aloud, 0.25),
+        s("cite_name", "citation", citation.cite(citation.NAMED), 8.2, NAMED, citation.read_aloud, 0.25),
+        s("cite_number", "citation", citation.cite(citation.NUMBERED), 7.0, NAMED, citation.read_aloud, 0.25),
         s("cite_none", "citation", citation.cite_none, 1.6, NAMED),
         s("unknown_country", "honesty", honesty.unknown("country", "country"), 1.2, NAMED),
         s("unknown_element", "honesty", honesty.unknown("element", "element"), 0.6, NAMED),
@@ -108,7 +108,7 @@ def _skills() -> list[Skill]:
         s("farewell", "dialogue", smalltalk.small_talk("farewell"), 0.25, SEEN),
         s("feelings", "dialogue", smalltalk.small_talk("feelings"), 0.35, SEEN),
         s("story", "stories", stories.tell_story, 4.0, SEEN, stories.story_text, 0.55),
-        s("story_named", "stories", stories.tell_named, 1.5, NAMED),
+        s("story_named", "stories", stories.tell_named, 2.5, NAMED),
     ]
     weights = {name: len(facts.pairs_of(name)) * EASE.get(name, 1.0) for name in facts.SKILLS}
     for name, weight in weights.items():

@@ -45,13 +45,19 @@ def cite(schemas: dict[str, tuple[Schema, ...]]) -> Callable[[Draw], Item]:
         # in training every passage is asked about, turn by turn: four answers to learn from for one page to read
         for which in order if draw.split == "train" else order[:1]:
             question = draw.form(schema[which].questions).format(e=entities[which])
-            answer = f"{values[which]}[{which + 1}]。" if draw.zh else f"It is {values[which]} [{which + 1}]."
+            answer = said(draw, schema[which], entities[which], values[which], which + 1)
             messages += [user(question if messages else _page(lines, question)), assistant(answer)]
             others = tuple(v for i, v in enumerate(values) if i != which and v != values[which])
             last = values[which]
         return Item(messages, "cite", (last,), others)
 
     return ask
+
+
+def said(draw: Draw, schema: Schema, entity: str, value: str, number: int) -> str:
+    """The passage's sentence again, with its number: what comes next can be found by what came before."""
+    sentence = schema.sentence.format(e=entity, v=value)[:-1]
+    return f"{sentence}[{number}]。" if draw.zh else f"{sentence} [{number}]."
 
 
 def cite_none(draw: Draw) -> Item:
@@ -69,7 +75,7 @@ def read_aloud(draw: Draw) -> str:
     answers = []
     for i in draw.pick_some(range(len(lines)), len(lines)):
         question = draw.pick(schema[i].questions[:-1]).format(e=entities[i])
-        answers.append(f"{question}{values[i]}[{i + 1}]。" if draw.zh else f"{question} It is {values[i]} [{i + 1}].")
+        answers.append(question + ("" if draw.zh else " ") + said(draw, schema[i], entities[i], values[i], i + 1))
     return "\n".join(lines + answers)
 
 

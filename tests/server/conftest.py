@@ -1,1 +1,0 @@
-"""Makes `scripted` importable."""
