@@ -125,8 +125,8 @@ def coined(draw: Draw) -> str:
     """A given name that nobody has: so many are possible that they must be copied, not known by heart."""
     if draw.zh:
         return "".join(draw.pick(_characters()) for _ in range(2))
-    syllables = [draw.pick(ONSETS) + draw.pick(VOWELS) for _ in range(draw.pick((1, 2, 2, 3)))]
-    return "".join(syllables) + draw.pick(CODAS[1:] if len(syllables) == 1 else CODAS)
+    syllables = [draw.pick(ONSETS) + draw.pick(VOWELS) for _ in range(draw.pick((2, 2, 3)))]
+    return "".join(syllables) + draw.pick(CODAS)
 
 
 @functools.cache
