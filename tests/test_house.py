@@ -73,6 +73,16 @@ def test_the_help_page_takes_half_a_second_at_most() -> None:
     assert min(seconds() for _ in range(3)) < 0.5
 
 
+def test_every_command_stands_in_both_readmes() -> None:
+    from liuli.cli import app
+
+    names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    names |= {str(group.name) for group in app.registered_groups}
+    for readme in ("README.md", "README.zh.md"):
+        text = (ROOT / readme).read_text("utf-8")
+        assert not [name for name in sorted(names) if f"liuli {name}" not in text], readme
+
+
 def test_the_house_stays_small_enough_to_read(capsys: pytest.CaptureFixture[str]) -> None:
     exit_code, table = count.main(PACKAGE), capsys.readouterr().out
     assert exit_code == 0, table
