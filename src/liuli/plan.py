@@ -53,10 +53,10 @@ class Law:
         return bits
 
 
-# Fitted by `liuli plan --fit` (docs/notebook.md); a user's own fit takes their place.
+# A first guess from three laptop runs, not a fit: the plan says so. `liuli plan --fit` puts the user's own in its place.
 LAWS = {
-    "curriculum": Law(0.10, 60.0, 0.45, 700.0, 0.50, "built-in curriculum"),
-    "text": Law(0.9, 60.0, 0.35, 200.0, 0.35, "English and Chinese text"),
+    "curriculum": Law(0.10, 330.0, 0.50, 700.0, 0.50, "a guess, not fitted: run liuli plan --fit DATA"),
+    "text": Law(0.9, 60.0, 0.35, 200.0, 0.35, "a guess, not fitted: run liuli plan --fit DATA"),
 }
 FITTED = Path.home() / ".liuli" / "law.json"
 

@@ -53,7 +53,9 @@ class RunLog:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise LiuliError(f"cannot write the run folder: {error.strerror}", self.folder, "choose another place") from None
+            raise LiuliError(
+                f"cannot write the run folder: {error.strerror}", self.folder, "choose another place"
+            ) from None
         self.console = Console(stderr=True, quiet=self.quiet)
         self._written = self._begun = 0.0
         self._fraction = 0.0

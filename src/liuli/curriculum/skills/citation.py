@@ -55,7 +55,7 @@ def cite(schemas: dict[str, tuple[Schema, ...]]) -> Callable[[Draw], Item]:
 
 
 def said(draw: Draw, schema: Schema, entity: str, value: str, number: int) -> str:
-    """The passage's sentence again, with its number: what comes next can be found by what came before."""
+    """A passage and its number, and the answer that repeats it: what comes next can be found by what came before."""
     sentence = schema.sentence.format(e=entity, v=value)[:-1]
     return f"{sentence}[{number}]。" if draw.zh else f"{sentence} [{number}]."
 
@@ -91,8 +91,7 @@ def passages(
     values: list[str] = []
     for i, schema in enumerate(chosen):
         entity, value = _new(draw, schema.entity, entities), _new(draw, schema.value, values)
-        gap = "" if draw.zh else " "
-        lines.append(f"[{i + 1}]{gap}" + schema.sentence.format(e=entity, v=value))
+        lines.append(said(draw, schema, entity, value, i + 1))
         entities.append(entity)
         values.append(value)
     return chosen, lines, entities, values
