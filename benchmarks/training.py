@@ -2,8 +2,8 @@
 
     python benchmarks/training.py [--sizes 3m-256 10m-256 10m-512] [--no-compile] [--rounds 8] [--json OUT]
 
-One optimizer step of 4,096 tokens each, A B C A B C; the best round counts. Liuli runs with AdamW here, as the peers do,
-so that only the model differs (Muon's cost is in the last row). Share: model FLOPs (causal half of attention, no
+One optimizer step of 4,096 tokens each, A B C A B C; the best round counts. Liuli runs with AdamW here, as the peers
+do, so that only the model differs (Muon's cost is in the last row). Share: model FLOPs (causal half of attention, no
 embedding look-up) over the best bfloat16 matmul rate measured between the rounds of the same run.
 """
 

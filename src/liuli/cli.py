@@ -201,7 +201,7 @@ def plan_command(
     minutes: Annotated[float, typer.Option(help="Minutes of training.")] = 15.0,
     preset: Annotated[str, typer.Option(help="qwen3 (exports) or racer (more quality per FLOP).")] = "qwen3",
     context: Annotated[int, typer.Option(help="Tokens a row.")] = 256,
-    text: Annotated[bool, typer.Option("--text", help="Expect real text rather than the built-in curriculum.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Expect real text, not the built-in curriculum.")] = False,
     fit: Annotated[Path | None, typer.Option(help="Re-fit the plan's law on this folder of rows or text.")] = None,
     fit_minutes: Annotated[float, typer.Option(help="Minutes that the sweep of --fit takes.")] = 4.0,
     out: Annotated[Path, typer.Option(help="Where --fit writes law.json and isoflop.svg.")] = Path("runs/law"),
@@ -293,7 +293,7 @@ def curriculum_make(
     replace: Annotated[bool, typer.Option("--replace", help="Write over a folder that is there already.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the classroom: the same bytes for the same seed and size. Example: liuli curriculum make --size 50MB school"""
+    """Write the classroom: same seed and size, same bytes. Example: liuli curriculum make --size 50MB school"""
     from liuli.curriculum import show
 
     show.make_here(out, seed, size, workers, replace, as_json)
@@ -307,7 +307,7 @@ def curriculum_show(
     seed: Annotated[int, typer.Option(help="Another seed, other samples.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Read samples of what the classroom teaches. Example: liuli curriculum show --skill add_steps --language zh --n 3"""
+    """Read samples of what is taught. Example: liuli curriculum show --skill add_steps --language zh --n 3"""
     from liuli.curriculum import show
 
     show.show_here(skill, language, n, seed, as_json)

@@ -53,7 +53,7 @@ class Law:
         return bits
 
 
-# A first guess from three laptop runs, not a fit: the plan says so. `liuli plan --fit` puts the user's own in its place.
+# A guess from three laptop runs, not a fit: the plan says so. `liuli plan --fit` puts the user's own in its place.
 LAWS = {
     "curriculum": Law(0.10, 330.0, 0.50, 700.0, 0.50, "a guess, not fitted: run liuli plan --fit DATA"),
     "text": Law(0.9, 60.0, 0.35, 200.0, 0.35, "a guess, not fitted: run liuli plan --fit DATA"),
@@ -366,7 +366,8 @@ def isoflop_svg(law: Law, runs: Sequence[Run], width: int = 720, height: int = 4
         return f"{x:.1f},{y:.1f}"
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="13">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+        'font-size="13">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
         f'<text x="{left}" y="22" font-size="15">Bits per byte by size at equal compute ({law.source})</text>',
         f'<path d="M{left},{top}V{bottom}H{right}" stroke="#888" fill="none"/>',

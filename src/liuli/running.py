@@ -1,4 +1,4 @@
-"""What the commands that train do around the stages: options from the command line, progress, the page beside a build."""
+"""What the commands that train do around the stages: options, progress, the page beside a build."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: conversations -> a model that answers. Loss on what the assistant must produce, nothing else."""
+"""Supervised fine-tuning: conversations -> a model that answers; loss on what the assistant must produce alone."""
 
 from __future__ import annotations
 

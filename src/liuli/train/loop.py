@@ -104,7 +104,7 @@ class Training:
         self.optimizer.load_state(state["optimizer"])
 
     def take_step(self) -> tuple[float, float, float]:
-        """One optimizer step: mean loss (nats a target), number of targets, gradient norm (inf: the step was skipped)."""
+        """One optimizer step: mean loss (nats a target), number of targets, gradient norm (inf: skipped)."""
         batch = next(self.loader)
         targets = float(batch.weights_BT.sum())
         rows = len(batch.tokens_BT)

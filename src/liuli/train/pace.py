@@ -1,7 +1,7 @@
 """How far a run is, and how large a learning rate belongs there.
 
 A run has a budget: a number of steps, or seconds. With steps, progress is steps done over steps. With seconds, the
-clock decides every `EVERY` steps how much progress one step makes, so that progress reaches 1 when the time is up. Those
+clock decides every `EVERY` steps how much progress one step makes, so that it reaches 1 when the time is up. Those
 decisions are part of the run: they are written down, and a run that is killed and started again follows what was
 decided instead of asking the clock anew, so its weights come out the same bit for bit.
 """
