@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Page
 
 from liuli.errors import UsageError
 from liuli.evals import write_report
 from liuli.evals.runfolder import read_run, stage_seconds, work_clock
-
-CHROMIUM = Path("/usr/bin/chromium")
 
 
 class Reader(HTMLParser):
@@ -108,23 +108,14 @@ def test_time_in_which_the_run_lay_stopped_does_not_count(fake_run: Path) -> Non
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium on this machine")
-def test_report_fits_a_phone_changes_language_and_answers_the_pointer(fake_run: Path) -> None:
-    playwright = pytest.importorskip("playwright.sync_api")
-    path = write_report(fake_run)
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-    with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=str(CHROMIUM), args=[*quiet, "--disable-sync"])
-        page = browser.new_page(viewport={"width": 360, "height": 800}, locale="en-GB")
-        errors: list[str] = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(path.as_uri())
-        assert page.evaluate("document.documentElement.scrollWidth") <= 360
-        assert page.get_by_role("heading", name="What it can do").is_visible()
-        page.locator("label[for=zh]").click()
-        assert page.get_by_role("heading", name="它会什么").is_visible()
-        assert not page.get_by_role("heading", name="What it can do").is_visible()
-        page.locator(".plot.large .box").hover()
-        assert re.match(r"\d+:\d\d · \d", page.locator(".plot.large output").inner_text())
-        assert errors == []
-        browser.close()
+def test_report_fits_a_phone_changes_language_and_answers_the_pointer(
+    fake_run: Path, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(write_report(fake_run).as_uri(), viewport={"width": 360, "height": 800}, locale="en-GB")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.get_by_role("heading", name="What it can do").is_visible()
+    page.locator("label[for=zh]").click()
+    assert page.get_by_role("heading", name="它会什么").is_visible()
+    assert not page.get_by_role("heading", name="What it can do").is_visible()
+    page.locator(".plot.large .box").hover()
+    assert re.match(r"\d+:\d\d · \d", page.locator(".plot.large output").inner_text())

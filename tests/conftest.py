@@ -1,15 +1,16 @@
-"""Real Chromium on the built page, with the scripted voice behind it."""
+"""Real Chromium for every test that looks at a page."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from liuli.server.app import PAGE
+PAGE = Path(__file__).parents[1] / "src" / "liuli" / "server" / "page"
 
 FLAGS = [
     "--no-sandbox",
