@@ -127,7 +127,7 @@ class Training:
         self.optimizer.zero_grad()
         self.step += 1
         self.tokens += batch.tokens_BT.size
-        self.last_bytes = batch
+        self.last_batch = batch
         return total, targets, norm
 
     def _separator(self) -> int | None:
@@ -171,7 +171,7 @@ def fit(
     while pace.progress < 1.0:
         loss, targets, norm = run.take_step()
         pace.advance(run.step)
-        window.add(loss, targets, run.last_bytes, pace.step_seconds[-1])
+        window.add(loss, targets, run.last_batch, pace.step_seconds[-1])
         if run.bad_in_a_row > BAD_STEPS_ALLOWED:
             roll_back(run, checkpoints, log)
         if run.step % options.figures_every_steps == 0 or pace.progress >= 1.0:
