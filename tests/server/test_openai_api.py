@@ -187,7 +187,7 @@ def test_a_client_that_leaves_stops_the_work(tmp_path: Path, stream: bool) -> No
         body = {"messages": [{"role": "user", "content": "long"}], "stream": stream}
         if stream:
             with httpx.stream("POST", f"{live.url}/v1/chat/completions", json=body) as said:
-                next(said.iter_lines())
+                next(line for line in said.iter_lines() if '"word"' in line)
         else:
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{live.url}/v1/chat/completions", json=body, timeout=0.3)

@@ -13,13 +13,14 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import Field
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from liuli.engine import TOOLS, Token
 from liuli.server.desk import Desk, Started
 from liuli.server.errors import ApiError
-from liuli.server.openai_api import LOWEST_LOGPROB, STREAM_HEADERS
+from liuli.server.openai_api import LOWEST_LOGPROB
 from liuli.server.runs import RunReader
+from liuli.server.streaming import AnswerStream
 from liuli.server.voices import Ended, Event
 from liuli.server.wire import Knobs, read_body
 from liuli.text import Message
@@ -55,7 +56,7 @@ def app_routes(desk: Desk) -> APIRouter:
         asked = await read_body(request, AppChat)
         answer = desk.answer(asked.conversation(), asked.sampling(asked.alternatives), list(TOOLS), trim=True)
         first = await anext(answer)  # errors up to here still have an HTTP status of their own
-        return StreamingResponse(lines(first, answer), media_type="application/x-ndjson", headers=STREAM_HEADERS)
+        return AnswerStream(lines(first, answer), [answer], "application/x-ndjson")
 
     return routes
 
@@ -74,8 +75,6 @@ async def lines(first: Started | Event, answer: AsyncIterator[Started | Event]) 
     except Exception:
         LOG.exception("an answer failed")
         yield line(error_out(ApiError(500, "The server failed while it wrote this answer.")))
-    finally:
-        await answer.aclose()  # type: ignore[attr-defined]
 
 
 def error_out(error: ApiError) -> dict[str, Any]:

@@ -16,18 +16,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from liuli.engine import Token
 from liuli.server.desk import Desk, Started
 from liuli.server.errors import ApiError
+from liuli.server.streaming import AnswerStream
 from liuli.server.voices import Ended, Event
 from liuli.server.wire import ChatRequest, read_body
 from liuli.text import Message
 
 LOG = logging.getLogger("liuli.server")
 LOWEST_LOGPROB = -9999.0  # OpenAI's way to write minus infinity, which JSON has no word for
-STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 def openai_routes(desk: Desk) -> APIRouter:
@@ -66,7 +66,7 @@ def openai_routes(desk: Desk) -> APIRouter:
             return await unless_disconnected(request, complete(desk, asked, head, answers))
         first = await anext(answers[0])  # errors up to here still have an HTTP status of their own
         chunks = stream_chunks(desk, asked, head, answers, first)
-        return StreamingResponse(chunks, media_type="text/event-stream", headers=STREAM_HEADERS)
+        return AnswerStream(chunks, answers, "text/event-stream")
 
     return routes
 
@@ -196,9 +196,6 @@ async def stream_chunks(
     except Exception:
         LOG.exception("an answer failed")
         yield sse(ApiError(500, "The server failed while it wrote this answer.").body())
-    finally:
-        for answer in answers:
-            await answer.aclose()  # type: ignore[attr-defined]
 
 
 def sse(value: dict[str, Any]) -> bytes:
