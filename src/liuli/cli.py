@@ -210,9 +210,10 @@ def plan_command(
     """What a budget buys on this machine: shape, tokens, expected bits per byte. Example: liuli plan --minutes 15"""
     from liuli import planning
 
+    kind = "text" if text else "curriculum"
     if fit is not None:
-        planning.fit_here(fit, minutes=fit_minutes, preset=preset, context=context, out=out)
-    planning.show(minutes, preset=preset, context=context, kind="text" if text else "curriculum", as_json=as_json)
+        kind = planning.fit_here(fit, minutes=fit_minutes, preset=preset, context=context, out=out)
+    planning.show(minutes, preset=preset, context=context, kind=kind, as_json=as_json)
 
 
 @app.command(name="pretrain")

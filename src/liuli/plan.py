@@ -21,10 +21,19 @@ import torch
 from liuli.errors import LiuliError, UsageError
 from liuli.files import read_json, write_file, write_json
 from liuli.model import ModelConfig, Transformer, flops_per_token, parameter_count, qwen3, racer
-from liuli.stages.training import COMPILE_SECONDS, TrainOptions, wants_compile
-from liuli.text import Batch, Loader, Rows
-from liuli.train import Machine, Optimizer, OptimizerOptions, TensorBatch, measure_machine, next_token, schedule
-from liuli.train.loop import to_tensors
+from liuli.stages.training import COMPILE_SECONDS, TrainOptions, optimizer_options, wants_compile
+from liuli.text import Batch, Loader, Rows, Tokenizer
+from liuli.train import (
+    LoopOptions,
+    Machine,
+    Optimizer,
+    OptimizerOptions,
+    Pace,
+    TensorBatch,
+    measure_machine,
+    next_token,
+)
+from liuli.train.loop import Training, to_tensors
 
 LADDER = (
     (2, 64), (3, 96), (4, 128), (4, 192), (5, 256), (6, 320), (6, 384), (8, 448), (8, 512), (10, 640), (12, 768),
@@ -58,12 +67,18 @@ LAWS = {
     "curriculum": Law(0.10, 330.0, 0.50, 700.0, 0.50, "a guess, not fitted: run liuli plan --fit DATA"),
     "text": Law(0.9, 60.0, 0.35, 200.0, 0.35, "a guess, not fitted: run liuli plan --fit DATA"),
 }
-FITTED = Path.home() / ".liuli" / "law.json"
+FITTED = Path.home() / ".liuli"  # law-text.json, law-curriculum.json: the user's own fits
 
 
 def known_law(kind: str) -> Law:
-    """The user's own fit if there is one, else the packaged law for "curriculum" or "text"."""
-    return Law(**read_json(FITTED)) if FITTED.exists() else LAWS[kind]
+    """The user's own fit if there is one, else the packaged law, for "curriculum" or "text"."""
+    path = FITTED / f"law-{kind}.json"
+    if not path.exists():
+        return LAWS[kind]
+    try:
+        return Law(**read_json(path))
+    except (TypeError, ValueError):
+        raise LiuliError("this is not a law", path, "remove it, or fit again with liuli plan --fit DATA") from None
 
 
 @dataclass(frozen=True)
@@ -134,16 +149,17 @@ def step_seconds(config: ModelConfig, machine: Machine, batch_tokens: int, tries
 
 
 def measured_rates(
-    preset: str, context: int, machine: Machine, batch_tokens: int, seconds: float
+    configs: Sequence[ModelConfig], machine: Machine, batch_tokens: int, seconds: float
 ) -> list[tuple[float, float]]:
-    """(width, FLOP/s reached in training) of a few rungs, narrow to wide, as many as fit into `seconds`."""
+    """(width, FLOP/s reached in training) of the configs, narrow to wide, at least one, as many as `seconds` allow."""
     rates: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds
-    for config in list(candidates(preset, context, None))[2::2]:
+    step_seconds(configs[0], machine, batch_tokens, 1)  # the first steps of a process load kernels
+    for config in configs:
         start = time.perf_counter()
         rate = batch_tokens * flops_per_token(config)["model"] / step_seconds(config, machine, batch_tokens)
         rates.append((config.width, rate))
-        if time.perf_counter() + 4 * (time.perf_counter() - start) > end:
+        if 2 * time.perf_counter() - start > end:  # the next one takes longer still
             break
     return rates
 
@@ -156,7 +172,7 @@ def make_plan(
     vocab_size: int | None = None,
     layers: int | None = None,
     width: int | None = None,
-    batch_tokens: int = 4096,
+    batch_tokens: int = TrainOptions.batch_tokens,
     compile: str = "auto",
     law: Law | None = None,
     kind: str = "curriculum",
@@ -174,8 +190,6 @@ def make_plan(
     seconds = minutes * 60
     compiled = wants_compile(TrainOptions(minutes=minutes, compile=compile), machine, seconds)
     speed_up, start_up = (1.15, COMPILE_SECONDS) if compiled else (1.0, 1.0)
-    rates = measured_rates(preset, context, machine, batch_tokens, probe_seconds)
-    widths, reached = np.log([w for w, _ in rates]), np.array([r for _, r in rates])
     options = list(candidates(preset, context, vocab_size))
     if layers or width:
         nearest = next((c for c in options if c.width == width or c.layers == layers), options[4])
@@ -183,6 +197,8 @@ def make_plan(
         V = vocab_size or vocabulary_for(*shape, preset, context)
         config = MAKERS[preset](V, shape[1], shape[0], context=context)
         options = [config]
+    rates = measured_rates(options[2::2] or options, machine, batch_tokens, probe_seconds)
+    widths, reached = np.log([w for w, _ in rates]), np.array([r for _, r in rates])
 
     def judged(config: ModelConfig) -> tuple[float, float, ModelConfig]:
         rate = float(np.interp(math.log(config.width), widths, reached)) * speed_up
@@ -230,72 +246,65 @@ class Run:
 
 def sweep(
     rows: Rows,
-    bytes_per_id: np.ndarray[Any, Any],
-    vocab_size: int,
+    tokenizer: Tokenizer,
     *,
     preset: str = "qwen3",
     minutes: float = 4.0,
     budgets: int = 3,
     rungs: Sequence[tuple[int, int]] = LADDER[1:5],
-    batch_tokens: int = 4096,
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
 ) -> list[Run]:
     """Train every rung with every budget of FLOPs (each twice the one before), all together in about `minutes`."""
-    machine = measure_machine()
-    configs = [MAKERS[preset](vocab_size, width, layers, context=rows.T) for layers, width in rungs]
-    rate = [batch_tokens * flops_per_token(c)["model"] / step_seconds(c, machine, batch_tokens, 1) for c in configs]
+    if len(rows) < 2 * HELD_ROWS:
+        raise LiuliError(f"{len(rows)} rows are too few to fit a law", "plan --fit", f"give {2 * HELD_ROWS} or more")
+    machine, batch_tokens = measure_machine(), TrainOptions.batch_tokens
+    configs = [MAKERS[preset](tokenizer.vocab_size, width, layers, context=rows.T) for layers, width in rungs]
+    costs = [flops_per_token(config)["model"] for config in configs]
+    rate = [
+        batch_tokens * c / step_seconds(config, machine, batch_tokens) for c, config in zip(costs, configs, strict=True)
+    ]
     units = sum(2.0**b for b in range(budgets))
     unit = minutes * 60 / (units * sum(1 / r for r in rate))  # FLOPs of the smallest budget
-    grid = list(itertools.product(range(budgets), configs))
+    grid = list(itertools.product(range(budgets), zip(configs, costs, strict=True)))
     runs: list[Run] = []
-    for number, (budget, config) in enumerate(grid):
+    for number, (budget, (config, cost)) in enumerate(grid):
         progress(number, len(grid), f"{config.layers} x {config.width}")
-        steps = max(10, round(unit * 2**budget / flops_per_token(config)["model"] / batch_tokens))
-        bits = short_run(config, rows, bytes_per_id, steps, batch_tokens, machine)
+        steps = max(10, round(unit * 2**budget / cost / batch_tokens))
+        bits = short_run(config, rows, tokenizer, steps, machine)
         tokens = steps * batch_tokens
-        runs.append(
-            Run(
-                size=scaling_size(config),
-                tokens=tokens,
-                flops=tokens * flops_per_token(config)["model"],
-                bits=bits,
-                layers=config.layers,
-                width=config.width,
-            )
-        )
+        runs.append(Run(scaling_size(config), tokens, tokens * cost, bits, config.layers, config.width))
     progress(len(grid), len(grid), "")
     return runs
 
 
-def short_run(
-    config: ModelConfig,
-    rows: Rows,
-    bytes_per_id: np.ndarray[Any, Any],
-    steps: int,
-    batch_tokens: int,
-    machine: Machine,
-) -> float:
-    """Bits per byte after `steps`, on the last 64 rows, which are not trained on."""
-    torch.manual_seed(0)
+HELD_ROWS = 64  # rows at the end that a sweep measures on and does not train on
+
+
+def short_run(config: ModelConfig, rows: Rows, tokenizer: Tokenizer, steps: int, machine: Machine) -> float:
+    """Bits per byte on the held rows after `steps` of the very training that a stage does."""
+    options = TrainOptions(steps=steps)
+    torch.manual_seed(options.seed)
     model = Transformer(config).to(machine.device)
     model.compute_dtype = machine.compute_dtype
-    optimizer = Optimizer(model, OptimizerOptions(), machine.compute_dtype)
-    kept = min(64, len(rows) // 4)
-    training = replace(rows, tokens=rows.tokens[:-kept], weights=None)
-    loader = Loader(training, max(1, batch_tokens // rows.T), 0)
-    for step in range(steps):
-        batch = next(loader)
-        tensors = to_tensors(batch, slice(None), machine.device, None)
-        (next_token(model, tensors) / batch.tokens_BT.size).backward()  # type: ignore[no-untyped-call]
-        optimizer.step(schedule(step / steps))
-        optimizer.zero_grad()
-    held = rows.tokens[-kept:].astype(np.int64)
+    run = Training(
+        model,
+        Optimizer(model, optimizer_options(options), machine.compute_dtype),
+        Loader(replace(rows, tokens=rows.tokens[:-HELD_ROWS], weights=None), options.batch_tokens // rows.T, 0),
+        next_token,
+        Pace(steps=steps),
+        LoopOptions(separate_documents=True, warmup=options.warmup, decay=options.cooldown),
+        machine,
+        tokenizer.bos,
+    )
+    while run.pace.progress < 1:
+        run.take_step()
+        run.pace.advance(run.step)
+    held = rows.tokens[-HELD_ROWS:].astype(np.int64)
+    targets = held[:, 1:]
+    batch = Batch(held[:, :-1], targets, np.ones(targets.shape, np.float32), 0)
     with torch.no_grad():
-        ones = np.ones(held[:, 1:].shape, np.float32)
-        nats = next_token(
-            model, to_tensors(Batch(held[:, :-1], held[:, 1:], ones, 0), slice(None), machine.device, None)
-        ).item()
-    return nats / math.log(2) / float(bytes_per_id[held[:, 1:]].sum())
+        nats = next_token(model, to_tensors(batch, slice(None), machine.device, tokenizer.bos)).item()
+    return nats / math.log(2) / float(tokenizer.bytes_per_id[targets].sum())
 
 
 def fit_law(runs: Sequence[Run], source: str) -> Law:
@@ -339,14 +348,14 @@ def non_negative_least_squares(columns: np.ndarray[Any, Any], wanted: np.ndarray
     return best
 
 
-def save_law(law: Law, runs: Sequence[Run], folder: Path) -> None:
-    """law.json, runs.json and isoflop.svg in a folder; the law becomes the user's own."""
+def save_law(law: Law, runs: Sequence[Run], folder: Path, kind: str) -> None:
+    """law.json, runs.json and isoflop.svg in a folder; the law becomes the user's own for this kind of data."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "law.json", asdict(law))
     write_file(folder / "runs.json", json.dumps([asdict(run) for run in runs], indent=1))
     write_file(folder / "isoflop.svg", isoflop_svg(law, runs))
-    FITTED.parent.mkdir(parents=True, exist_ok=True)
-    write_json(FITTED, asdict(law))
+    FITTED.mkdir(parents=True, exist_ok=True)
+    write_json(FITTED / f"law-{kind}.json", asdict(law))
 
 
 COLOURS = ("#0f766e", "#2563eb", "#9333ea", "#db2777", "#ea580c")

@@ -41,8 +41,8 @@ def lines(plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
-def fit_here(data: Path, *, minutes: float, preset: str, context: int, out: Path) -> None:
-    """Re-fit the law on a folder of rows (its tokenizer beside it) or on text."""
+def fit_here(data: Path, *, minutes: float, preset: str, context: int, out: Path) -> str:
+    """Re-fit the law on a folder of rows (its tokenizer beside it) or on text; gives the kind of data it is for."""
     console = Console(stderr=True)
     if (data / "index.json").exists():
         rows, tokenizer = Rows.open(data), Tokenizer.load(data.parent / "tokenizer")
@@ -54,12 +54,19 @@ def fit_here(data: Path, *, minutes: float, preset: str, context: int, out: Path
         def progress(done: int, total: int, text: str) -> None:
             bar.update(task, completed=done, total=total, description=f"sweep {text}")
 
-        runs = sweep(
-            rows, tokenizer.bytes_per_id, tokenizer.vocab_size, preset=preset, minutes=minutes, progress=progress
-        )
-    law = fit_law(runs, f"fitted on {data.name}")
-    save_law(law, runs, out)
-    console.print(f"law and plot: {out / 'law.json'}, {out / 'isoflop.svg'}; `liuli plan` uses it from now on")
+        runs = sweep(rows, tokenizer, preset=preset, minutes=minutes, progress=progress)
+    law = fit_law(runs, f"fitted on {data.name}, {preset}, context {context}")
+    kind = "curriculum" if lessons_beside(data) else "text"
+    save_law(law, runs, out, kind)
+    console.print(f"law and plot: {out / 'law.json'}, {out / 'isoflop.svg'}; plans for {kind} use it from now on")
+    return kind
+
+
+def lessons_beside(data: Path) -> bool:
+    """Whether these are lessons of the classroom, or rows that a build made of them."""
+    return any(
+        (folder / "curriculum").is_dir() or (folder / "about.json").is_file() for folder in (data, *data.parents)
+    )
 
 
 def rows_of(data: Path, context: int, out: Path) -> tuple[Rows, Tokenizer]:

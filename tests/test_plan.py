@@ -1,0 +1,87 @@
+"""The plan: a law that is fitted to runs, and a shape whose vocabulary follows its size."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from liuli import plan
+from liuli.errors import LiuliError
+from liuli.model import flops_per_token
+from liuli.plan import HEAD_SHARE, LADDER, Law, Run, candidates, fit_law, isoflop_svg, known_law, make_plan, sweep
+from liuli.text import Document, Tokenizer, make_rows
+
+KNOWN = Law(0.8, 120.0, 0.4, 900.0, 0.5, "known")
+
+
+def runs_of(law: Law) -> list[Run]:
+    """A sweep that obeys a law exactly: three budgets, five sizes."""
+    sizes = [200_000, 400_000, 800_000, 1_600_000, 3_200_000]
+    grid = itertools.product((1e12, 4e12, 1.6e13), sizes)
+    made = [(n, int(flops / (6 * n)), flops) for flops, n in grid]
+    return [Run(n, d, flops, law.bits(n, d), 4, 128) for n, d, flops in made]
+
+
+def test_the_fit_finds_the_law_that_the_runs_obey() -> None:
+    found = fit_law(runs_of(KNOWN), "test")
+    for size, tokens in ((100_000, 1e6), (1e6, 1e7), (1e7, 1e9)):  # the last is far outside of what was fitted
+        assert found.bits(size, tokens) == pytest.approx(KNOWN.bits(size, tokens), rel=0.02)
+
+
+def test_too_few_runs_or_rows_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LiuliError, match="too few"):
+        fit_law(runs_of(KNOWN)[:5], "test")
+    tokenizer = Tokenizer.train(["one line"] * 3, 300)
+    rows = make_rows([Document("word " * 100)], tokenizer, 64, tmp_path / "rows")
+    with pytest.raises(LiuliError, match="rows are too few"):
+        sweep(rows, tokenizer)
+
+
+@pytest.mark.parametrize("preset", ["qwen3", "racer"])
+def test_vocabulary_follows_size(preset: str) -> None:
+    ladder = list(candidates(preset, 256, None))
+    assert len(ladder) == len(LADDER)
+    assert all(flops_per_token(config)["head"] <= HEAD_SHARE for config in ladder[1:])
+    assert all(a.vocab_size <= b.vocab_size for a, b in itertools.pairwise(ladder))
+
+
+def test_the_plan_is_the_rung_of_lowest_expected_loss_and_keeps_a_given_shape() -> None:
+    small = Law(0.1, 0.0, 0.5, 1000.0, 0.5, "size is worth nothing")
+    large = Law(0.1, 1000.0, 0.5, 0.0, 0.5, "data is worth nothing")
+    options = {"compile": "no", "probe_seconds": 0.1, "batch_tokens": 512, "context": 64}
+    assert make_plan(1, law=small, **options).width == LADDER[0][1]
+    assert make_plan(1, law=large, **options).width == LADDER[-1][1]
+    fixed = make_plan(1, layers=3, width=96, **options)
+    assert (fixed.layers, fixed.width) == (3, 96)
+    assert fixed.tokens == pytest.approx(fixed.tokens_per_s * 59, rel=0.01)
+
+
+def test_a_users_law_is_used_for_its_kind_and_a_broken_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "FITTED", tmp_path / "laws")
+    plan.save_law(KNOWN, runs_of(KNOWN), tmp_path / "out", "text")
+    assert known_law("text") == KNOWN
+    assert known_law("curriculum") == plan.LAWS["curriculum"]
+    assert len(json.loads((tmp_path / "out" / "runs.json").read_text())) == 15
+    (tmp_path / "laws" / "law-text.json").write_text('{"floor": 1}')
+    with pytest.raises(LiuliError, match="not a law"):
+        known_law("text")
+
+
+def test_a_sweep_trains_every_rung_with_every_budget_and_its_plot_is_drawn(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    words = ["river", "stone", "light", "green", "house", "seven"]
+    texts = [" ".join(generator.choice(words, 300)) for _ in range(60)]
+    tokenizer = Tokenizer.train(texts, 300)
+    rows = make_rows([Document(text) for text in texts], tokenizer, 64, tmp_path / "rows")
+    runs = sweep(rows, tokenizer, minutes=0.01, rungs=LADDER[:2])
+    assert [(run.layers, run.width) for run in runs] == list(LADDER[:2]) * 3
+    assert all(0 < run.bits < 8 for run in runs)
+    drawn = ET.fromstring(isoflop_svg(fit_law(runs, "test"), runs))
+    assert len(drawn.findall("{http://www.w3.org/2000/svg}circle")) == len(runs)
