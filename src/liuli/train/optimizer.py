@@ -118,6 +118,7 @@ class Optimizer:
         update.mul_(torch.rsqrt(state["variance"] + 1e-10))
         update.mul_(norm / (torch.linalg.vector_norm(update, dim=(-2, -1), keepdim=True) + 1e-10))
         rows, columns = update.shape[-2:]
+        # a step of the same size in the output whatever the shape (Muon, https://kellerjordan.github.io/posts/muon/)
         rate = o.matrix_lr * scale * max(1.0, rows / columns) ** 0.5
         if o.matrix_decay:
             # decay only where it agrees with the update (cautious weight decay, arXiv 2510.12402)
@@ -134,11 +135,13 @@ class Optimizer:
         current = self.adam.state_dict()
         current["state"] = {int(index): _copied(values) for index, values in state["adam"].items()}
         self.adam.load_state_dict(current)
-        self.muon_state = {key: _copied(values) for key, values in state["muon"].items()}
+        # a checkpoint's tensors are on the CPU; AdamW moves its own
+        devices = {f"{rows}x{columns}": weights[0].device for (rows, columns), weights in self.shapes.items()}
+        self.muon_state = {key: _copied(values, devices[key]) for key, values in state["muon"].items()}
 
 
-def _copied(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in values.items()}
+def _copied(values: dict[str, Any], device: torch.device | None = None) -> dict[str, Any]:
+    return {key: value.to(device, copy=True) if isinstance(value, Tensor) else value for key, value in values.items()}
 
 
 def group_of(name: str, weight: nn.Parameter, kind: str) -> str:
