@@ -21,6 +21,7 @@ from liuli.train import (
     StageState,
     TensorBatch,
     fit,
+    load_checkpoint,
     next_token,
     save_checkpoint,
     schedule,
@@ -180,6 +181,30 @@ def test_a_loss_that_is_never_finite_ends_in_a_clear_error(tmp_path):
         )
 
 
+@pytest.mark.parametrize("every", [1, 1000])
+def test_a_loss_that_is_not_finite_from_some_step_on_ends_in_a_clear_error_also_with_checkpoints(tmp_path, every):
+    """Also where checkpoints are so frequent that each roll-back could be followed by one."""
+    run = training()
+    run.take_step()
+    save_checkpoint(tmp_path / "c", 1, run.state())
+    log = RunLog(tmp_path, [StageState("s", "s")], quiet=True, tensorboard=False)
+    log.begin("s")
+    with pytest.raises(LiuliError, match="going back to step 1 does not help") as error:
+        fit(
+            run.model,
+            run.optimizer,
+            run.loader,
+            lambda model, batch: next_token(model, batch) * math.nan,
+            Pace(steps=1000),
+            log=log,
+            machine=MACHINE,
+            options=LoopOptions(save_every_steps=every),
+            checkpoints=tmp_path / "c",
+        )
+    assert "matrix_lr" in error.value.fix and run.loader.position <= 20
+    assert (tmp_path / "log.jsonl").read_text().count('"rolled back"') == 2
+
+
 def test_schedule_rises_stays_and_falls_to_its_floor():
     values = [schedule(p / 1000) for p in range(1001)]
     assert values[0] < 0.1 and values[20] == 1.0 and values[399] == 1.0 and values[-1] == pytest.approx(0.05)
@@ -257,3 +282,32 @@ def test_every_weight_is_updated_by_one_rule_and_state_survives(make, kind):
     steps(model, optimizer, 2, 9)
     steps(other, second, 2, 9)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_state_from_a_checkpoint_goes_to_the_device_of_the_weights():
+    run = training()
+    run.take_step()
+    state = run.optimizer.state()
+    run.optimizer.shapes = {shape: [w.to("meta") for w in weights] for shape, weights in run.optimizer.shapes.items()}
+    run.optimizer.load_state(state)
+    moved = [tensor.device.type for state in run.optimizer.muon_state.values() for tensor in state.values()]
+    assert moved and set(moved) == {"meta"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="takes a CUDA GPU")
+def test_a_run_on_a_gpu_goes_on_from_its_checkpoint_with_the_same_dropout(tmp_path):
+    def fresh():
+        torch.manual_seed(0)
+        model = Transformer(qwen3(60, 32, 2, context=16, dropout=0.3)).to("cuda")
+        machine = Machine("cuda", "test", 1, "float32", 1e9, 1e9, 0, False)
+        optimizer = Optimizer(model, OptimizerOptions())
+        return Training(model, optimizer, Deal(), next_token, Pace(steps=9), LoopOptions(), machine, bos=0)
+
+    run, other = fresh(), fresh()
+    run.take_step()
+    save_checkpoint(tmp_path, 1, run.state())
+    loss = run.take_step()[0]
+    torch.cuda.manual_seed(99)
+    other.load_state(load_checkpoint(tmp_path)[1])
+    assert other.take_step()[0] == pytest.approx(loss, rel=1e-5)
+    assert {t.device.type for s in other.optimizer.muon_state.values() for t in s.values()} == {"cuda"}

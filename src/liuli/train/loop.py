@@ -1,17 +1,22 @@
 """The one training loop. A stage gives it a model, rows and an objective; it makes the weights better.
 
 Promises: a run that is killed at any moment and started again ends in the same weights, bit for bit, on the CPU; a step
-with a non-finite loss or gradient changes nothing, and three in a row go back to the last checkpoint.
+with a non-finite loss or gradient changes nothing, and three in a row go back to the last checkpoint. Ctrl-C ends a run
+between two steps and loses none.
 """
 
 from __future__ import annotations
 
 import math
 import random
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -28,6 +33,7 @@ from liuli.train.optimizer import Optimizer, grad_norm
 from liuli.train.pace import Pace, schedule
 
 BAD_STEPS_ALLOWED = 2  # non-finite steps in a row that are only skipped; one more rolls back
+ROLL_BACKS_ALLOWED = 2  # to one checkpoint: what three tries do not pass, a fourth does not either
 
 
 @dataclass(frozen=True)
@@ -78,12 +84,18 @@ class Training:
         self.options, self.machine, self.bos = options, machine, bos
         self.objective = torch.compile(objective, dynamic=False) if options.compile else objective
         self.step = self.tokens = self.skipped = self.bad_in_a_row = 0
+        self.rolled_back: list[int] = []  # the checkpoints that this start went back to
 
     def state(self) -> dict[str, Any]:
         return {
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state(),
-            "rng": {"torch": torch.get_rng_state(), "numpy": _numpy_state(), "python": _python_state()},
+            "rng": {
+                "torch": torch.get_rng_state(),
+                "device": _device_state(self.machine.device),
+                "numpy": _numpy_state(),
+                "python": _python_state(),
+            },
             "position": self.loader.position,
             "pace": self.pace.state(),
             "counts": [self.step, self.tokens, self.skipped, self.bad_in_a_row],
@@ -92,6 +104,7 @@ class Training:
     def load_state(self, state: dict[str, Any]) -> None:
         self.load_weights(state)
         torch.set_rng_state(state["rng"]["torch"])
+        _set_device_state(self.machine.device, state["rng"].get("device"))
         _set_numpy_state(state["rng"]["numpy"])
         _set_python_state(state["rng"]["python"])
         self.loader.position = state["position"]
@@ -130,6 +143,11 @@ class Training:
         self.last_batch = batch
         return total, targets, norm
 
+    def peak_share(self, tokens_per_s: float) -> float:
+        """Of the machine's matmul rate, what the model's FLOPs come to at this speed."""
+        flops = flops_per_token(self.model.config, self.loader.rows.T)["model"]
+        return tokens_per_s * flops / self.machine.rate
+
     def _separator(self) -> int | None:
         return self.bos if self.options.separate_documents else None
 
@@ -153,12 +171,12 @@ def fit(
 
     bos: the token that begins a document (for separate_documents). bytes_per_id: bytes of each token, for bits per
     byte. on_snapshot(step): called now and then with the model in eval mode; it must not touch the random state.
+    Raises KeyboardInterrupt on Ctrl-C, after the step and with a checkpoint; LiuliError if the loss stays non-finite.
     """
     # compiled kernels on several threads repeat bit for bit only in this mode (measured); eager ones always do
     torch.use_deterministic_algorithms(options.compile and machine.device == "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     run = Training(model, optimizer, loader, objective, pace, options, machine, bos)
-    flops = flops_per_token(model.config, loader.rows.T)["model"]
     if checkpoints is not None:
         found = load_checkpoint(checkpoints, warn=log.warn)
         if found is not None:
@@ -168,34 +186,27 @@ def fit(
     model.train()
     window = Window(bytes_per_id)
     saved = shown = time.monotonic()
-    while pace.progress < 1.0:
-        loss, targets, norm = run.take_step()
-        pace.advance(run.step)
-        window.add(loss, targets, run.last_batch, pace.step_seconds[-1])
-        if run.bad_in_a_row > BAD_STEPS_ALLOWED:
-            roll_back(run, checkpoints, log)
-        if run.step % options.figures_every_steps == 0 or pace.progress >= 1.0:
-            rate = window.tokens_per_s()
-            figures = {"loss": window.loss(), "bpb": window.bpb(), "tokens_per_s": rate}
-            share = rate * flops / machine.rate
-            log.progress(pace.progress, pace.seconds_left(), step=run.step, **figures, peak_share=share)
-            log.figures(
-                step=run.step,
-                progress=pace.progress,
-                tokens=run.tokens,
-                **figures,
-                peak_share=share,
-                grad_norm=norm if math.isfinite(norm) else None,
-                lr=schedule(pace.progress, options.warmup, options.decay, options.floor),
-            )
-        if checkpoints is not None and due(run.step, saved, options):
-            save_checkpoint(checkpoints, run.step, run.state())
-            saved = time.monotonic()
-        if on_snapshot is not None and time.monotonic() - shown > options.snapshot_every_s:
-            model.eval()
-            on_snapshot(run.step)
-            model.train()
-            shown = time.monotonic()
+    with patient() as stopping:
+        while pace.progress < 1.0:
+            loss, targets, norm = run.take_step()
+            pace.advance(run.step)
+            window.add(loss, targets, run.last_batch, pace.step_seconds[-1])
+            if run.bad_in_a_row > BAD_STEPS_ALLOWED:
+                roll_back(run, checkpoints, log)
+            if run.step % options.figures_every_steps == 0 or pace.progress >= 1.0:
+                report(run, window, norm, log)
+            if on_snapshot is not None and time.monotonic() - shown > options.snapshot_every_s:
+                model.eval()
+                on_snapshot(run.step)
+                model.train()
+                shown = time.monotonic()
+            stop = stopping.is_set()
+            # none after a bad step: it would be a new place to go back to, for ever, from a loss that is never finite
+            if checkpoints is not None and (stop or (math.isfinite(norm) and due(run.step, saved, options))):
+                save_checkpoint(checkpoints, run.step, run.state())
+                saved = time.monotonic()
+            if stop:
+                raise KeyboardInterrupt
     model.eval()
     rate = window.overall_tokens_per_s()
     return FitResult(
@@ -205,9 +216,45 @@ def fit(
         loss=window.loss(),
         bpb=window.bpb(),
         tokens_per_s=rate,
-        peak_share=rate * flops / machine.rate,
+        peak_share=run.peak_share(rate),
         skipped=run.skipped,
     )
+
+
+def report(run: Training, window: Window, norm: float, log: RunLog) -> None:
+    """The figures of the last steps, to the bar, the page and log.jsonl."""
+    pace, o, rate = run.pace, run.options, window.tokens_per_s()
+    figures = {"loss": window.loss(), "bpb": window.bpb(), "tokens_per_s": rate, "peak_share": run.peak_share(rate)}
+    log.progress(pace.progress, pace.seconds_left(), step=run.step, **figures)
+    log.figures(
+        step=run.step,
+        progress=pace.progress,
+        tokens=run.tokens,
+        **figures,
+        grad_norm=norm if math.isfinite(norm) else None,
+        lr=schedule(pace.progress, o.warmup, o.decay, o.floor),
+    )
+
+
+@contextmanager
+def patient() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets, since in the middle of a step nothing whole can be saved; a second one
+    interrupts at once."""
+    stopping, before = threading.Event(), signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers
+    if not is_main or before is not signal.default_int_handler:  # ignored (nohup), or someone else's
+        yield stopping
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        stopping.set()
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield stopping
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def due(step: int, saved: float, options: LoopOptions) -> bool:
@@ -220,12 +267,16 @@ def due(step: int, saved: float, options: LoopOptions) -> bool:
 def roll_back(run: Training, checkpoints: Path | None, log: RunLog) -> None:
     """Weights and optimizer of the last checkpoint; the data goes on from here, so the bad rows are left behind."""
     found = load_checkpoint(checkpoints, warn=log.warn) if checkpoints is not None else None
-    if found is None:
-        raise LiuliError(
-            f"the loss is not finite for {run.bad_in_a_row} steps in a row, and there is no checkpoint to go back to",
-            f"step {run.step}",
-            "lower the learning rates (matrix_lr, embedding_lr, adam_lr)",
+    if found is None or run.rolled_back.count(found[0]) >= ROLL_BACKS_ALLOWED:
+        why = (
+            "there is no checkpoint to go back to" if found is None else f"going back to step {found[0]} does not help"
         )
+        raise LiuliError(
+            f"the loss is not finite for {run.bad_in_a_row} steps in a row, and {why}",
+            f"step {run.step}",
+            "lower the learning rates (matrix_lr, head_lr, embedding_lr, adam_lr)",
+        )
+    run.rolled_back.append(found[0])
     log.event("rolled back", step=run.step, to=found[0])
     run.load_weights(found[1])
     run.bad_in_a_row = 0
@@ -277,6 +328,19 @@ class Window:
     def overall_tokens_per_s(self) -> float:
         later = self.steps[1:] or self.steps
         return sum(s[3] for s in later) / max(sum(s[4] for s in later), 1e-9) if later else 0.0
+
+
+def _device_state(device: str) -> torch.Tensor | None:
+    """The random state of an accelerator, from which its dropout draws; None on the CPU."""
+    if device == "cpu":
+        return None
+    state: torch.Tensor = torch.get_device_module(device).get_rng_state()
+    return state
+
+
+def _set_device_state(device: str, state: torch.Tensor | None) -> None:
+    if device != "cpu" and state is not None:  # None: the run was begun on the CPU
+        torch.get_device_module(device).set_rng_state(state)
 
 
 def _numpy_state() -> list[Any]:
