@@ -29,6 +29,7 @@ SCRIPT = {
     "Hi": [*T.encode("Hello"), T.end],
     "Half?": [T.call, *T.encode("calculator {")],
     "Broken?": [T.call, *T.encode("calculator {"), T.end],
+    "Around?": [*T.encode("a"), T.think, *T.encode("b"), T.end_think, *T.encode("bc"), T.end],
     "Border?": [*T.encode("琉")[:2], T.think, *T.encode("x"), T.end_think, *T.encode("y"), T.end],
     "error: arguments are not JSON": [*T.encode("Sorry."), T.end],
 }
@@ -96,6 +97,30 @@ def test_half_a_call_is_not_run() -> None:
 def test_a_stop_string_is_not_part_of_the_message() -> None:
     sampling = Sampling(temperature=0, stop=("42.",))
     assert reply_many(scripted(SCRIPT), [user("42")], sampling)[0][0].content == "It is "
+
+
+@pytest.mark.parametrize(
+    ("question", "stop", "shown"),
+    [
+        ("What is 6*7?", ":", ["", "It is 42."]),  # in the JSON of the call only
+        ("What is 6*7?", "7", ["", "It is 42."]),
+        ("What is 6*7?", "2.", ["", "It is 4"]),
+        ("Twice?", "done", ["First. ", "", "Both."]),  # in the thought only
+        ("Twice?", "th", ["First. ", "", "Bo"]),
+        ("Twice?", "st", ["Fir"]),
+        ("Around?", "ab", ["a", "bc"]),  # what stands on both sides of a thought is not one string
+        ("Around?", "b", ["a"]),
+    ],
+)
+def test_stop_strings_cut_what_is_shown_and_never_a_call_or_a_thought(
+    question: str, stop: str, shown: list[str]
+) -> None:
+    engine, sampling = scripted(SCRIPT), Sampling(temperature=0, max_tokens=100, stop=(stop,))
+    produced = reply_many(engine, [user(question), user("Hi")], sampling)[0]
+    streamed = list(reply(engine, user(question), sampling))
+    assert "".join(part.text for part in streamed if isinstance(part, Token)) == "".join(shown)
+    assert "".join(message.content for message in produced if message.role == "assistant") == "".join(shown)
+    assert [part for part in streamed if isinstance(part, Message)] == produced[:-1]
 
 
 def test_a_long_conversation_loses_its_oldest_turns_and_keeps_the_system_message() -> None:

@@ -5,13 +5,12 @@ An answer that calls a tool is followed by the tool's message, and the model goe
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from liuli.engine.answer import Answer, Token
-from liuli.engine.engine import Engine, Request
+from liuli.engine.engine import Engine, Request, hides
 from liuli.engine.sampling import Sampling
-from liuli.engine.stops import TextStream
 from liuli.engine.tools import TOOLS, Tool, run_call
 from liuli.errors import LiuliError
 from liuli.text.chat import Message, Messages, as_messages, parse_answer, render
@@ -39,15 +38,13 @@ def reply(
     history = list(as_messages(messages))
     for calls_made in range(MAX_CALLS + 1):
         tokens: list[Token] = []
-        hidden = False  # in a call or a thought
         last: Token | None = None
-        for token in engine.stream(fit(history, engine, sampling), _reseeded(sampling, calls_made)):
+        stream = engine.stream(fit(history, engine, sampling), _reseeded(sampling, calls_made))
+        for token, hidden in _with_hidden(stream, engine.tokenizer):
             tokens.append(token)
-            shown = token if not hidden else replace(token, text="")  # text in a control token is from before it
-            hidden = _hides(token.id, hidden, engine.tokenizer)
             if token.stopped_by is not None:
-                last = shown
-            elif shown is token:
+                last = replace(token, text="") if hidden else token
+            elif not hidden:
                 yield token
         message = parse_answer([token.id for token in tokens], engine.tokenizer)
         if last is not None and not (calls_made < MAX_CALLS and _calls(message, last)):
@@ -89,8 +86,8 @@ def turns(
         answer = request.answer()
         message = parse_answer(answer.ids, engine.tokenizer)
         if answer.stopped_by == "stop":  # the tokens hold the stop string, what is shown does not
-            shown = TextStream(request.sampling.stop).feed(message.content.encode(), last=True)
-            message = replace(message, content=shown)
+            shown = (token.text for token, hidden in _with_hidden(answer.tokens, engine.tokenizer) if not hidden)
+            message = replace(message, content="".join(shown))
         calls_made = len(turn.answers)
         turn.answers.append(answer)
         turn.messages.append(message)
@@ -137,11 +134,12 @@ def fit(messages: Sequence[Message], engine: Engine, sampling: Sampling) -> list
         rest = rest[later[0] :]
 
 
-def _hides(id: int, hidden: bool, tokenizer: Tokenizer) -> bool:
-    """Whether text after this token belongs to a call or a thought."""
-    if id in (tokenizer.call, tokenizer.think):
-        return True
-    return hidden and id != tokenizer.end_think
+def _with_hidden(tokens: Iterable[Token], tokenizer: Tokenizer) -> Iterator[tuple[Token, bool]]:
+    """Each token, and whether its text belongs to a call or a thought; that of a control token is from before it."""
+    hidden = False
+    for token in tokens:
+        yield token, hidden
+        hidden = hides(token.id, hidden, tokenizer)
 
 
 def _calls(message: Message, last: Token) -> bool:

@@ -38,6 +38,7 @@ class Request:
     number: int = 0
     tokens: list[Token] = field(default_factory=list)
     text: TextStream = field(default_factory=TextStream)
+    hidden: bool = False  # what is written now is a call or a thought, which no stop string may cut
 
     @property
     def stopped_by(self) -> StoppedBy | None:
@@ -164,9 +165,17 @@ class Engine:
         text = request.text.feed(shown, last=stopped_by is not None or not shown)
         if request.text.stopped:
             stopped_by = "stop"
+        if not shown:
+            request.hidden = hides(id, request.hidden, self.tokenizer)
+            request.text = TextStream(() if request.hidden else request.sampling.stop)
         token = Token(id, text, logprob, alternatives, stopped_by=stopped_by)
         request.tokens.append(token)
         return token
+
+
+def hides(id: int, hidden: bool, tokenizer: Tokenizer) -> bool:
+    """Whether what follows this token belongs to a call or a thought. hidden: whether the token itself does."""
+    return id in (tokenizer.call, tokenizer.think) or (hidden and id != tokenizer.end_think)
 
 
 class Batch:
