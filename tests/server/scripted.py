@@ -57,6 +57,11 @@ class ScriptedVoice:
             if question == "break":
                 yield from tokens("half an", 2, self.pause)
                 raise RuntimeError("the engine broke")
+            if question == "nan":
+                yield from tokens("half an", 2, self.pause)
+                yield Token(0, "", math.nan, stopped_by="error")
+                yield Ended("error", 3)
+                return
             if question.startswith("calculate ") and "calculator" in tools:
                 call = ToolCall(
                     name="calculator",

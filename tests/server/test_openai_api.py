@@ -181,6 +181,17 @@ def test_an_engine_failure_ends_only_its_own_answer(live: LiveServer) -> None:
     assert post(live).status_code == 200
 
 
+def test_an_answer_that_the_model_could_not_finish_is_an_error_and_never_a_stop(live: LiveServer) -> None:
+    nan = {"messages": [{"role": "user", "content": "nan"}], "logprobs": True}
+    said = post(live, **nan)
+    assert (said.status_code, said.json()["error"]["code"]) == (500, "model_error")
+    assert set(said.json()["error"]) == {"message", "type", "param", "code"}
+    lines = [line.removeprefix("data: ") for line in post(live, **nan, stream=True).text.strip().split("\n\n")]
+    events = [json.loads(line, parse_constant=pytest.fail) for line in lines]  # NaN is no JSON
+    assert events[-1] == said.json()
+    assert not any(choice["finish_reason"] for event in events[:-1] for choice in event["choices"])
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_stops_the_work(tmp_path: Path, stream: bool) -> None:
     with LiveServer(make_model(tmp_path / "slow"), pause=0.02) as live:

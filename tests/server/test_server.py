@@ -43,6 +43,12 @@ def test_chat_lines_hold_tokens_with_alternatives_and_tool_steps(live: LiveServe
     assert (events[-1]["type"], events[-1]["stopped_by"]) == ("done", "end")
 
 
+def test_an_answer_that_the_model_could_not_finish_ends_in_an_error(live: LiveServer) -> None:
+    events = chat(live, "nan")
+    assert [event["type"] for event in events] == ["start", "token", "token", "error"]
+    assert events[-1]["code"] == "model_error"
+
+
 def test_a_long_conversation_loses_its_oldest_turns_and_says_so(live: LiveServer) -> None:
     old = [{"role": "user", "content": "old " * 200}, {"role": "assistant", "content": "yes " * 200}] * 3
     messages = [{"role": "system", "content": "Be kind."}, *old, {"role": "user", "content": "history"}]

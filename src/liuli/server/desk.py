@@ -1,7 +1,7 @@
 """The desk where both APIs hand in a question: it finds the newest model, fits the question to it, streams the answer.
 
-In: messages, sampling, names of tools. Out: Started, then what the voice says, ending in Ended. Raises ApiError before
-Started when the question cannot be answered. It knows nothing of wire formats.
+In: messages, sampling, names of tools. Out: Started, then what the voice says, ending in Ended. Raises ApiError: before
+Started when the question cannot be answered, later when the model breaks. It knows nothing of wire formats.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from liuli.engine import Sampling
+from liuli.engine import Sampling, Token
 from liuli.errors import LiuliError
 from liuli.server.errors import ApiError
-from liuli.server.voices import Event, Keeper, Voice
+from liuli.server.voices import Ended, Event, Keeper, Voice
 from liuli.server.worker import Busy, Worker
 from liuli.text import Message
 
@@ -58,6 +58,8 @@ class Desk:
         stream = self.worker.run(work)
         try:
             async for event in stream:
+                if isinstance(event, Token | Ended) and event.stopped_by == "error":  # its figures are no numbers
+                    raise ApiError(500, "The model computes no numbers any more (NaN).", code="model_error")
                 yield event
         except Busy:
             raise ApiError(
