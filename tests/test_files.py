@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from liuli import files
@@ -57,7 +57,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault
 @given(value=st.dictionaries(st.text(), json_values))
 def test_any_value_becomes_strict_json(value: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("json") / "value.json"
@@ -161,12 +161,27 @@ def test_sweep_removes_what_the_dead_left_and_spares_the_living(tmp_path: Path) 
             (stage / "half").write_text("x")
             os.kill(os.getpid(), signal.SIGKILL)
 
-    assert in_child(die_while_writing) == -signal.SIGKILL
     with files.new_folder(tmp_path / "runs" / "other") as stage:
+        assert in_child(die_while_writing) == -signal.SIGKILL
         assert len(list((tmp_path / "runs").iterdir())) == 2
         files.sweep(tmp_path)
         assert list((tmp_path / "runs").iterdir()) == [stage]
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other"]
+
+
+def test_a_new_folder_sweeps_what_a_killed_one_of_another_name_left(tmp_path: Path) -> None:
+    def die_while_writing() -> None:
+        with files.new_folder(tmp_path / "first") as stage:
+            (stage / "half").write_text("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(die_while_writing) == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    elsewhere = tmp_path / left.name.replace(files._MACHINE, "0" * 8)  # on a shared disk its process may well run
+    elsewhere.mkdir()
+    with files.new_folder(tmp_path / "second"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"second", elsewhere.name}
 
 
 def test_a_second_process_is_told_who_holds_the_folder(tmp_path: Path) -> None:
@@ -239,3 +254,12 @@ def test_a_path_through_a_file_is_one_clear_message(tmp_path: Path) -> None:
         pass
     with pytest.raises(LiuliError, match="Cannot write"), files.lock(tmp_path / "a"):
         pass
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc here")
+def test_a_place_where_no_folder_can_be_made_is_one_clear_message() -> None:
+    for place in (Path("/proc/liuli"), Path("/proc/liuli/deep")):
+        with pytest.raises(LiuliError, match="no folder can be made"), files.new_folder(place):
+            pass
+    with pytest.raises(LiuliError, match="no folder can be made"):
+        files.write_file("/proc/liuli/deep", b"")

@@ -19,6 +19,7 @@ import math
 import os
 import secrets
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path
@@ -30,7 +31,8 @@ MANIFEST = "manifest.json"
 CHUNK = 1 << 20  # bytes a write; a crash test makes it small to die inside a file
 
 _OLD = ".liuli-old-"  # begins the name of a folder that is being replaced
-_PROCESS = secrets.token_hex(4)  # tells our temporaries from those of an earlier process with the same number
+_MACHINE = f"{zlib.crc32(os.uname().nodename.encode()):08x}"  # others may share the disk; their processes are not seen
+_PROCESS = _MACHINE + secrets.token_hex(4)  # tells our temporaries from those of an earlier process of the same number
 _counter = itertools.count()
 _held: dict[Path, int] = {}  # locks of this process: lock file -> descriptor
 
@@ -77,7 +79,7 @@ def write_file(path: str | Path, data: bytes | str | Iterable[bytes | memoryview
     path = Path(path)
     pieces = [data.encode()] if isinstance(data, str) else [data] if isinstance(data, bytes) else data
     with _clear_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         temporary = _temporary(path)
         try:
             _write_pieces(temporary, pieces, durable)
@@ -115,7 +117,7 @@ def append_line(path: str | Path, value: dict[str, Any]) -> None:
     path = Path(path)
     line = _json(value)
     with _clear_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         _io("open", path)
         with open(path, "ab+", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
@@ -188,12 +190,13 @@ def _plain(value: Any) -> Any:
 def new_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
     """Yield an empty folder to fill; when the block ends well it gets a manifest and appears at `path` by one rename.
 
-    Raises UsageError if `path` exists, unless `replace` is true and it is empty or a folder made here (it has a
-    manifest): what a person keeps there is never replaced. If the block fails, nothing remains of it.
+    What killed processes of this machine left beside it is removed first. Raises UsageError if `path` exists, unless
+    `replace` is true and it is empty or a folder made here (it has a manifest): what a person keeps there is never
+    replaced. If the block fails, nothing remains of it.
     """
     path = Path(path)
     with _clear_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         _recover(path)
         if path.exists() and not (replace and _may_go(path)):
             what = "This folder holds files that Liuli did not write" if replace else "This folder exists already"
@@ -201,7 +204,7 @@ def new_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
         stage = _temporary(path)
         try:
             _io("mkdir", stage)
-            stage.mkdir()
+            _make_folder(stage)
             yield stage
             _write_pieces(stage / MANIFEST, [_manifest_text(_sums(stage))], durable=True)
             for inside, _, names in os.walk(stage):
@@ -291,7 +294,7 @@ def lock(run_folder: str | Path) -> Iterator[None]:
         yield
         return
     with _clear_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         _io("open", path)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -337,6 +340,14 @@ def _write_pieces(path: Path, pieces: Iterable[bytes | memoryview], durable: boo
             os.fsync(file.fileno())
 
 
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # /proc and its like; elsewhere no such error means a fault of ours
+        fix = "choose a folder that can be written"
+        raise LiuliError("Cannot write: no folder can be made here", where=path.parent, fix=fix) from error
+
+
 def _rename(source: Path, target: Path) -> None:
     _io("rename", target)
     os.replace(source, target)
@@ -361,15 +372,16 @@ def _remove_tree(path: Path) -> None:
 
 
 def _recover(path: Path) -> None:
-    """Finish what a dead process left of `path`: put the old folder back if no new one came, remove leftovers."""
+    """Finish what a dead process left: put the old folder back if no new one came, remove leftovers beside `path`."""
     if _old(path).exists():
         if path.exists():
             _remove_tree(_old(path))
         else:
             _rename(_old(path), path)
-    for leftover in path.parent.glob(f".tmp-*-{path.name[:50]}") if not set(path.name) & set("*?[") else ():
-        if _is_leftover(leftover.name):
-            _remove_tree(leftover)
+    for leftover in path.parent.glob(f".tmp-*-{_MACHINE}*"):
+        with contextlib.suppress(PermissionError, FileNotFoundError):  # another user's; swept by another at this moment
+            if _is_leftover(leftover.name):
+                _remove_tree(leftover)
 
 
 # --- names and sums --------------------------------------------------------------------------------------------------
