@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -98,16 +99,25 @@ def test_a_bad_row_is_an_error_with_file_and_row_or_is_counted(tmp_path: Path, n
 def test_the_field_can_be_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(jsonl({"body": "one"}))
     (tmp_path / "b.parquet").write_bytes(parquet("body", ["two"]))
-    assert texts(tmp_path, field="body") == ["one", "two"]
+    (tmp_path / "c.txt").write_text("three")
+    assert texts(tmp_path, field="body") == ["one", "two", "three"]
+    with pytest.raises(UsageError, match="no file here has fields"):
+        texts(tmp_path / "c.txt", field="body")
 
 
 def test_sources_have_weights(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / f"{name}.jsonl").write_bytes(jsonl(*({"text": f"{name}{n}"} for n in range(4))))
     read = texts(Source(tmp_path / "a.jsonl", 0.5), f"{tmp_path}/b.jsonl=1.5")
-    assert read == ["a1", "a3", "b0", "b1", "b1", "b2", "b3", "b3"]
-    with pytest.raises(UsageError, match="above 0"):
-        texts(Source(tmp_path, 0.0))
+    assert read == ["a0", "a2", "b0", "b1", "b1", "b2", "b3", "b3"]
+    for weight in (0.0, -1.0, 1e300, float("inf"), float("nan")):
+        with pytest.raises(UsageError, match="above 0 and under 1000"):
+            texts(tmp_path / "a.jsonl", Source(tmp_path / "b.jsonl", weight))
+
+
+def test_the_first_document_of_a_source_is_always_read(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("one")
+    assert texts(f"{tmp_path}/one.txt=0.5") == texts(f"{tmp_path}/one.txt=0.001") == ["one"]
 
 
 def test_an_empty_corpus_and_a_wrong_path_are_clear_errors(tmp_path: Path) -> None:
@@ -121,6 +131,46 @@ def test_an_empty_corpus_and_a_wrong_path_are_clear_errors(tmp_path: Path) -> No
     (tmp_path / "a.pdf").write_text("x")
     with pytest.raises(UsageError, match=r"cannot read a \.pdf"):
         texts(tmp_path / "a.pdf")
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Not to be root, whom permissions do not stop, in a folder from which relative paths lead on."""
+    monkeypatch.chdir(tmp_path)
+    me = os.geteuid()
+    if me == 0:
+        os.chown(tmp_path, 65534, 65534)
+        os.seteuid(65534)
+    yield
+    os.seteuid(me)
+
+
+@pytest.mark.parametrize("locked", ["folder", "folder/sub"])
+def test_a_folder_that_may_not_be_read_is_named_never_passed_over(nobody: None, locked: str) -> None:
+    Path("folder/sub").mkdir(parents=True)
+    for name in ("folder/a.txt", "folder/sub/b.txt"):
+        Path(name).write_text("text")
+    for mode in (0o000, 0o400):
+        Path(locked).chmod(mode)
+        try:
+            for source in ("folder", "folder/sub/b.txt"):
+                with pytest.raises(LiuliError, match=rf"(?s)Permission denied.*where: .*{locked}"):
+                    texts(source)
+        finally:
+            Path(locked).chmod(0o700)
+    assert texts("folder") == ["text", "text"]
+
+
+def test_a_name_that_no_disk_can_hold_is_named() -> None:
+    for name in ("n" * 300, "n" * 300 + "=0.5"):
+        with pytest.raises(UsageError, match=r"(?s)too long.*nnnn"):
+            texts(name)
+
+
+def test_a_file_whose_name_is_no_utf8_has_an_id_that_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "s_\udcff.txt").write_text("text")
+    (document,) = read_documents([tmp_path / "s_\udcff.txt"])
+    assert document.id.encode().endswith(rb"s_\udcff.txt:1") and document.source.encode().endswith(rb"s_\udcff.txt")
 
 
 def test_a_big_text_file_is_read_in_pieces_at_empty_lines(tmp_path: Path) -> None:
@@ -163,7 +213,8 @@ def test_language_is_told_by_script(text: str, language: str) -> None:
 # --- the Hub ---------------------------------------------------------------------------------------------------------
 
 FILES = {
-    "README.md.bin": b"x",
+    "README.md": b"about these texts",
+    "zh/README.md": b"about a part of them",
     "data/train.jsonl": jsonl({"text": "from the hub"}),
     "zh/train.jsonl": jsonl({"text": "中"}),
 }
@@ -218,8 +269,12 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     server.shutdown()
 
 
-def test_a_hub_dataset_is_read_by_its_name(hub: None) -> None:
+def test_a_hub_dataset_is_read_by_its_name_without_its_readme(hub: None, tmp_path: Path) -> None:
     assert texts("someone/texts") == ["from the hub", "中"]
     assert texts("hub:someone/texts/zh") == ["中"]
+    assert not list((tmp_path / "cache").rglob("README.md"))
+    for snapshot in (tmp_path / "cache").glob("datasets--*/snapshots/*"):  # as other tools leave it there
+        (snapshot / "README.md").write_text("about these texts")
+    assert texts("someone/texts") == ["from the hub", "中"]
     with pytest.raises(LiuliError, match="neither a file or folder here nor a dataset"):
         texts("someone/else")

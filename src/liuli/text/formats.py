@@ -25,7 +25,7 @@ from typing import Any
 
 from liuli.errors import LiuliError
 from liuli.text.chat import Conversation, Message, ToolCall
-from liuli.text.sources import ReadReport, Source, file_kind, find_files, read_json_lines, read_lines
+from liuli.text.sources import ReadReport, Source, file_kind, find_files, read_json_lines, read_lines, shown
 
 KINDS = (".jsonl", ".json", ".parquet", ".txt")
 
@@ -67,7 +67,7 @@ def read_conversations(
                         raise
                     report.skipped += 1
                     if len(report.reasons) < 10:
-                        report.reasons.append(f"{error.where}: {error.what}")
+                        report.reasons.append(shown(f"{error.where}: {error.what}"))
                     continue
                 report.documents += 1
                 yield conversation
@@ -88,7 +88,7 @@ def _convert(row: Mapping[str, Any] | LiuliError, file: Path, number: int, sourc
         where = f"{file}, row {number}{field}"
         raise LiuliError(error.what, where, error.fix or "repair it, or pass --skip-bad") from error
     name = row.get("id", row.get("conversation_id"))
-    return Conversation(tuple(messages), f"{file}:{number}" if name is None else str(name), source)
+    return Conversation(tuple(messages), shown(f"{file}:{number}" if name is None else str(name)), shown(source))
 
 
 # --- rows of a file --------------------------------------------------------------------------------------------------

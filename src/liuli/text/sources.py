@@ -23,6 +23,7 @@ from liuli.errors import LiuliError, UsageError
 
 Language = Literal["en", "zh", "other"]
 KINDS = (".txt", ".md", ".jsonl", ".parquet")
+WITH_FIELDS = (".jsonl", ".parquet")
 PACKED = ("", ".gz", ".zst")
 BLOCK = 1 << 20  # bytes read at a time; a plain text file above this becomes several documents of about this size
 
@@ -39,7 +40,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where text comes from. weight: how often its documents are read; 2.0 twice, 0.5 every second one."""
+    """Where text comes from. weight: how often its documents are read; 2.0 twice, 0.5 the first, third, fifth…"""
 
     path: str | Path
     weight: float = 1.0
@@ -50,7 +51,7 @@ class Source:
         if isinstance(value, Source):
             return value
         name, equals, weight = str(value).rpartition("=")
-        if not equals or Path(value).exists():
+        if not equals or os.path.exists(value):
             return cls(value)
         try:
             return cls(name, float(weight))
@@ -86,12 +87,12 @@ def read_documents(
     Raises LiuliError for a bad row unless skip_bad, and for sources without a single document.
     """
     report = report if report is not None else ReadReport()
-    for source in sources:
-        source = Source.of(source)
-        if not source.weight > 0:
-            raise UsageError(f"a weight of {source.weight} for {source.path}", fix="weights are above 0")
-        due = 0.0
-        for document in _read_source(source, field, skip_bad, report):
+    found = [(source, _files_of(source)) for source in map(Source.of, sources)]  # all, before the first is read
+    if field != "text" and found and not any(file_kind(file) in WITH_FIELDS for _, files in found for file in files):
+        raise UsageError("no file here has fields", f"--field {field}", "leave it out: it is for .jsonl and .parquet")
+    for source, files in found:
+        due = max(1 - source.weight, 0.0)  # so that the first document of a source is always read
+        for document in _read_files(files, source, field, skip_bad, report):
             due += source.weight
             for _ in range(int(due + 1e-9)):
                 report.documents += 1
@@ -99,24 +100,38 @@ def read_documents(
                 yield document
             due -= int(due + 1e-9)
     if not report.documents:
-        where = ", ".join(str(s.path if isinstance(s, Source) else s) for s in sources) or None
+        where = ", ".join(str(source.path) for source, _ in found) or None
         bad = f" ({report.skipped} bad rows were skipped)" if report.skipped else ""
         raise LiuliError(f"the corpus is empty: no document found{bad}", where, "give a source that holds text")
 
 
-def _read_source(source: Source, field: str, skip_bad: bool, report: ReadReport) -> Iterator[Document]:
-    for file in find_files(source.path):
+def _files_of(source: Source) -> list[Path]:
+    if not 0 < source.weight < 1000:
+        fix = "weights are above 0 and under 1000"
+        raise UsageError(f"a weight of {source.weight} cannot be meant", source.path, fix)
+    return find_files(source.path)
+
+
+def _read_files(
+    files: list[Path], source: Source, field: str, skip_bad: bool, report: ReadReport
+) -> Iterator[Document]:
+    for file in files:
         report.files += 1
         for number, text in _rows(file, field):
             if isinstance(text, str):
                 if text.strip():
-                    yield Document(text, f"{file}:{number}", str(source.path), guess_language(text))
+                    yield Document(text, shown(f"{file}:{number}"), shown(source.path), guess_language(text))
                 continue
             if not skip_bad:
                 raise text
             report.skipped += 1
             if len(report.reasons) < 10:
-                report.reasons.append(f"{text.where}: {text.what}")
+                report.reasons.append(shown(f"{text.where}: {text.what}"))
+
+
+def shown(name: str | Path) -> str:
+    """A path as text that can be written and printed anywhere: bytes of it that are no UTF-8 as escapes ("\\udcff")."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
 
 
 def guess_language(text: str) -> Language:
@@ -144,23 +159,53 @@ _LATIN = re.compile("[A-Za-z\u00c0-\u024f]")
 
 
 def find_files(path: str | Path, kinds: tuple[str, ...] = KINDS) -> list[Path]:
-    """The files of a source in the order of their names; hidden ones are passed over. Raises LiuliError if none."""
+    """The files of a source in the order of their names; hidden ones are passed over. Raises LiuliError if none.
+
+    A Hub dataset's README.md describes it and is none of its text.
+    """
     path, name = Path(path), str(path)
-    if name.startswith("hub:"):
-        path = _download(name.removeprefix("hub:"), kinds)
-    elif not path.exists():
+    hub = name.startswith("hub:")
+    if not hub and not _exists(path):
         if not re.fullmatch(r"[\w.-]+/[\w./-]+", name) or file_kind(path, kinds):
             raise UsageError("no such file or folder", name, "check the path")
-        path = _download(name, kinds)
+        hub = True
+    if hub:
+        path = _download(name.removeprefix("hub:"), kinds)
     if path.is_file():
         if not file_kind(path, kinds):
             raise UsageError(f"cannot read a {path.suffix or 'nameless'} file", path, f"known: {_known(kinds)}")
         return [path]
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and file_kind(file, kinds)]
-    files = [file for file in files if not any(p.startswith(".") for p in file.relative_to(path).parts)]
+    files = [file for file in sorted(_walk(path)) if file_kind(file, kinds) and _exists(file) and file.is_file()]
+    files = [file for file in files if not (hub and file.name == "README.md")]
     if not files:
         raise LiuliError("the corpus is empty: no file here can be read", name, f"known: {_known(kinds)}")
     return files
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise _unreadable(error) from error
+    return True
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """What lies below a folder, without what is hidden. Raises UsageError for a folder that cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise _unreadable(error) from error
+
+    for inside, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(inside, name) for name in names if not name.startswith("."))
+
+
+def _unreadable(error: OSError) -> UsageError:
+    return UsageError(f"cannot be read: {error.strerror}", error.filename, "check the name and its permissions")
 
 
 def file_kind(path: Path, kinds: tuple[str, ...] = KINDS) -> str | None:
@@ -186,7 +231,13 @@ def _download(name: str, kinds: tuple[str, ...]) -> Path:
     patterns = [f"{inside}*{kind}{packed}" for kind in kinds for packed in PACKED]
     try:
         endpoint = os.environ.get("HF_ENDPOINT")  # a mirror, or a server of one's own
-        root = snapshot_download(f"{owner}/{repo}", repo_type="dataset", allow_patterns=patterns, endpoint=endpoint)
+        root = snapshot_download(
+            f"{owner}/{repo}",
+            repo_type="dataset",
+            allow_patterns=patterns,
+            ignore_patterns=["README.md", "*/README.md"],
+            endpoint=endpoint,
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         what = f"neither a file or folder here nor a dataset that the Hub would give: {reason}"
