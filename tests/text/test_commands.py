@@ -73,6 +73,9 @@ def test_what_commands_say_to_people_and_their_exit_codes(
     (tmp_path / "a.txt").write_text("\n".join(prose(n, 30) for n in range(20)))
     (tmp_path / "one.txt").write_text("The same line.\n" * 3000)
     (tmp_path / "bad.txt").write_bytes(b"\xff")
+    (tmp_path / "few.txt").write_text("few")
+    (tmp_path / "s_\udcff.txt").write_text(prose(1))
+    (tmp_path / "tokenizer.json").write_text("no json")
     tokenizer = tmp_path / "tokenizer"
     for expected, words, arguments in [
         (0, "bytes per token", ["tokenizer", tmp_path / "a.txt", tokenizer, "--vocab-size", 300]),
@@ -87,6 +90,23 @@ def test_what_commands_say_to_people_and_their_exit_codes(
         (1, "repeats itself", ["data", "rows", tmp_path / "one.txt", tmp_path / "r1", "--tokenizer", tokenizer]),
         (1, "invalid UTF-8", ["data", "stats", tmp_path / "bad.txt"]),
         (1, "empty", ["tokenizer", tmp_path / "bad.txt", tmp_path / "t1", "--skip-bad"]),
+        (0, "1 documents kept", ["data", "dedup", tmp_path / "a.txt", tmp_path / "u1", "--threshold", 1]),
+        (0, "1 of 1 documents kept", ["data", "clean", tmp_path / "s_\udcff.txt", tmp_path / "c1"]),
+        (1, "no document is left: 1 shorter", ["data", "clean", tmp_path / "few.txt", tmp_path / "c3"]),
+        (
+            1,
+            "make the tokenizer again",
+            ["data", "rows", tmp_path / "a.txt", tmp_path / "r3", "--tokenizer", tmp_path / "tokenizer.json"],
+        ),
+        (2, "under 1000", ["data", "stats", f"{tmp_path}/a.txt=inf"]),
+        (2, "--lines", ["data", "clean", tmp_path / "a.txt", tmp_path / "c4", "--lines", -3]),
+        (2, "--symbols", ["data", "clean", tmp_path / "a.txt", tmp_path / "c5", "--symbols", "nan"]),
+        (2, "--field body", ["data", "stats", tmp_path / "a.txt", "--field", "body"]),
+        (
+            2,
+            "fields of their own",
+            ["data", "rows", tmp_path, tmp_path / "r4", "--tokenizer", tokenizer, "--chat", "--field", "body"],
+        ),
         (2, "exists already", ["tokenizer", tmp_path / "a.txt", tokenizer]),
         (2, "too small", ["tokenizer", tmp_path / "a.txt", tmp_path / "t2", "--vocab-size", 3]),
         (2, "no such file", ["data", "clean", tmp_path / "nowhere", tmp_path / "c2"]),
@@ -95,7 +115,14 @@ def test_what_commands_say_to_people_and_their_exit_codes(
         code, out, err = run(capsys, monkeypatch, *arguments)
         assert (code, words in " ".join((err if expected else out).split())) == (expected, True), (arguments, out, err)
         assert "Traceback" not in err
-    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["clean", "r", "tokenizer", "unique"]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == [
+        "c1",
+        "clean",
+        "r",
+        "tokenizer",
+        "u1",
+        "unique",
+    ]
 
 
 def test_text_does_without_torch() -> None:

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from liuli.errors import UsageError
 from liuli.text import CleanReport, DedupReport, Document, Rules, clean_documents, deduplicate
 from liuli.text.clean import measure, reason_to_remove
 
@@ -60,6 +61,13 @@ def test_shares_are_what_they_say() -> None:
     assert set(measure("").values()) == {0.0}
 
 
+@pytest.mark.parametrize("share", [float("nan"), -3, 7])
+def test_a_share_that_does_not_exist_is_refused_by_its_option(share: float) -> None:
+    for name in ("symbols", "repeated_lines", "repeated_phrase", "repeated_passages"):
+        with pytest.raises(UsageError, match=f"(?s)does not exist.*--{name.removeprefix('repeated_')}"):
+            Rules(**{name: share})  # type: ignore[arg-type]
+
+
 def test_of_equal_documents_the_first_stays() -> None:
     report = DedupReport()
     texts = ["One text,  with spaces.", "Another text.", "One text, with\nspaces.", "Another text."]
@@ -92,6 +100,11 @@ def test_somewhat_similar_documents_stay() -> None:
     kept = list(deduplicate([Document(text) for text in texts], threshold=0.8, report=report))
     assert len(kept) > 110 and report.examples  # their true similarity is 0.75, give or take an estimate's error
     assert all(similarity >= 0.8 for _, _, similarity in report.examples)
+
+
+def test_a_threshold_of_one_removes_only_what_has_the_same_words() -> None:
+    texts = [prose(1), prose(1).upper(), prose(1)[:-9] + " changed", prose(2)]
+    assert [d.text for d in deduplicate(map(Document, texts), threshold=1.0)] == [texts[0], *texts[2:]]
 
 
 def test_one_line_repeated_leaves_one_document() -> None:

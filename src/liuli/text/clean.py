@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from liuli.errors import UsageError
 from liuli.text.sources import Document
 
 _WORD = re.compile("[\u3400-\u9fff]|[^\\W\u3400-\u9fff]+")
@@ -29,6 +30,13 @@ class Rules:
     repeated_lines: float = 0.30  # in lines that stand earlier in the same document
     repeated_phrase: float = 0.16  # of the words: the most frequent run of four of them
     repeated_passages: float = 0.40  # of the words: in runs of ten that stand earlier in the same document
+
+    def __post_init__(self) -> None:
+        for name in _REASONS:
+            share = getattr(self, name)
+            if not 0 <= share <= 1:
+                option = f"--{name.removeprefix('repeated_')}"
+                raise UsageError(f"a share of {share} does not exist", option, "from 0 to 1; 1 switches the rule off")
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from liuli.errors import UsageError
+from liuli.errors import LiuliError, UsageError
 from liuli.files import new_folder, write_json
 from liuli.text.chat import Rendered, render_many
 from liuli.text.clean import CleanReport, Rules, as_json, clean_documents
@@ -111,7 +111,7 @@ def clean_here(sources: list[str], out: Path, rules: Rules, field: str, skip_bad
     read, report = ReadReport(), CleanReport()
     with counted("cleaning", read) as through:
         documents = through(read_documents(sources, field, skip_bad, read))
-        _write(clean_documents(documents, rules, report), out, report)
+        _write(_some(clean_documents(documents, rules, report), report), out, report)
     if as_json_:
         print(json.dumps({"skipped": read.skipped, **dataclasses.asdict(report)}, ensure_ascii=False))
         return
@@ -122,6 +122,14 @@ def clean_here(sources: list[str], out: Path, rules: Rules, field: str, skip_bad
         for name, beginning in part.examples:
             print(f"      {name}: {beginning}")
     _say_skipped(read)
+
+
+def _some(documents: Iterable[Document], report: CleanReport) -> Iterator[Document]:
+    """The documents; an error where there is not one, for no later step can read an empty corpus."""
+    yield from documents
+    if not report.kept:
+        why = ", ".join(f"{part.documents:,} {reason}" for reason, part in report.removed.items())
+        raise LiuliError(f"no document is left: {why}", fix="loosen the rule that removed them (data clean --help)")
 
 
 def dedup_here(
@@ -148,6 +156,8 @@ def rows_here(
     sources: list[str], out: Path, tokenizer: Path, context: int, chat: bool, field: str, skip_bad: bool, as_json_: bool
 ) -> None:
     """The command `liuli data rows`."""
+    if chat and field != "text":
+        raise UsageError("conversations have fields of their own", f"--field {field}", "leave out --field or --chat")
     read, known = ReadReport(), Tokenizer.load(tokenizer)
     _must_be_new(out)
     with counted("packing", read) as through:
@@ -188,7 +198,7 @@ def _render(conversations: Iterable[Any], tokenizer: Tokenizer, at_once: int = 1
 def _write(documents: Iterable[Document], out: Path, report: Any) -> None:
     """Documents as `text.jsonl`, and the report, in a new folder."""
     with new_folder(out) as stage:
-        with (stage / "text.jsonl").open("w", encoding="utf-8") as file:
+        with (stage / "text.jsonl").open("w", encoding="utf-8") as file:  # ids hold no half surrogates: see `shown`
             for document in documents:
                 file.write(json.dumps(as_json(document), ensure_ascii=False) + "\n")
         write_json(stage / "report.json", dataclasses.asdict(report))

@@ -74,7 +74,8 @@ class _Index:
         from datasketch import MinHash, MinHashLSH
 
         self.threshold = threshold
-        self.bands = MinHashLSH(threshold=threshold, num_perm=permutations)
+        # Above 0.9 too few bands are left to find all that is similar; the comparison below is with the threshold.
+        self.bands = MinHashLSH(threshold=min(threshold, 0.9), num_perm=permutations)
         self.signatures: list[tuple[str, MinHash]] = []
         self.empty = MinHash(num_perm=permutations, hashfunc=zlib.crc32)  # copied: drawing permutations takes long
 

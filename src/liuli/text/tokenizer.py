@@ -25,6 +25,8 @@ SPECIALS = tuple(f"<|{name}|>" for name in CONTROLS) + tuple(f"<|reserved_{i}|>"
 SMALLEST = len(SPECIALS) + 256
 """The smallest vocabulary: the special tokens and the 256 bytes."""
 
+_FIX = "use a copy of this folder, or make the tokenizer again (liuli tokenizer)"
+
 TRAINING_CHARACTERS = 5_000_000
 """How much text the merges are learned from, about five seconds; twice as much gives 0.5% more bytes per token."""
 
@@ -136,14 +138,14 @@ class Tokenizer:
         try:
             backend = tokenizers.Tokenizer.from_str(file.read_text("utf-8"))
         except Exception as error:  # the library raises bare Exception
-            raise DamagedError(f"the tokenizer cannot be read: {error}", file) from error
+            raise DamagedError(f"the tokenizer cannot be read: {error}", file, _FIX) from error
         template = CHAT_TEMPLATE
         config = file.with_name("tokenizer_config.json")
         if config.is_file():
             try:
                 template = json.loads(config.read_text("utf-8")).get("chat_template") or CHAT_TEMPLATE
             except (ValueError, AttributeError) as error:
-                raise DamagedError(f"the tokenizer's settings cannot be read: {error}", config) from error
+                raise DamagedError(f"the tokenizer's settings cannot be read: {error}", config, _FIX) from error
         try:
             return cls(backend, template)
         except LiuliError as error:
