@@ -8,8 +8,13 @@ PAGE := $(shell find web -type f -not -path '*/node_modules/*' 2>/dev/null)
 help:
 	@echo "make chat             build a model (15 minutes) and talk to it in the browser, from the first minutes on"
 	@echo "make chat MINUTES=5   the same with another budget"
-	@echo "make test             all tests (under 10 minutes)"
+	@echo "make test             all tests (under 10 minutes); those of the page need Chromium, or LIULI_NO_BROWSER=1"
+	@echo "make check            style, types and size of the code"
 	@echo "make bench            speed and quality, written to docs/benchmarks.md by hand (about an hour)"
+	@echo "make bench SHAKESPEARE=FILE   the same, with quality on the text of Shakespeare"
+	@echo "make clean            remove all that was installed or built, runs and their models too"
+	@echo "make help             this list"
+	@echo "PYTHON=python3.12     with any of them: the Python (3.11 or newer) to install for, on the first make"
 
 chat: .venv/installed
 	$(BIN)/liuli build recipes/laptop.toml --serve $(if $(MINUTES),--minutes $(MINUTES) --out runs/laptop-$(MINUTES)min)
@@ -28,7 +33,8 @@ bench: .venv/installed-test
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Liuli needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; \
+		echo "No .venv could be made. Debian and Ubuntu: sudo apt install python3-venv, then the same make again"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 .venv/installed: pyproject.toml hatch_build.py $(PAGE) | .venv/bin/python
