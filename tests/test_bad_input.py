@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import socket
@@ -151,6 +153,13 @@ def test_a_training_option_that_cannot_be_meant_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("minutes", ["-1", "0", "nan", "inf"])
+def test_a_build_of_no_time_or_no_end_is_refused(liuli: Run, tmp_path: Path, minutes: str) -> None:
+    (tmp_path / "my.toml").write_text('name = "my"\n')
+    says(liuli("build", tmp_path / "my.toml", "--minutes", minutes, "--out", tmp_path / "run"), 2, "minutes")
+    assert not (tmp_path / "run").exists()
+
+
 # --- disks -----------------------------------------------------------------------------------------------------------
 
 
@@ -169,6 +178,31 @@ def test_a_full_disk_stops_training_with_one_message_and_loses_nothing(
     assert liuli(*command).code == 0
     assert any(line.get("event") == "continued from checkpoint" for line in read_lines(tmp_path / "log.jsonl"))
     read_model_folder(tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["rows", "chat rows", "tokenizer", "dedup", "curriculum"])
+def test_a_disk_that_takes_no_more_is_one_message_and_nothing_half_written(
+    liuli: Run, made: Path, tmp_path: Path, kind: str
+) -> None:
+    text, chats, out = tmp_path / "text.txt", tmp_path / "chats.jsonl", tmp_path / "out"
+    text.write_text("\n".join(TEXTS))
+    chats.write_text("".join(json.dumps({"prompt": line, "completion": line}) + "\n" for line in TEXTS))
+    command = {
+        "rows": ["data", "rows", text, out, "--tokenizer", made / "tokenizer", "--context", "64"],
+        "chat rows": ["data", "rows", chats, out, "--tokenizer", made / "tokenizer", "--chat"],
+        "tokenizer": ["tokenizer", text, out, "--vocab-size", "300"],
+        "dedup": ["data", "dedup", text, out],
+        "curriculum": ["curriculum", "make", out, "--size", "200KB"],
+    }[kind]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        ended = liuli(*command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    says(ended, 1, "Cannot write", "larger than allowed", "where", "to do")
+    assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "chats.jsonl"}
+    assert liuli(*command).code == 0
 
 
 @pytest.fixture
@@ -361,6 +395,31 @@ def test_a_build_from_a_corpus_without_text_is_refused(liuli: Run, tmp_path: Pat
     (tmp_path / "my.toml").write_text("minutes = 0.2\ncurriculum_mb = 0.2\n")
     recipe = tmp_path / "my.toml"
     says(liuli("build", recipe, "--text", tmp_path / "corpus", "--out", tmp_path / "run", "--quiet"), 1, "corpus")
+
+
+# --- make ------------------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_make_leaves_no_half_made_environment_and_says_what_to_install(tmp_path: Path) -> None:
+    python = tmp_path / "python-without-venv"  # as Debian's without python3-venv: it fails after making its own link
+    python.write_text('#!/bin/sh\n[ "$1" = -c ] && exit 0\nmkdir -p .venv/bin && touch .venv/bin/python\nexit 1\n')
+    python.chmod(0o755)
+    command = ["make", "-f", ROOT / "Makefile", ".venv/bin/python", f"PYTHON={python}"]
+    for _ in range(2):
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert ended.returncode and "apt install python3-venv" in ended.stdout
+        assert not (tmp_path / ".venv").exists()
+
+
+def test_make_help_names_every_target_and_variable() -> None:
+    text = (ROOT / "Makefile").read_text()
+    told = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)[0].split()
+    variables = re.findall(r"^\w+(?= \?=)|(?<=\$\(if \$\()\w+", text, re.MULTILINE)
+    assert targets and not [name for name in targets if f"make {name}" not in told]
+    assert variables and not [name for name in variables if f"{name}=" not in told]
 
 
 # --- the network -----------------------------------------------------------------------------------------------------
