@@ -19,7 +19,7 @@ from liuli.train.loss import TensorBatch, next_token
 
 SMALL = [
     qwen3(97, 64, 2, context=32),
-    qwen3(97, 64, 3, context=32, heads=4, kv_heads=2, head_size=16, tied=False),
+    qwen3(97, 64, 3, context=32, heads=4, kv_heads=2, head_size=16, tied=True),
     racer(97, 64, 3, context=32),
     racer(700, 64, 2, context=32),
 ]
