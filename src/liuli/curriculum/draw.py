@@ -72,8 +72,8 @@ class Draw:
         return form[:-1] if form[-1] in "?？.。" else form
 
     def name(self, invent: Callable[[], str]) -> str:
-        """An invented name: a held-out one in the `names` split, any other elsewhere."""
-        return self._until(invent, lambda name: held(name) == (self.split == "names"))
+        """An invented name: a held-out one in the `names` split; elsewhere one with nothing held out in it."""
+        return self._until(invent, held if self.split == "names" else lambda name: not held_within(name))
 
     def combination(self, invent: Callable[[], T], key: Callable[[T], str] = str) -> T:
         """Things put together: a held-out combination in the `combinations` split, any other elsewhere."""
@@ -89,10 +89,7 @@ class Draw:
         out = [form for form in forms[1:-1] if held(f"{key}/{form}")]
         if self.split == "combinations":
             return self.pick(out) if out else None
-        form = self.pick(forms[:-1])
-        while form in out:
-            form = self.pick(forms[:-1])
-        return self.casual(form)
+        return self.pick([form for form in forms[:-1] if form not in out])
 
     def _until(self, invent: Callable[[], T], wanted: Callable[[T], bool]) -> T:
         for _ in range(10_000):
@@ -105,6 +102,13 @@ class Draw:
 def held(key: str) -> bool:
     """Whether this name or combination is kept out of training (one in twelve)."""
     return zlib.crc32(key.encode()) % HELD_ONE_IN == 0
+
+
+def held_within(name: str) -> bool:
+    """Whether a name is kept out or, as Chinese writes no spaces, a shorter one in it: 王小明 holds 小明."""
+    if name.isascii():
+        return held(name)
+    return any(held(name[i:j]) for i in range(len(name) - 1) for j in range(i + 2, len(name) + 1))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from liuli.curriculum.draw import Draw, held
+from liuli.curriculum.draw import Draw, held, held_within
 from liuli.curriculum.knowledge import facts, is_real, knowledge
 from liuli.curriculum.wordings import forms
 
@@ -101,19 +101,25 @@ def _thing(draw: Draw, use: str) -> Callable[[], str]:
 
 
 def first_name(draw: Draw) -> str:
-    """What somebody is called: a real given name or an invented one; in Chinese a whole name as often."""
-
-    real = given_names(draw.language, held_out=draw.split == "names")
+    """What somebody is called: a given name; in Chinese a whole name as often."""
 
     def invent() -> str:
-        made_up = coined(draw)
-        if draw.zh:
-            given = draw.pick(real) if draw.chance(0.25) else made_up
-            whole = draw.pick(surnames("zh")) + given if draw.chance(0.6) else given
-            return whole if len(whole) <= LONGEST_ZH else given
-        return draw.pick(real) if draw.chance(0.25) else made_up.capitalize()
+        given = _given(draw)
+        return draw.pick(surnames("zh")) + given if draw.zh and draw.chance(0.6) else given
 
     return draw.name(invent)
+
+
+def given_name(draw: Draw) -> str:
+    """What somebody or a pet is called, without a surname."""
+    return draw.name(lambda: _given(draw))
+
+
+def _given(draw: Draw) -> str:
+    """A given name: one in four is real, the others are invented."""
+    if draw.chance(0.25):
+        return draw.pick(given_names(draw.language, held_out=draw.split == "names"))
+    return coined(draw)
 
 
 ONSETS = ("b", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "dr", "st", "th", "sh")
@@ -126,7 +132,7 @@ def coined(draw: Draw) -> str:
     if draw.zh:
         return "".join(draw.pick(_characters()) for _ in range(2))
     syllables = [draw.pick(ONSETS) + draw.pick(VOWELS) for _ in range(draw.pick((2, 2, 3)))]
-    return "".join(syllables) + draw.pick(CODAS)
+    return ("".join(syllables) + draw.pick(CODAS)).capitalize()
 
 
 @functools.cache
@@ -154,7 +160,7 @@ def neighbours(seed: int, language: str) -> tuple[Neighbour, ...]:
     while len(people) < PEOPLE_EACH:
         gender = rng.choice("fm")
         name = _full_name(rng, language, gender)
-        if name in people or held(name) or is_real(name):
+        if name in people or held_within(name) or is_real(name):
             continue
         people[name] = Neighbour(
             name=name,

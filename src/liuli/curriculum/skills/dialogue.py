@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from liuli.curriculum.draw import Draw
-from liuli.curriculum.invent import HOBBIES, first_name, thing
+from liuli.curriculum.invent import HOBBIES, first_name, given_name, thing
 from liuli.curriculum.items import Item, Turn, assistant, user
 from liuli.curriculum.questions import about_subject, fill
 from liuli.curriculum.skills.facts import fact_item, pairs_of
@@ -19,7 +19,7 @@ from liuli.curriculum.wordings import forms, rows, split
 class Memory:
     """Something told, acknowledged, and asked for later, in one language. The last of tells and asks is held out."""
 
-    value: str  # first_name, city, number, hobby, or a kind of invented thing
+    value: str  # name, given name, number, hobby, or a kind of invented thing
     tells: tuple[str, ...]
     reply: str
     asks: tuple[str, ...]
@@ -146,6 +146,8 @@ def _asked_back(draw: Draw, memory: Memory, value: str, before: list[Turn], reje
 def _value(draw: Draw, kind: str) -> str:
     if kind == "name":
         return first_name(draw)
+    if kind == "given name":
+        return given_name(draw)
     if kind == "number":
         return str(draw.number(10, 9999))
     if kind == "hobby":

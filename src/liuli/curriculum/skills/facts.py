@@ -58,7 +58,7 @@ def ask_about(skill: str) -> Callable[[Draw], Item]:
 
 def fact_item(draw: Draw, relation: Relation, fact: Fact) -> Item:
     """One fact asked. A (subject, wording) pair may be held out, so that a question is new though its parts are not."""
-    form = draw.wording(f"{relation.key}/{fact.subject_en}", relation.forms(draw.language))
+    form = _form(draw, relation, fact)
     if form is None:  # no wording of this fact is held out: ask another fact
         return fact_item(draw, *draw.pick([pair for pair in taught()[fact.kind] if pair[0] is relation]))
     language = draw.language
@@ -66,7 +66,12 @@ def fact_item(draw: Draw, relation: Relation, fact: Fact) -> Item:
     wording = relation.wording(language)
     contrary = tuple(value for value in _choices(relation.key, language) if value not in answer)
     contrary += ("没",) if answer.startswith("有") else ()  # "没有光环" holds "有光环"
-    return asked(fill(form, fact, language), fill(wording.answer, fact, language), answer, reject=contrary)
+    question = fill(draw.casual(form), fact, language)
+    return asked(question, fill(wording.answer, fact, language), answer, reject=contrary)
+
+
+def _form(draw: Draw, relation: Relation, fact: Fact) -> str | None:
+    return draw.wording(f"{relation.key}/{fact.subject_en}", relation.forms(draw.language))
 
 
 @functools.cache
@@ -82,7 +87,7 @@ def tell_about(skill: str) -> Callable[[Draw], str]:
     def tell(draw: Draw) -> str:
         relation, some = _page(draw, skill)
         label = relation.label(draw.language)
-        if label and draw.chance(LISTED):
+        if label and len(some) > 1 and draw.chance(LISTED):
             return _listed(draw, label, some)
         return join([tell_fact(draw, relation, fact) for fact in some], draw)
 
@@ -92,10 +97,9 @@ def tell_about(skill: str) -> Callable[[Draw], str]:
 def tell_fact(draw: Draw, relation: Relation, fact: Fact) -> str:
     """The fact as a sentence; now and then as a question and its answer."""
     wording = relation.wording(draw.language)
-    if draw.chance(0.85):
-        return fill(draw.pick(wording.tells), fact, draw.language)
-    item = fact_item(draw, relation, fact)
-    return join([turn["content"] for turn in item.messages], draw)
+    question = None if draw.chance(0.85) else _form(draw, relation, fact)
+    told = (question, wording.answer) if question else (draw.pick(wording.tells),)
+    return join([fill(form, fact, draw.language) for form in told], draw)
 
 
 @functools.cache
@@ -121,7 +125,8 @@ def _listed(draw: Draw, label: str, some: list[Fact]) -> str:
     pairs = [(subject_of(fact, draw.language), value_of(fact, draw.language)) for fact in some]
     if draw.zh:
         return f"{label}。" + "；".join(f"{subject}：{value}" for subject, value in pairs) + "。"
-    return f"{label}. " + "; ".join(f"{subject}: {value}" for subject, value in pairs) + "."
+    entries = "; ".join(f"{subject}: {value}" for subject, value in pairs)
+    return f"{label}. {entries[0].upper()}{entries[1:]}."
 
 
 def join(sentences: list[str], draw: Draw) -> str:
