@@ -12,7 +12,7 @@ import functools
 from dataclasses import dataclass
 
 from liuli.curriculum.knowledge import Fact, facts
-from liuli.curriculum.wordings import rows, split
+from liuli.curriculum.wordings import forms, rows, split
 
 FRAMES = {
     "en": (
@@ -80,9 +80,17 @@ RELATIONS = tuple(relation for relation in _relations() if relation.key != "unit
 UNIT = next(relation for relation in _relations() if relation.key == "unit")
 
 
+UNCOUNTED = frozenset(forms("uncounted")["en"])
+
+
+def plural(noun: str) -> bool:
+    """Whether an English noun is a plural: socks, but not grass, bus or tennis."""
+    return noun.endswith("s") and not noun.endswith(("ss", "us", "is"))
+
+
 def article(noun: str) -> str:
-    """The noun with a or an: an owl, a unicorn, an hour; a plural has none."""
-    if noun.endswith("s") and not noun.endswith(("ss", "us", "is")):
+    """The noun with a or an: an owl, a unicorn, an hour; a plural has none, nor has rice."""
+    if plural(noun) or noun in UNCOUNTED:
         return noun
     vowel = noun[0].lower() in "aeiou" and not noun.lower().startswith(("uni", "eu", "one", "use", "ewe"))
     return ("an " if vowel or noun.startswith("hour") else "a ") + noun

@@ -8,82 +8,41 @@ from collections.abc import Mapping, Sequence
 from liuli.curriculum.draw import Draw
 from liuli.curriculum.items import Item, asked
 from liuli.curriculum.knowledge import Word, knowledge
-from liuli.curriculum.wordings import forms
+from liuli.curriculum.questions import plural
+from liuli.curriculum.wordings import blocks, forms, split
 
 TO_OTHER = forms("to_other")
 FROM_OTHER = forms("from_other")
-CONCRETE = (
-    "animal",
-    "home",
-    "plant",
-    "transport",
-    "clothes",
-    "vegetable",
-    "fruit",
-    "toy",
-    "tool",
-    "kitchenware",
-    "drink",
-    "food",
-    "school",
-    "music",
-)
-PLAIN_ADJECTIVES = (
-    "red",
-    "yellow",
-    "green",
-    "blue",
-    "black",
-    "white",
-    "grey",
-    "brown",
-    "pink",
-    "purple",
-    "big",
-    "small",
-    "new",
-    "old",
-    "clean",
-    "dirty",
-    "heavy",
-    "light",
-    "beautiful",
-    "ugly",
-    "strange",
-    "wet",
-    "dry",
-    "cheap",
-    "expensive",
-    "famous",
-    "important",
-    "cold",
-    "warm",
-)
 PATTERNS = (  # English and Chinese; {n} a thing, {a} what it is like
-    ("The {n} is {a}.", "这{n}是{a}的。"),
-    ("I like the {n}.", "我喜欢这{n}。"),
+    ("The {n} is {a}.", "{n}是{a}的。"),
+    ("I like the {n}.", "我喜欢{n}。"),
     ("Where is the {n}?", "{n}在哪里？"),
     ("I see the {n}.", "我看见{n}。"),
     ("The {n} is here.", "{n}在这里。"),
     ("I want the {n}.", "我想要{n}。"),
-    ("Do you like the {n}?", "你喜欢这{n}吗？"),
+    ("Do you like the {n}?", "你喜欢{n}吗？"),
     ("The {a} {n} is mine.", "{a}的{n}是我的。"),
     ("Give me the {a} {n}.", "给我{a}的{n}。"),
     ("I have lost the {a} {n}.", "我弄丢了{a}的{n}。"),
 )
-PATTERNS_PLAIN = tuple((en, zh.replace("这{n}", "{n}")) for en, zh in PATTERNS)
 
 
 @functools.cache
-def _nouns() -> tuple[Word, ...]:
-    return tuple(word for word in knowledge().lexicon if word.part.en == "noun" and word.category.en in CONCRETE)
-
-
-@functools.cache
-def _adjectives() -> tuple[Word, ...]:
+def _things() -> tuple[tuple[Word, tuple[Word, ...]], ...]:
+    """Things to say something about, none in the plural, and the adjectives that suit their category."""
+    words = {word.name.en: word for word in knowledge().lexicon if word.part.en == "adjective"}
+    suit = {kind: tuple(words[name] for name in split(names)) for kind, names in blocks("wordings")["adjectives"]}
     return tuple(
-        word for word in knowledge().lexicon if word.part.en == "adjective" and word.name.en in PLAIN_ADJECTIVES
+        (word, suit[word.category.en])
+        for word in knowledge().lexicon
+        if word.part.en == "noun" and word.category.en in suit and not plural(word.name.en)
     )
+
+
+def _described(draw: Draw) -> tuple[Word, Word]:
+    """A thing and what it is like."""
+    noun, adjectives = draw.pick(_things())
+    return noun, draw.pick(adjectives)
 
 
 def translate_word(draw: Draw) -> Item:
@@ -102,19 +61,15 @@ def translate_back(draw: Draw) -> Item:
 
 def translate_phrase(draw: Draw) -> Item:
     """A quality and a thing put together, either way."""
-    adjective, noun = draw.combination(
-        lambda: (draw.pick(_adjectives()), draw.pick(_nouns())), lambda p: f"{p[0].name.en}/{p[1].name.en}"
-    )
+    noun, adjective = draw.combination(lambda: _described(draw), lambda p: f"{p[1].name.en}/{p[0].name.en}")
     return _both_ways(draw, f"{adjective.name.en} {noun.name.en}", f"{adjective.name.zh}的{noun.name.zh}")
 
 
 def translate_sentence(draw: Draw) -> Item:
     """A short sentence, either way."""
-    pattern, adjective, noun = draw.combination(
-        lambda: (draw.pick(PATTERNS_PLAIN), draw.pick(_adjectives()), draw.pick(_nouns())),
-        lambda p: f"{p[0][0]}/{p[2].name.en}",
+    (english, chinese), noun, adjective = draw.combination(
+        lambda: (draw.pick(PATTERNS), *_described(draw)), lambda p: f"{p[0][0]}/{p[1].name.en}"
     )
-    english, chinese = pattern
     return _both_ways(
         draw, english.format(n=noun.name.en, a=adjective.name.en), chinese.format(n=noun.name.zh, a=adjective.name.zh)
     )
