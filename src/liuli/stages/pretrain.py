@@ -21,13 +21,12 @@ class Shape:
     preset: str = "qwen3"  # qwen3 (exports) or racer (more quality per FLOP)
     layers: int = 4
     width: int = 256
-    dropout: float = 0.0
 
-    def config(self, vocab_size: int, context: int) -> ModelConfig:
+    def config(self, vocab_size: int, context: int, dropout: float = 0.0) -> ModelConfig:
         makers = {"qwen3": qwen3, "racer": racer}
         if self.preset not in makers:
             raise UsageError(f"unknown preset {self.preset!r}", "shape", "use qwen3 or racer")
-        return makers[self.preset](vocab_size, self.width, self.layers, context=context, dropout=self.dropout)
+        return makers[self.preset](vocab_size, self.width, self.layers, context=context, dropout=dropout)
 
 
 def pretrain(
@@ -46,7 +45,7 @@ def pretrain(
     rows, tokenizer = Rows.open(rows_folder), Tokenizer.load(tokenizer_folder)
     check_vocabulary(rows, tokenizer, rows_folder)
     torch.manual_seed(options.seed)
-    model = Transformer(shape.config(tokenizer.vocab_size, rows.T))
+    model = Transformer(shape.config(tokenizer.vocab_size, rows.T, options.dropout))
     return train_model(
         model,
         rows,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from liuli.errors import LiuliError
-from liuli.model import load
+from liuli.model import Transformer, load
 from liuli.stages.pretrain import check_vocabulary
 from liuli.stages.training import TrainOptions, train_model
 from liuli.text import Rows, Tokenizer
@@ -25,7 +26,9 @@ def sft(
     Raises LiuliError when rows and model do not belong together: other vocabulary, rows longer than the context, rows
     without loss weights.
     """
-    model = load(model_folder)
+    parent = load(model_folder)
+    model = Transformer(replace(parent.config, dropout=options.dropout))
+    model.load_state_dict(parent.state_dict())
     rows, tokenizer = Rows.open(rows_folder), Tokenizer.load(model_folder)
     check_vocabulary(rows, tokenizer, rows_folder)
     if rows.weights is None:

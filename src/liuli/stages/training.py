@@ -12,7 +12,7 @@ import torch
 
 from liuli.engine import TOOLS, Engine, Sampling, reply_many
 from liuli.errors import UsageError
-from liuli.files import read_json, remove, write_json
+from liuli.files import folder_hash, read_json, remove, write_json
 from liuli.model import Transformer, flops_per_token, save
 from liuli.text import Loader, Message, Rows, Tokenizer, render
 from liuli.train import (
@@ -55,6 +55,7 @@ class TrainOptions:
     embedding_lr: float = 0.01
     adam_lr: float = 0.003
     decay: float = 0.0  # weight decay
+    dropout: float = 0.0  # share of each block's output set to zero; helps where the same rows come many times
     warmup: float = 0.02  # share of the run
     cooldown: float = 0.6  # share of the run over which learning rates fall
     compile: str = "auto"  # auto, yes or no
@@ -91,8 +92,10 @@ def check_option(name: str, value: Any, default: Any) -> None:
     whole = isinstance(default, int) or name == "steps"
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
         raise UsageError(f"{name} = {value!r} is not a {'whole number' if whole else 'number'}", where)
-    if value < 0 or (value == 0 and name in POSITIVE):
+    if not 0 <= value < math.inf or (value == 0 and name in POSITIVE):
         raise UsageError(f"{name} = {value} is out of range", where, "give a number above 0")
+    if name == "dropout" and value >= 1:
+        raise UsageError(f"dropout = {value} leaves nothing to learn from", where, "give a number below 1")
 
 
 COMPILE_SECONDS = 30.0  # what torch.compile takes before the first step; it then saves about a fifth of the rest
@@ -105,18 +108,47 @@ def wants_compile(options: TrainOptions, machine: Machine, seconds: float) -> bo
     return machine.compiler and 0.2 * seconds > 1.5 * COMPILE_SECONDS
 
 
-def decide(path: Path, options: TrainOptions, seconds: float) -> tuple[Machine, bool]:
+FREE = ("save_every_s", "save_every_steps", "snapshot_every_s")  # options that may change within a run
+
+
+def checkpoints_of(run: Path, name: str) -> Path:
+    """Where the stage that writes `run/name` keeps its training state."""
+    return run / "checkpoints" / name
+
+
+def begun_with(checkpoints: Path) -> dict[str, Any]:
+    """Shape, options and hashes of the data that an unfinished stage was begun with; empty where there is none."""
+    path = checkpoints / "decided.json"
+    return dict(read_json(path).get("begun", {})) if path.exists() else {}
+
+
+def check_begun(checkpoints: Path, now: dict[str, Any]) -> None:
+    """A stage that goes on must be the one that was begun: its checkpoint holds nothing for another."""
+    begun = begun_with(checkpoints)
+    changed = [f"{name} {begun[name]}, now {value}" for name, value in now.items() if begun.get(name, value) != value]
+    if changed:
+        fix = f"give the same, or remove {checkpoints}"
+        raise UsageError(f"this stage was begun with other options: {'; '.join(changed)}", checkpoints, fix)
+
+
+def decide(checkpoints: Path, options: TrainOptions, seconds: float, begun: dict[str, Any]) -> tuple[Machine, bool]:
     """The machine with the dtype to compute in, and whether to compile: decided when a run starts, by measurement, and
-    kept, since a run that goes on must compute as it began."""
-    machine = measure_machine()
+    kept beside what it was begun with, since a run that goes on must compute as it began."""
+    check_begun(checkpoints, begun)
+    machine, path = measure_machine(), checkpoints / "decided.json"
     if not path.exists():
-        write_json(path, {"dtype": machine.dtype, "compile": wants_compile(options, machine, seconds)})
+        compiled = wants_compile(options, machine, seconds)
+        write_json(path, {"dtype": machine.dtype, "compile": compiled, "begun": begun})
     kept = read_json(path)
     return replace(machine, dtype=kept["dtype"]), bool(kept["compile"])
 
 
+def rows_per_step(options: TrainOptions, T: int) -> int:
+    return max(1, options.batch_tokens // T)
+
+
 def make_pace(options: TrainOptions, model: Transformer, T: int, journal: Path | None) -> Pace:
-    """The budget as a pace: seconds stay seconds, tokens and FLOPs become steps."""
+    """The budget as a pace: seconds stay seconds, tokens and FLOPs become the fewest steps that use them up."""
     if options.minutes is not None:
         return Pace(seconds=options.minutes * 60, journal=journal)
     steps = options.steps
@@ -124,7 +156,7 @@ def make_pace(options: TrainOptions, model: Transformer, T: int, journal: Path |
     if options.flops is not None:
         tokens = options.flops / flops_per_token(model.config, T)["train"]
     if tokens is not None:
-        steps = max(1, math.ceil(tokens / options.batch_tokens))
+        steps = max(1, math.ceil(tokens / (rows_per_step(options, T) * T)))
     return Pace(steps=steps)
 
 
@@ -143,16 +175,19 @@ def train_model(
     """Train `model` (changed in place) on rows and write it to the folder `out`.
 
     Checkpoints go to run/checkpoints/NAME and snapshots to run/snapshots/NAME-STEP, where run is the log's folder and
-    NAME that of `out`; a run that is killed goes on from there.
+    NAME that of `out`; a run that is killed goes on from there. UsageError where it was begun with other options.
     """
-    checkpoints = log.folder / "checkpoints" / out.name
-    checkpoints.mkdir(parents=True, exist_ok=True)
+    checkpoints = checkpoints_of(log.folder, out.name)
     pace = make_pace(options, model, rows.T, checkpoints / "pace.jsonl")
-    machine, compiled = decide(checkpoints / "decided.json", options, pace.seconds or 0.0)
+    begun = {name: getattr(model.config, name) for name in ("preset", "layers", "width", "vocab_size", "context")}
+    begun |= {name: value for name, value in asdict(options).items() if name not in FREE}
+    # the tokenizer's folder is the parent model's in fine-tuning
+    begun |= {"rows": folder_hash(rows.folder)[:12], "tokenizer": folder_hash(tokenizer_folder)[:12]}
+    machine, compiled = decide(checkpoints, options, pace.seconds or 0.0, begun)
     model.to(machine.device)
     model.compute_dtype = machine.compute_dtype
     torch.manual_seed(options.seed)
-    batch_rows = max(1, options.batch_tokens // rows.T)
+    batch_rows = rows_per_step(options, rows.T)
     optimizer = Optimizer(model, optimizer_options(options), machine.compute_dtype)
     loop = LoopOptions(
         micro_rows=min(batch_rows, max(1, options.micro_tokens // rows.T)),
