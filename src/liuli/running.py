@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,11 @@ from liuli.model import ModelConfig
 from liuli.plan import make_plan
 from liuli.stages.pretrain import Shape, pretrain
 from liuli.stages.sft import sft
-from liuli.stages.training import TrainOptions
-from liuli.text import Rows, Tokenizer, pack_conversations, read_conversations, render_many
+from liuli.stages.training import TrainOptions, begun_with, checkpoints_of
+from liuli.text import ReadReport, Rows, Tokenizer, pack_conversations, read_conversations, render_many
 from liuli.train import FitResult, RunLog, StageState
+
+STOPPED = "\nStopped. The same command goes on where this one was."
 
 
 def train_options(budget: dict[str, float | None], changes: Sequence[str]) -> TrainOptions:
@@ -49,11 +53,20 @@ def pretrain_here(
 ) -> None:
     """`liuli pretrain`."""
     options = train_options(budget, changes)
+    with own_run(out, "pretraining", quiet) as log:
+        begun = begun_with(checkpoints_of(log.folder, out.name))
+        shape = choose_shape(rows, tokenizer, Shape(preset, depth, width), options, begun)
+        finish(log, out, pretrain(rows, tokenizer, out, shape=shape, options=options, log=log))
+
+
+def choose_shape(rows: Path, tokenizer: Path, asked: Shape, options: TrainOptions, begun: dict[str, Any]) -> Shape:
+    """What is not asked (0) is as the run was begun, for a second measurement may choose another; else by the plan."""
+    depth, width = asked.layers or begun.get("layers", 0), asked.width or begun.get("width", 0)
     if not (depth and width):
         minutes = options.minutes or 5.0
         plan = make_plan(
             minutes,
-            preset=preset,
+            preset=asked.preset,
             context=Rows.open(rows).T,
             vocab_size=Tokenizer.load(tokenizer).vocab_size,
             layers=depth or None,
@@ -63,10 +76,7 @@ def pretrain_here(
             probe_seconds=2.0,
         )
         depth, width = plan.layers, plan.width
-    log = run_log(out, "pretraining", quiet)
-    with lock(log.folder):
-        shape = Shape(preset, depth, width)
-        finish(log, out, pretrain(rows, tokenizer, out, shape=shape, options=options, log=log))
+    return Shape(asked.preset, depth, width)
 
 
 def sft_here(
@@ -81,14 +91,17 @@ def sft_here(
     """`liuli sft`: conversations are packed into rows first, beside the output."""
     options = train_options(budget, changes)
     config = read_model_folder(model)
-    log = run_log(out, "fine-tuning", quiet)
-    with lock(log.folder):
+    with own_run(out, "fine-tuning", quiet) as log:
         rows = data
         if not (data / "index.json").exists():
             tokenizer, T = Tokenizer.load(model), context_of(config.config)
             rows = log.folder / f"{out.name}-rows"
-            rendered = render_many((c for c in read_conversations([data], skip_bad=skip_bad)), tokenizer)
+            read = ReadReport()
+            rendered = render_many(read_conversations([data], skip_bad, read), tokenizer)
             pack_conversations(rendered, T, rows, vocab_size=tokenizer.vocab_size, replace=True)
+            if read.skipped:
+                reasons = "".join(f"\n  {reason}" for reason in read.reasons)
+                log.warn(f"{read.skipped:,} bad rows were skipped, the first of them:{reasons}")
         finish(log, out, sft(model, rows, out, options=options, log=log))
 
 
@@ -98,11 +111,22 @@ def context_of(config: dict[str, Any]) -> int:
     return int(min(2048, config.get("context", config.get("max_position_embeddings", known))))
 
 
-def run_log(out: Path, title: str, quiet: bool) -> RunLog:
-    """The run folder of a stage that is run by itself is the parent of what it writes."""
+@contextmanager
+def own_run(out: Path, title: str, quiet: bool) -> Iterator[RunLog]:
+    """The run of a stage by itself, in the parent of what it writes. Its log begins once the folder is locked, so that
+    a refused second process leaves the first one's alone, and says how the stage ended."""
     log = RunLog(out.resolve().parent, [StageState(out.name, title)], quiet)
-    log.begin(out.name)
-    return log
+    with lock(log.folder):
+        log.begin(out.name)
+        try:
+            yield log
+        except KeyboardInterrupt:
+            log.end("stopped", "stopped by hand; the same command goes on")
+            print(STOPPED, file=sys.stderr)
+            raise SystemExit(128 + signal.SIGINT) from None  # so that a script does not take this for a success
+        except BaseException as error:
+            log.end("failed", str(error))
+            raise
 
 
 def finish(log: RunLog, out: Path, result: FitResult) -> None:
@@ -138,7 +162,7 @@ def build_here(
             print("The model is ready. Ctrl-C ends the page.", file=sys.stderr)
             page.wait()
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on where this one was.", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
     finally:
         if page is not None:
             page.terminate()

@@ -132,7 +132,7 @@ class RunLog:
     def warn(self, text: str) -> None:
         """Something that the person should know, though work goes on."""
         self.event("warning", message=text)
-        self.console.print(f"[yellow]{text}")
+        self.console.print(text, style="yellow", markup=False)  # a path or a row may hold [brackets]
 
     def event(self, what: str, **values: Any) -> None:
         stage = self._current.name if self._current else None
@@ -140,7 +140,7 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """A line for the person at the terminal."""
-        self.console.print(text)
+        self.console.print(text, markup=False)
 
     def samples(self, step: int, answers: Sequence[dict[str, Any]]) -> None:
         """What the newest snapshot answers to the fixed prompts."""
