@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,12 @@ from typer.testing import CliRunner
 
 from liuli.cli import app
 from liuli.curriculum import skills
-from liuli.engine import Model
+from liuli.engine import Engine, Model
 from liuli.errors import UsageError
 from liuli.evals import HEADLINES, evaluate
 from liuli.evals import skills as room
 from liuli.evals.headline import weights
-from liuli.evals.skills import Item, Result, ask, ask_all, cell_of, deal, stretches, table
+from liuli.evals.skills import Item, Result, ask, ask_all, cell_of, deal, table
 from liuli.evals.speed import speed
 from liuli.evals.talk import has_loop, repeated_share, talk
 from liuli.model import Transformer, qwen3, save
@@ -64,26 +66,62 @@ def test_a_headline_figure_on_few_cells_is_asked_as_often_as_one_on_many() -> No
     assert {first[cell] for cell in cells[3:]} == {1}
 
 
-def test_stretches_hold_whole_rounds_only() -> None:
-    rounds = deal([item(skill, n) for skill in "abc" for n in range(10)])
-    assert [len(work) for work in stretches(rounds, at_least=7)] == [9, 9, 9, 3]
+class Clock:
+    """Stands in for the machine's clock: goes on only by work, a start-up for each batch and a time for each item."""
 
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, each: float) -> None:
+        self.now, self.each = 0.0, each
+        monkeypatch.setattr(room.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(room, "ask", self.ask)
 
-def test_asking_stops_in_time_but_never_before_the_first_stretch(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-
-    def slow(engine: Any, items: list[Item], max_tokens: int) -> list[Result]:
-        now[0] += len(items)  # a second each
+    def ask(self, engine: Any, items: list[Item], max_tokens: int) -> list[Result]:
+        self.now += self.each * (8 + len(items))
         return [Result(i, [], False) for i in items]
 
-    monkeypatch.setattr(room, "ask", slow)
-    monkeypatch.setattr(room.time, "monotonic", lambda: now[0])
-    items = [item(skill, n) for skill in "ab" for n in range(2000)]
-    for seconds, asked in ((1.0, 512), (1100.0, 1024), (None, 4000)):
-        now[0] = 0.0
-        results = ask_all(None, items, seconds=seconds)  # type: ignore[arg-type]
-        assert len(results) == asked
-        assert Counter(r.cell for r in results) == {("a", "en", "train"): asked / 2, ("b", "en", "train"): asked / 2}
+
+@pytest.mark.parametrize(("seconds", "at_least", "at_most"), [(1, 64, 64), (100, 64, 64), (1100, 900, 1092)])
+def test_asking_ends_in_time_and_is_fair_wherever_it_ends(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, at_least: int, at_most: int
+) -> None:
+    clock = Clock(monkeypatch, each=1.0)
+    items = [item(skill, n) for skill in "abcd" for n in range(1000)]
+    results = ask_all(None, items, seconds=seconds)  # type: ignore[arg-type]
+    assert at_least <= len(results) <= at_most and (clock.now <= seconds or len(results) == 64)
+    counts = Counter(result.cell for result in results)
+    assert max(counts.values()) - min(counts.values()) <= 1  # whole rounds and a part of the next one
+
+
+def test_without_a_budget_everything_is_asked_and_a_first_round_cut_short_has_an_order_of_chance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Clock(monkeypatch, each=1.0)
+    items = [item(f"skill{skill:03}", n) for skill in range(300) for n in range(3)]
+    assert len(ask_all(None, items)) == 900  # type: ignore[arg-type]
+    first = [ask_all(None, items, seconds=1) for _ in range(2)]  # type: ignore[arg-type]
+    assert first[0] == first[1] and len({result.cell for result in first[0]}) == 64
+    assert max(result.cell for result in first[0]) > ("skill250",)  # not the first 64 by name
+
+
+@pytest.mark.parametrize("each", [0.001, 0.01, 0.1])
+def test_the_whole_examination_ends_in_time_whatever_the_machine(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, each: float
+) -> None:
+    clock = Clock(monkeypatch, each)
+    lines = [item(f"s{s}", n, language) for s in range(60) for n in range(40) for language in ("en", "zh")]
+    (tmp_path / "eval.jsonl").write_text("".join(json.dumps(i) + "\n" for i in lines))
+    generate = Engine.generate
+
+    def slow(engine: Engine, prompts: Any, sampling: Any) -> Any:
+        clock.now += each * (8 + len(prompts))
+        return generate(engine, prompts, sampling)
+
+    monkeypatch.setattr(Engine, "generate", slow)
+    monkeypatch.setattr(sys.modules["liuli.evals.evaluate"], "speed", lambda engine, seconds: {})
+    figures = evaluate(folder, curriculum=tmp_path, seconds=20)
+    assert figures["seconds"] <= 20
+    assert all(8 <= figures["talk"][language]["n"] <= 48 for language in ("en", "zh"))
+    assert (figures["talk"]["en"]["n"] == 48) == (each < 0.1)
+    assert 64 <= figures["asked"]["asked"] < len(lines) or each == 0.001
 
 
 def test_answers_meet_their_own_questions_and_too_long_ones_are_wrong(
@@ -170,6 +208,29 @@ def test_the_command_prints_tables_or_one_json_object(folder: Path, tmp_path: Pa
     assert "random" in run.output and "writing 16" in run.output
     run = CliRunner().invoke(app, ["eval", str(folder), "--seconds", "1", "--out", str(tmp_path), "--json"])
     assert json.loads(run.stdout)["model"]["name"] == "random"
+
+
+def test_eval_of_a_run_reads_its_held_out_text_and_leaves_its_figures_alone(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "laptop"
+    (run / "rows").mkdir(parents=True)
+    shutil.copytree(folder, run / "chat")
+    held = [{"text": "What is 2 + 2?", "language": "en"}, {"text": "二加二", "language": "zh"}]
+    (run / "rows" / "held_out.jsonl").write_text("".join(json.dumps(line) + "\n" for line in held))
+    for name in ("eval.json", "status.json"):
+        (run / name).write_text('{"all": "there is"}')
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    printed = CliRunner().invoke(app, ["eval", str(run / "chat"), "--seconds", "1"])
+    assert printed.exit_code == 0, printed.output
+    assert "中文" in printed.output and "bits per byte" in printed.output and "--out" in printed.output
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert CliRunner().invoke(app, ["eval", str(run / "chat"), "--seconds", "1", "--out", str(run)]).exit_code == 0
+    bits = json.loads((run / "eval.json").read_text())["bits"]
+    assert (bits["en"]["bytes"], bits["zh"]["bytes"]) == (14, 9)
+    (tmp_path / "mine.txt").write_text("It is 4.")
+    said = CliRunner().invoke(
+        app, ["eval", str(run / "chat"), "--seconds", "1", "--text", str(tmp_path / "mine.txt"), "--json"]
+    )
+    assert list(json.loads(said.stdout)["bits"]) == ["en"]
 
 
 def test_every_headline_figure_rests_on_skills_the_curriculum_has() -> None:

@@ -3,7 +3,7 @@ figures with intervals (`eval.json`) and a page for people (`report.html`). Does
 """
 
 from liuli.evals.command import eval_with_progress
-from liuli.evals.evaluate import evaluate
+from liuli.evals.evaluate import evaluate, read_held_out
 from liuli.evals.headline import HEADLINES, Headline, headline
 from liuli.evals.proportion import score, wilson
 from liuli.evals.report import write_report
@@ -15,6 +15,7 @@ __all__ = [
     "eval_with_progress",
     "evaluate",
     "headline",
+    "read_held_out",
     "score",
     "show",
     "wilson",

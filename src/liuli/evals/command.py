@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from liuli.evals.evaluate import evaluate
+from liuli.evals.evaluate import evaluate, read_held_out
 from liuli.evals.show import show
 
 DOING = {
@@ -30,11 +30,14 @@ def eval_with_progress(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Run `evaluate`, with the run folder's curriculum and place for `eval.json` where none are given."""
+    """Run `evaluate`, with the curriculum and the held-out text of the model's run where none are given.
+
+    Written only where `out` says: a run's own eval.json belongs to its report, and may hold more than was asked now.
+    """
     run = model.resolve().parent
     if curriculum is None and (run / "curriculum" / "eval.jsonl").exists():
         curriculum = run / "curriculum"
-    target = out or (run if (run / "status.json").exists() else Path())
+    held = run / "rows" / "held_out.jsonl"
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -49,10 +52,10 @@ def eval_with_progress(
         figures = evaluate(
             model,
             curriculum=curriculum,
-            texts=texts,
+            texts=texts or (read_held_out(held) if held.exists() else ()),
             limit=limit,
             seconds=seconds,
-            out=target,
+            out=out,
             device=device,
             progress=lambda what, done, total: bar.update(task, description=DOING[what], completed=done, total=total),
         )
@@ -60,4 +63,4 @@ def eval_with_progress(
         print(json.dumps(figures, ensure_ascii=False))
         return
     show(figures, Console())
-    print(f"Written to {target / 'eval.json'}")
+    print(f"Written to {out / 'eval.json'}" if out else "Not written to a file: --out FOLDER writes FOLDER/eval.json.")

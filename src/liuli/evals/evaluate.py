@@ -9,12 +9,14 @@ as `eval.json`, in the shape that `liuli eval`, the report and the page read:
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from liuli.engine import Engine, Model
@@ -49,27 +51,30 @@ def evaluate(
     """Measure a model; see the file's head for what comes back.
 
     curriculum: folder with `eval.jsonl`. texts: held-out documents or where to read them. limit: items of a cell
-    (skill, language, split). seconds: stop asking in time (items are dealt evenly over the cells). out: folder for
-    `eval.json`.
+    (skill, language, split). seconds: for everything together; of each part as much is measured as there is time for,
+    but a little of it in any case. out: folder for `eval.json`.
     """
     began, folder = time.monotonic(), Path(model_folder)
+    budget = math.inf if seconds is None else seconds
+
+    def left() -> float:
+        return budget - (time.monotonic() - began)
+
     engine = Model(folder, device).engine
     items = read_items(curriculum) if curriculum else []
     figures: dict[str, Any] = {"model": describe(folder, engine)}
     progress("speed", 0, 1)
-    figures["speed"] = speed(engine, seconds=3.0 if seconds is None else min(3.0, 0.1 * seconds))
+    figures["speed"] = speed(engine, seconds=min(3.0, 0.1 * budget))
     if texts:
         progress("text", 0, 1)
-        share = None if seconds is None else 0.15 * seconds
         figures["bits"] = bits_by_language(
-            engine.model, engine.tokenizer, held_out(texts), context=engine.context, seconds=share
+            engine.model, engine.tokenizer, held_out(texts), context=engine.context, seconds=0.15 * budget
         )
     progress("talk", 0, 1)
-    figures["talk"] = talk_by_language(engine, items)
+    figures["talk"] = talk_by_language(engine, items, min(left(), 0.15 * budget) if items else left())
     if items:
-        left = None if seconds is None else max(0.0, seconds - (time.monotonic() - began))
         results = ask_all(
-            engine, items, limit=limit, seconds=left, progress=lambda done, total: progress("skills", done, total)
+            engine, items, limit=limit, seconds=left(), progress=lambda done, total: progress("skills", done, total)
         )
         figures["skills"] = table(results)
         figures["headline"] = headline(figures["skills"])
@@ -89,6 +94,11 @@ def read_items(curriculum: str | Path) -> list[Item]:
     return read_lines(path)
 
 
+def read_held_out(path: str | Path) -> list[Document]:
+    """The text that a build kept from its model: `rows/held_out.jsonl`."""
+    return [Document(line["text"], f"{path}:{n}", language=line["language"]) for n, line in enumerate(read_lines(path))]
+
+
 def held_out(texts: Sequence[str | Path | Document], most: int = TEXT_BYTES) -> Iterator[Document]:
     """The documents named or given, of each language the first `most` bytes or a little more."""
     given = [text for text in texts if isinstance(text, Document)]
@@ -101,15 +111,19 @@ def held_out(texts: Sequence[str | Path | Document], most: int = TEXT_BYTES) -> 
                 yield document
 
 
-def talk_by_language(engine: Engine, items: Sequence[Item]) -> dict[str, Any]:
-    """Talk figures by language, on questions spread over the curriculum's skills, or on a few greetings without one."""
+def talk_by_language(engine: Engine, items: Sequence[Item], seconds: float = math.inf) -> dict[str, Any]:
+    """Talk figures by language, on questions spread over the curriculum's skills, or on a few greetings without one.
+
+    seconds: about this long in all, shared between the languages.
+    """
     figures = {}
     for language in LANGUAGES:
-        rounds = deal([item for item in items if item["language"] == language], limit=TALKS)
-        asked = [item["messages"] for one in rounds for item in one][:TALKS]
+        first = deal(item for item in items if item["language"] == language)[:1]
+        asked = [item["messages"] for one in first for item in Random(0).sample(one, min(TALKS, len(one)))]
         asked = asked or [[{"role": "user", "content": text}] for text in GREETINGS[language]]
         prompts = [render(messages, engine.tokenizer, answer=True).tokens for messages in asked]
-        figures[language] = talk(engine, [prompt for prompt in prompts if len(prompt) < engine.context])
+        fitting = [prompt for prompt in prompts if len(prompt) < engine.context]
+        figures[language] = talk(engine, fitting, seconds=seconds / len(LANGUAGES))
     return figures
 
 

@@ -6,9 +6,11 @@ decided by `curriculum.judge` alone; what a tool returns, by the engine's own to
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 from types import MappingProxyType
 from typing import Any
 
@@ -19,7 +21,8 @@ from liuli.evals.proportion import score
 from liuli.text import Message, render_many
 
 Item = dict[str, Any]
-AT_LEAST = 512  # items in one stretch of work: the engine keeps its rows full until the last few
+AT_ONCE = 512  # items in one stretch of work: the engine keeps its rows full until the last few
+AT_LEAST = 64  # asked whatever the time, and the least worth a stretch: any batch lasts as long as its longest answer
 
 
 @dataclass(frozen=True)
@@ -59,16 +62,13 @@ def deal(
     return rounds
 
 
-def stretches(rounds: Sequence[list[Item]], at_least: int = AT_LEAST) -> Iterator[list[Item]]:
-    """Whole rounds joined until there is enough work to keep the engine's rows full."""
-    work: list[Item] = []
-    for one in rounds:
-        work = work + one
-        if len(work) >= at_least:
-            yield work
-            work = []
-    if work:
-        yield work
+def in_time(done: int, spent: float, seconds: float) -> int:
+    """How many items to ask next: as many as end in time at the speed of those before them; 0 for too few."""
+    if not done:
+        return AT_ONCE if seconds == math.inf else AT_LEAST
+    left = 0.9 * (seconds - spent)  # a smaller batch takes longer for each item
+    fitting = min(float(AT_ONCE), done * left / max(spent, 1e-9))
+    return int(fitting) if fitting >= AT_LEAST else 0
 
 
 def ask(engine: Engine, items: Sequence[Item], max_tokens: int) -> list[Result]:
@@ -91,23 +91,21 @@ def ask_all(
     items: Iterable[Item],
     *,
     limit: int | None = None,
-    seconds: float | None = None,
+    seconds: float = math.inf,
     max_tokens: int = 200,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Result]:
-    """Results of as many whole rounds over the cells as `limit` and `seconds` allow, always at least one.
+    """Results of as many items as `limit` and `seconds` allow: whole rounds over the cells, and a part of the next one.
 
-    A stretch of rounds is begun only if, at the speed of those before it, it will end in time.
+    A round has an order of chance (always the same), so that any part of it is fair too.
     """
     items = list(items)
     rounds = deal(items, limit, weights(map(cell_of, items)))
-    total, began, results = sum(map(len, rounds)), time.monotonic(), list[Result]()
-    for work in stretches(rounds):
-        spent = time.monotonic() - began
-        if seconds is not None and results and spent * (1 + len(work) / len(results)) > seconds:
-            break
+    queue = [item for one in rounds for item in Random(0).sample(one, len(one))]
+    began, results = time.monotonic(), list[Result]()
+    while work := queue[len(results) :][: in_time(len(results), time.monotonic() - began, seconds)]:
         results.extend(ask(engine, work, max_tokens))
-        progress(len(results), total)
+        progress(len(results), len(queue))
     return results
 
 

@@ -6,6 +6,8 @@ because loops that greedy decoding falls into may never be seen by a user, and t
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +15,7 @@ from liuli.engine import Engine, Sampling
 
 CHAT = Sampling(temperature=0.8, top_p=0.95, max_tokens=200, seed=0)
 GRAM = 4
+AT_LEAST = 8  # answers listened to, whatever the time; they show how fast this machine is
 LOOP_TURNS, LOOP_TOKENS = 3, 8  # a loop: a block three times in a row, eight tokens or more in all ("ha ha ha" is none)
 
 
@@ -33,9 +36,18 @@ def has_loop(tokens: Sequence[int]) -> bool:
     return False
 
 
-def talk(engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampling = CHAT) -> dict[str, Any]:
-    """Figures over the answers: n, and ended, looping, repeated (shares) and length (mean, in tokens)."""
-    answers = engine.generate([list(prompt) for prompt in prompts], sampling)
+def talk(
+    engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampling = CHAT, seconds: float = math.inf
+) -> dict[str, Any]:
+    """Figures over the answers: n, and ended, looping, repeated (shares) and length (mean, in tokens).
+
+    seconds: only as many of the prompts, from the front, as at the speed of the first ones end in time.
+    """
+    began = time.monotonic()
+    answers = engine.generate(prompts[:AT_LEAST], sampling)
+    spent = time.monotonic() - began
+    more = min(float(len(prompts)), AT_LEAST * (seconds - spent) / max(spent, 1e-9))
+    answers += engine.generate(prompts[AT_LEAST : AT_LEAST + max(0, int(more))], sampling)
     stops = set(engine.tokenizer.stops)
     told = [[token.id for token in answer.tokens if token.id not in stops] for answer in answers]
     n = max(len(answers), 1)
