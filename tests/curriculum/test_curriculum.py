@@ -22,6 +22,7 @@ from liuli.curriculum.numbers import evaluate, number_text
 from liuli.curriculum.questions import fill, taught
 from liuli.curriculum.skills import LARGEST_SHARE
 from liuli.curriculum.skills.arithmetic import write_steps
+from liuli.curriculum.skills.dialogue import distinct_dialogues, distinct_fillers, filler
 from liuli.curriculum.skills.stories import count_expansions, distinct_sentences, grammar, story_names
 from liuli.errors import UsageError
 from liuli.files import verify_folder
@@ -316,6 +317,14 @@ def test_stories_hold_over_a_hundred_thousand_sentences() -> None:
     assert distinct_sentences("zh") > 100_000
     assert max(map(distinct_sentences, LANGUAGES)) < 5 * min(map(distinct_sentences, LANGUAGES))
     assert not any(held(name) for language in LANGUAGES for name in story_names(language))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_dialogues_have_as_many_turns_between_as_is_counted(language: str) -> None:
+    draw = Draw(Random(0), language, "train", 0, 0)
+    seen = {plain(filler(draw, 1)[0]["content"]) for _ in range(40_000)}
+    assert 0.9 < len(seen) / distinct_fillers(language) <= 1
+    assert distinct_dialogues(language) > 1_000_000_000
 
 
 def test_too_small_a_size_is_an_error_a_person_can_read(tmp_path: Path) -> None:

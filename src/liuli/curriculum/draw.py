@@ -86,10 +86,11 @@ class Draw:
         """
         if self.split == "templates":
             return forms[-1]
-        out = [form for form in forms[1:-1] if held(f"{key}/{form}")]
+        known = usable(key, forms)
         if self.split == "combinations":
+            out = [form for form in forms[:-1] if form not in known]
             return self.pick(out) if out else None
-        return self.pick([form for form in forms[:-1] if form not in out])
+        return self.pick(known)
 
     def _until(self, invent: Callable[[], T], wanted: Callable[[T], bool]) -> T:
         for _ in range(10_000):
@@ -109,6 +110,11 @@ def held_within(name: str) -> bool:
     if name.isascii():
         return held(name)
     return any(held(name[i:j]) for i in range(len(name) - 1) for j in range(i + 2, len(name) + 1))
+
+
+def usable(key: str, forms: Sequence[str]) -> list[str]:
+    """The wordings of a thing that training may use: the first, and most of the others but the last."""
+    return [form for form in forms[:-1] if form == forms[0] or not held(f"{key}/{form}")]
 
 
 @functools.lru_cache(maxsize=4096)

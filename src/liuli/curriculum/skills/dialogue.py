@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from liuli.curriculum.draw import Draw
+from liuli.curriculum.draw import Draw, usable
 from liuli.curriculum.invent import HOBBIES, first_name, given_name, thing
 from liuli.curriculum.items import Item, Turn, assistant, user
 from liuli.curriculum.questions import about_subject, fill
-from liuli.curriculum.skills.facts import fact_item, pairs_of
-from liuli.curriculum.skills.smalltalk import pleasantry
+from liuli.curriculum.skills.facts import fact_item, pairs_of, question_key
+from liuli.curriculum.skills.smalltalk import pleasantries, pleasantry
 from liuli.curriculum.wordings import forms, rows, split
 
 
@@ -127,6 +129,25 @@ def filler(draw: Draw, turns: int) -> list[Turn]:
     return messages
 
 
+def distinct_dialogues(language: str) -> int:
+    """In how many ways training can tell, talk of other things and ask back, what is told (a name, say) not counted."""
+    between = distinct_fillers(language)
+    ways = {what: (len(told[language].tells) - 1, len(told[language].asks) - 1) for what, told in MEMORIES.items()}
+    name = math.prod(ways["name"])
+    remembered = sum(map(math.prod, ways.values())) * (between + between**2)
+    corrected = name * (len(forms("corrections")[language]) - 1)
+    among = name * 2 * len(forms("somebody_else")[language])
+    two = sum(a * b * (ask_a + ask_b) for (a, ask_a), (b, ask_b) in itertools.permutations(ways.values(), 2))
+    return remembered + (corrected + among + two) * (1 + between)
+
+
+def distinct_fillers(language: str) -> int:
+    """How many different questions training can put in between: pleasantries, and wordings of facts not held out."""
+    polite = sum(len(wordings) - 1 for pairs in pleasantries(language).values() for wordings, _ in pairs)
+    pairs = [pair for skill in COUNTRY_SKILLS for pair in pairs_of(skill)]
+    return polite + sum(len(usable(question_key(*pair), pair[0].forms(language))) for pair in pairs)
+
+
 @functools.cache
 def _countries() -> tuple[str, ...]:
     """Countries of which every aspect is known, in English."""
@@ -155,4 +176,12 @@ def _value(draw: Draw, kind: str) -> str:
     return thing(draw, kind)
 
 
-__all__ = ["filler", "follow_up", "remember", "remember_among", "remember_corrected", "remember_two"]
+__all__ = [
+    "distinct_dialogues",
+    "filler",
+    "follow_up",
+    "remember",
+    "remember_among",
+    "remember_corrected",
+    "remember_two",
+]

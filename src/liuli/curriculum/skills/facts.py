@@ -71,7 +71,12 @@ def fact_item(draw: Draw, relation: Relation, fact: Fact) -> Item:
 
 
 def _form(draw: Draw, relation: Relation, fact: Fact) -> str | None:
-    return draw.wording(f"{relation.key}/{fact.subject_en}", relation.forms(draw.language))
+    return draw.wording(question_key(relation, fact), relation.forms(draw.language))
+
+
+def question_key(relation: Relation, fact: Fact) -> str:
+    """What a fact is called where its wordings are held out."""
+    return f"{relation.key}/{fact.subject_en}"
 
 
 @functools.cache

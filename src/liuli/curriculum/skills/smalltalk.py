@@ -35,6 +35,11 @@ def small_talk(kind: str) -> Callable[[Draw], Item]:
 def pleasantry(draw: Draw) -> Item:
     """Any small talk that may stand in the middle of a conversation."""
     kind = draw.pick(("identity", "feelings", "feelings", "farewell"))
-    pairs = TALK[kind][draw.language]
-    forms, answer = pairs[0] if kind == "farewell" else draw.pick(pairs)
+    forms, answer = draw.pick(pleasantries(draw.language)[kind])
     return asked(draw.form(forms), answer, check="exact")
+
+
+def pleasantries(language: str) -> dict[str, Pairs]:
+    """Who Liuli is, feelings, and of farewells the thanks."""
+    talk = {kind: pairs[language] for kind, pairs in TALK.items()}
+    return {"identity": talk["identity"], "feelings": talk["feelings"], "farewell": talk["farewell"][:1]}
