@@ -155,7 +155,8 @@ class Build:
     def run(self) -> None:
         """All stages that are not there yet; then the report."""
         with lock(self.folder):
-            if not self.keep_recipe():
+            self.keep_recipe()
+            if self.is_whole():
                 self.log.say(f"{self.folder}: everything is built already")
                 return
             try:
@@ -169,8 +170,8 @@ class Build:
                     step()
                     self.remember_time(name, time.monotonic() - began)
                     self.log.finish()
-                self.log.end("done")
                 self.report()
+                self.log.end("done")
             except KeyboardInterrupt:
                 self.log.end("stopped", "stopped by hand; the same command goes on")
                 raise
@@ -178,8 +179,8 @@ class Build:
                 self.log.end("failed", str(error))
                 raise
 
-    def keep_recipe(self) -> bool:
-        """Write down what was asked; False if all of it is there already. Raises UsageError if it is another recipe."""
+    def keep_recipe(self) -> None:
+        """Write down what was asked. Raises UsageError if this folder was begun with another recipe."""
         asked = self.folder / "recipe.toml"
         text = recipe_toml(self.recipe)
         if asked.exists() and asked.read_text(encoding="utf-8") != text:
@@ -189,7 +190,12 @@ class Build:
                 f"remove {self.folder}, or build into another folder with --out",
             )
         write_file(asked, text)
-        return not all(self.is_done(name) for name in self.steps)
+
+    def is_whole(self) -> bool:
+        """Whether nothing is left to do: one that was killed at its end may lack the report, or say it still runs."""
+        status = self.folder / "status.json"
+        ended = status.exists() and read_json(status).get("state") == "done"
+        return ended and (self.folder / "report.html").exists() and all(self.is_done(name) for name in self.steps)
 
     def is_done(self, name: str) -> bool:
         return (self.folder / ("eval.json" if name == "evaluate" else name)).exists()
@@ -305,14 +311,12 @@ class Build:
         return float(decided[name])
 
     def evaluate(self) -> None:
-        from liuli.evals import evaluate
+        from liuli.evals import evaluate, read_held_out
 
-        held = (self.folder / "rows" / "held_out.jsonl").read_text(encoding="utf-8").splitlines()
-        texts = [Document(**json.loads(line), id=str(number)) for number, line in enumerate(held)]
         evaluate(
             self.folder / "chat",
             curriculum=self.folder / "curriculum",
-            texts=texts,
+            texts=read_held_out(self.folder / "rows" / "held_out.jsonl"),
             seconds=self.evaluate_seconds,
             out=self.folder,
             progress=lambda what, done, total: self.log.progress(done / max(1, total)),
@@ -348,12 +352,19 @@ class Build:
 
     def pretraining_texts(self, chats: bool = False) -> Iterator[Document]:
         """All text that the model reads; chats: conversations too, as bare text (for the tokenizer)."""
-        for line in self.lessons("text"):
-            yield Document(line["text"], language=line["language"])
+        yield from self.lesson_texts(held_out=False)
         for line in self.lessons("chat") if chats else ():
             words = "\n".join(message.get("content") or "" for message in line["messages"])
             yield Document(words, language=line["language"])
         yield from self.real_texts(held_out=False)
+
+    def lesson_texts(self, held_out: bool) -> Iterator[Document]:
+        """Documents of the curriculum; one in a hundred is held out, of a small one more, for some of each language."""
+        texts = read_json(self.folder / "curriculum" / "about.json")["texts"]
+        share = max(0.01, min(0.1, 100 / texts))
+        for line in self.lessons("text"):
+            if held_out == (place_of(line["text"]) > 1 - share):  # by the words, for a text may stand there twice
+                yield Document(line["text"], language=line["language"])
 
     def real_texts(self, held_out: bool) -> Iterator[Document]:
         """Documents of the user's text, as many as the budget can read; one in a hundred is held out."""
@@ -363,19 +374,29 @@ class Build:
         wanted = self.plan["tokens"] * 3.5 * self.recipe.pretrain_share * share
         keep = min(1.0, 1.2 * wanted / max(1, source_bytes(self.recipe.text)))
         for document in read_documents(self.recipe.text):
-            place = int(hashlib.sha256(document.id.encode()).hexdigest()[:8], 16) / 16**8
+            place = place_of(document.id)
             if held_out == (place > 0.99) and (held_out or place < keep):
                 yield document
 
     def held_out_texts(self) -> list[Document]:
-        """At most about a megabyte of each language that nothing is trained on."""
+        """At most about a megabyte of each language that nothing is trained on.
+
+        The curriculum stands in only for a language without the user's text: it is easier, and mixed in would flatter.
+        """
         room = {"en": 1_000_000, "zh": 1_000_000, "other": 300_000}
-        kept = []
-        for document in self.real_texts(held_out=True):
-            if room[document.language] > 0:
-                room[document.language] -= len(document.text.encode())
-                kept.append(document)
+        kept: list[Document] = []
+        for texts in (self.real_texts(held_out=True), self.lesson_texts(held_out=True)):
+            measured = {document.language for document in kept}
+            for document in texts:
+                if room[document.language] > 0 and document.language not in measured:
+                    room[document.language] -= len(document.text.encode())
+                    kept.append(document)
         return kept
+
+
+def place_of(text: str) -> float:
+    """A number in [0, 1) that is always the same for a text and as good as chance between texts."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 16**8
 
 
 def source_bytes(sources: Sequence[str]) -> int:

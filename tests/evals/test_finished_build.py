@@ -1,0 +1,83 @@
+"""What a build leaves behind: text that nothing was trained on, and a report however it ended."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from liuli.build import TITLES, Build, Recipe, build, recipe_toml
+from liuli.curriculum import make
+from liuli.evals import read_held_out
+from liuli.text import Rows, Tokenizer
+from tests.evals.conftest import make_run
+
+RECIPE = Recipe(name="small", context=64)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run whose build was killed after the examination: every stage is there, it says it runs, there is no report."""
+    folder = make_run(tmp_path / "small")
+    (folder / "recipe.toml").write_text(recipe_toml(RECIPE), "utf-8")
+    for name in TITLES:
+        (folder / name).mkdir(exist_ok=True)
+    status = json.loads((folder / "status.json").read_text("utf-8"))
+    (folder / "status.json").write_text(json.dumps(status | {"state": "running"}), "utf-8")
+    return folder
+
+
+def state(run: Path) -> str:
+    return str(json.loads((run / "status.json").read_text("utf-8"))["state"])
+
+
+def test_a_build_killed_before_its_report_writes_it_at_the_next_start_and_is_done(run: Path) -> None:
+    code = "import os, sys, liuli.build, liuli.evals\n"
+    code += "liuli.evals.write_report = lambda folder: os.kill(os.getpid(), 9)\n"
+    code += "liuli.build.build(liuli.build.Recipe(name='small', context=64), sys.argv[1], quiet=True)"
+    killed = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert state(run) == "running" and not (run / "report.html").exists()
+    build(RECIPE, run, quiet=True)
+    assert state(run) == "done" and "3.05M" in (run / "report.html").read_text("utf-8")
+
+
+def test_a_build_that_is_whole_is_left_as_it_is(run: Path) -> None:
+    build(RECIPE, run, quiet=True)
+    names = ("report.html", "status.json", "log.jsonl", "eval.json")
+    before = [(run / name).stat().st_mtime_ns for name in names]
+    build(RECIPE, run, quiet=True)
+    assert [(run / name).stat().st_mtime_ns for name in names] == before
+
+
+@pytest.mark.parametrize(("size", "share"), [(1_000_000, 0.1), (8_000_000, 0.03)])
+def test_some_lessons_of_each_language_are_held_out_of_all_training(tmp_path: Path, size: int, share: float) -> None:
+    made = Build(replace(RECIPE, context=512), tmp_path, quiet=True)
+    make(tmp_path / "curriculum", seed=0, size=size)
+    made.keep(vocab_size=300, tokens=1e6)
+    Tokenizer.train(["the stories", "故事"], 300).save(tmp_path / "tokenizer")
+    made.rows()
+    held = {document.text: document for document in read_held_out(tmp_path / "rows" / "held_out.jsonl")}
+    written = [line["text"] for line in made.lessons("text")]
+    assert {document.language for document in held.values()} == {"en", "zh"}
+    assert 0.5 * share < sum(text in held for text in written) / len(written) < 2 * share
+    read = {document.text for document in made.pretraining_texts(chats=True)}
+    assert not read & set(held) and set(written) == {text for text in written if text in read or text in held}
+    tokenizer, rows = Tokenizer.load(tmp_path / "tokenizer"), Rows.open(tmp_path / "rows" / "pretrain")
+    trained = {text for row in rows.tokens for text in tokenizer.decode(row.tolist()).split("<|bos|>")}
+    assert not trained & set(held) and len(trained & read) > 0.3 * len(set(written))
+
+
+def test_the_users_text_is_not_mixed_with_lessons_where_it_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": f"It is the {n}th."}) + "\n" for n in range(900)))
+    made = Build(Recipe(name="small", text=(str(tmp_path / "text.jsonl"),)), tmp_path, quiet=True)
+    made.keep(tokens=1e6)
+    make(tmp_path / "curriculum", seed=0, size=300_000)
+    held = made.held_out_texts()
+    assert {d.language for d in held} == {"en", "zh"}
+    assert all(d.text.startswith("It is the ") for d in held if d.language == "en")
