@@ -84,8 +84,8 @@ UNCOUNTED = frozenset(forms("uncounted")["en"])
 
 
 def plural(noun: str) -> bool:
-    """Whether an English noun is a plural: socks, but not grass, bus or tennis."""
-    return noun.endswith("s") and not noun.endswith(("ss", "us", "is"))
+    """Whether an English noun is a plural: socks, but not grass, bus, tennis, gas or rhinoceros."""
+    return noun.endswith("s") and not noun.endswith(("ss", "us", "is", "gas", "ros"))
 
 
 def article(noun: str) -> str:
