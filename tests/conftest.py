@@ -32,12 +32,17 @@ def chromium() -> str | None:
     return next((found for name in named if name and (found := shutil.which(name))), None)
 
 
+def needed_chromium() -> str:
+    """Fails without one rather than skip: nobody reads that a test was skipped, and the page would go untested."""
+    found = chromium()
+    if found is None:
+        (pytest.skip if os.environ.get("LIULI_NO_BROWSER") else pytest.fail)(NO_CHROMIUM)
+    return found
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    executable = chromium()
-    if executable is None:
-        # not skipped by itself: nobody reads that a test was skipped, and the page would go untested for months
-        (pytest.skip if os.environ.get("LIULI_NO_BROWSER") else pytest.fail)(NO_CHROMIUM)
+    executable = needed_chromium()
     if not (PAGE / "index.html").is_file():
         pytest.fail("the page is not built: run `python hatch_build.py`")
     with sync_playwright() as playwright:

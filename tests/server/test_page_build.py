@@ -13,6 +13,8 @@ from types import ModuleType
 
 import pytest
 
+from tests import conftest
+
 ROOT = Path(__file__).parents[2]
 WEB = ROOT / "web"
 
@@ -82,3 +84,13 @@ def test_the_types_of_the_page_are_right() -> None:
         pytest.skip("the TypeScript compiler is not here: run `npm ci` in web/")
     done = subprocess.run([compiler, "--noEmit"], cwd=WEB, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_without_chromium_the_tests_of_the_page_fail_unless_told_to_stay_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conftest, "chromium", lambda: None)
+    monkeypatch.delenv("LIULI_NO_BROWSER", raising=False)
+    with pytest.raises(pytest.fail.Exception, match=r"apt install chromium.*\n.*LIULI_NO_BROWSER=1"):
+        conftest.needed_chromium()
+    monkeypatch.setenv("LIULI_NO_BROWSER", "1")
+    with pytest.raises(pytest.skip.Exception):
+        conftest.needed_chromium()
