@@ -19,6 +19,7 @@ from liuli.curriculum.draw import Draw
 from liuli.curriculum.invent import neighbours
 from liuli.curriculum.items import LANGUAGES, Item, chat_line, eval_line, text_line
 from liuli.curriculum.skills import LARGEST_SHARE, shares, skills
+from liuli.curriculum.skills.dialogue import distinct_dialogues
 from liuli.curriculum.skills.facts import SKILLS, pairs_of
 from liuli.curriculum.skills.stories import distinct_sentences
 from liuli.errors import UsageError
@@ -210,4 +211,5 @@ def _about(seed: int, size: int, streams: list[Stream], tests: int) -> dict[str,
         "facts": len({(relation.key, fact) for name in SKILLS for relation, fact in pairs_of(name)}),
         "people": sum(len(neighbours(seed, language)) for language in LANGUAGES),
         "story_sentences": {language: distinct_sentences(language) for language in LANGUAGES},
+        "dialogues": {language: distinct_dialogues(language) for language in LANGUAGES},
     }

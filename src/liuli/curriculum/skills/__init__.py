@@ -27,8 +27,16 @@ from liuli.curriculum.skills import (
 from liuli.curriculum.skills import translation as words
 
 LARGEST_SHARE = 0.08
-FACTS_SHARE = 35.0  # of all fact skills together, dealt out by their number of facts
-EASE = {"country_place": 0.8, "element_family": 0.8}  # few values: fewer examples will do
+FACTS_SHARE = 37.0  # of all fact skills together, dealt out by their number of facts
+# few values: fewer examples will do; values much alike, or letters: more are needed
+EASE = {
+    "country_place": 0.8,
+    "element_family": 0.8,
+    "planets": 1.5,
+    "units": 1.3,
+    "element_symbol": 1.3,
+    "capital": 1.15,
+}
 ALL = ("train", "names", "templates", "combinations")
 SEEN = ("train", "templates")
 PARTS = ("train", "templates", "combinations")
@@ -55,14 +63,14 @@ def _skills() -> list[Skill]:
         # name, family, function, share, splits, text, text part
         s("person_city", "people", people.ask_person("city"), 1.3, PARTS, lives, 0.6),
         s("person_job", "people", people.ask_person("job"), 1.3, PARTS, lives, 0.6),
-        s("translate_word", "translation", words.translate_word, 3.4, SEEN, words.word_list, 0.4),
-        s("translate_back", "translation", words.translate_back, 3.4, SEEN, words.word_list, 0.4),
+        s("translate_word", "translation", words.translate_word, 3.0, SEEN, words.word_list, 0.4),
+        s("translate_back", "translation", words.translate_back, 3.0, SEEN, words.word_list, 0.4),
         s("translate_phrase", "translation", words.translate_phrase, 0.8, PARTS),
         s("translate_sentence", "translation", words.translate_sentence, 0.9, PARTS),
-        s("calculate_add", "tools", arithmetic.calculate("+"), 1.5, PARTS),
-        s("calculate_subtract", "tools", arithmetic.calculate("-"), 1.5, PARTS),
-        s("calculate_multiply", "tools", arithmetic.calculate("*"), 1.5, PARTS),
-        s("calculate_divide", "tools", arithmetic.calculate("/"), 1.5, PARTS),
+        s("calculate_add", "tools", arithmetic.calculate("+"), 1.3, PARTS),
+        s("calculate_subtract", "tools", arithmetic.calculate("-"), 1.3, PARTS),
+        s("calculate_multiply", "tools", arithmetic.calculate("*"), 1.3, PARTS),
+        s("calculate_divide", "tools", arithmetic.calculate("/"), 1.3, PARTS),
         s("calculate_two", "tools", arithmetic.calculate_two, 1.0, PARTS),
         s("problem_add", "tools", arithmetic.word_problem("+"), 0.8, ALL),
         s("problem_subtract", "tools", arithmetic.word_problem("-"), 0.8, ALL),
@@ -72,7 +80,7 @@ def _skills() -> list[Skill]:
         s("age", "tools", calendar.age, 0.5, PARTS),
         s("add_steps", "steps", arithmetic.steps("+"), 6.0, PARTS),
         s("subtract_steps", "steps", arithmetic.steps("-"), 1.6, PARTS),
-        s("remember_name", "memory", dialogue.remember("name"), 5.0, NAMED),
+        s("remember_name", "memory", dialogue.remember("name"), 4.5, NAMED),
         s("remember_town", "memory", dialogue.remember("town"), 1.0, NAMED),
         s("remember_pet", "memory", dialogue.remember("pet"), 1.0, NAMED),
         s("remember_number", "memory", dialogue.remember("number"), 0.6, SEEN),
@@ -86,7 +94,7 @@ def _skills() -> list[Skill]:
         s("unknown_country", "honesty", honesty.unknown("country", "country"), 1.2, NAMED),
         s("unknown_element", "honesty", honesty.unknown("element", "element"), 0.6, NAMED),
         s("unknown_animal", "honesty", honesty.unknown("animal", "animal"), 0.6, NAMED),
-        s("unknown_person", "honesty", honesty.unknown_person, 2.0, NAMED),
+        s("unknown_person", "honesty", honesty.unknown_person, 2.6, NAMED),
         s("unknown_word", "honesty", honesty.unknown_word, 0.6, NAMED),
         s("unknown_attribute", "honesty", honesty.unknown_attribute, 0.5, PARTS),
         s("repeat", "strings", strings.repeat, 6.0, NAMED),
@@ -107,8 +115,8 @@ def _skills() -> list[Skill]:
         s("identity", "dialogue", smalltalk.small_talk("identity"), 0.4, SEEN),
         s("farewell", "dialogue", smalltalk.small_talk("farewell"), 0.25, SEEN),
         s("feelings", "dialogue", smalltalk.small_talk("feelings"), 0.35, SEEN),
-        s("story", "stories", stories.tell_story, 4.0, SEEN, stories.story_text, 0.55),
-        s("story_named", "stories", stories.tell_named, 2.5, NAMED),
+        s("story", "stories", stories.tell_story, 3.6, SEEN, stories.story_text, 0.55),
+        s("story_named", "stories", stories.tell_named, 3.4, NAMED),
     ]
     weights = {name: len(facts.pairs_of(name)) * EASE.get(name, 1.0) for name in facts.SKILLS}
     for name, weight in weights.items():

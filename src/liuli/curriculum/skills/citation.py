@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from liuli.curriculum.draw import Draw
 from liuli.curriculum.invent import first_name, thing
 from liuli.curriculum.items import Item, Turn, asked, assistant, user
+from liuli.curriculum.questions import FRAMES
 from liuli.curriculum.wordings import rows, split
 
 
@@ -20,13 +21,22 @@ class Schema:
     sentence: str
     questions: tuple[str, ...]
 
+    @staticmethod
+    def of(row: dict[str, str]) -> Schema:
+        """Its own questions and the common frames around what the sentence names; many wordings, so that a new one is
+        understood."""
+        noun = row["sentence"].split(" is {v}" if row["language"] == "en" else "：{v}")[0]
+        *own, held_out = split(row["questions"])
+        frames = [frame.format(n=noun[0].lower() + noun[1:]) for frame in FRAMES[row["language"]]]
+        others = [frame for frame in frames if frame not in (*own, held_out)]
+        return Schema(row["entity"], row["value"], row["sentence"], (*own, *own, *others, held_out))
+
 
 def _schemas(kind: str) -> dict[str, tuple[Schema, ...]]:
     found: dict[str, list[Schema]] = {}
     for row in rows("passages"):
         if row["kind"] == kind:
-            schema = Schema(row["entity"], row["value"], row["sentence"], tuple(split(row["questions"])))
-            found.setdefault(row["language"], []).append(schema)
+            found.setdefault(row["language"], []).append(Schema.of(row))
     return {language: tuple(schemas) for language, schemas in found.items()}
 
 
