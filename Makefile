@@ -10,8 +10,8 @@ help:
 	@echo "make chat MINUTES=5   the same with another budget"
 	@echo "make test             all tests (under 10 minutes); those of the page need Chromium, or LIULI_NO_BROWSER=1"
 	@echo "make check            style, types and size of the code"
-	@echo "make bench            speed and quality, written to docs/benchmarks.md by hand (about an hour)"
-	@echo "make bench SHAKESPEARE=FILE   the same, with quality on the text of Shakespeare"
+	@echo "make bench            speed and quality as docs/benchmarks.md reports them (about 40 minutes)"
+	@echo "make bench TEXT=FOLDER SHAKESPEARE=FILE   also on real text (15 minutes more), on tinyshakespeare.txt (80 more)"
 	@echo "make clean            remove all that was installed or built, runs and their models too"
 	@echo "make help             this list"
 	@echo "PYTHON=python3.12     with any of them: the Python (3.11 or newer) to install for, on the first make"
@@ -29,7 +29,12 @@ check: .venv/installed-test
 bench: .venv/installed-test
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/decode.py
-	$(if $(SHAKESPEARE),$(BIN)/python benchmarks/shakespeare.py $(SHAKESPEARE) --minutes 3 --seeds 0 1 2)
+	$(BIN)/python benchmarks/text.py $(TEXT)
+	$(BIN)/liuli build recipes/laptop.toml --out runs/bench/laptop
+	$(BIN)/liuli build recipes/laptop.toml --minutes 5 --out runs/bench/five
+	$(if $(TEXT),$(BIN)/liuli build recipes/laptop.toml --text $(TEXT) --out runs/bench/text)
+	$(if $(SHAKESPEARE),$(foreach preset,racer qwen3,$(foreach minutes,3 10,\
+		$(BIN)/python benchmarks/shakespeare.py $(SHAKESPEARE) --preset $(preset) --minutes $(minutes) --seeds 0 1 2;)))
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Liuli needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
