@@ -149,9 +149,8 @@ def build_here(
     quiet: bool,
 ) -> None:
     """`liuli build`, with the page beside it if asked."""
-    recipe: Recipe = read_recipe(path, changes)
-    if minutes is not None:
-        recipe = replace(recipe, minutes=float(minutes))
+    budget = [f"minutes={minutes}"] if minutes is not None else []  # checked with the rest: no build of -1, nan or inf
+    recipe: Recipe = read_recipe(path, [*changes, *budget])
     if text:
         recipe = replace(recipe, text=tuple(text))
     run = out or Path("runs") / recipe.name
