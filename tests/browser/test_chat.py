@@ -31,20 +31,21 @@ def ask_to_the_end(page: Page, text: str) -> None:
     expect(page.get_by_role("button", name="Answer again")).to_be_visible()
 
 
-def test_text_appears_while_it_is_written_and_stop_stops_it(live: LiveServer, open_page: Open) -> None:
-    page = open_page(live.url)
-    ask(page, "long")
-    words = page.locator(".words")
-    expect(words).to_contain_text("word3")
-    assert "word399" not in words.inner_text()
-    closed = live.voice.closed
-    page.get_by_role("button", name="Stop", exact=True).click()
-    expect(page.locator(".foot")).to_contain_text("stopped")
-    until(lambda: live.voice.closed == closed + 1, 3)  # the work stops on the server too
-    page.reload()
-    expect(page.locator(".words")).to_contain_text("word3")  # and the conversation is still there
-    page.get_by_role("button", name="New chat").click()
-    expect(page.locator(".question")).to_have_count(0)
+def test_text_appears_while_it_is_written_and_stop_stops_it(tmp_path: Path, open_page: Open) -> None:
+    with LiveServer(make_model(tmp_path / "slow"), pause=0.1) as live:  # half a minute: time to press the button
+        page = open_page(live.url)
+        ask(page, "long")
+        words = page.locator(".words")
+        expect(words).to_contain_text("word3")
+        assert "word399" not in words.inner_text()
+        closed = live.voice.closed
+        page.get_by_role("button", name="Stop", exact=True).click()
+        expect(page.locator(".foot")).to_contain_text("stopped")
+        until(lambda: live.voice.closed == closed + 1, 3)  # the work stops on the server too
+        page.reload()
+        expect(page.locator(".words")).to_contain_text("word3")  # and the conversation is still there
+        page.get_by_role("button", name="New chat").click()
+        expect(page.locator(".question")).to_have_count(0)
 
 
 def test_regenerate_keeps_both_answers(live: LiveServer, open_page: Open) -> None:
