@@ -282,8 +282,7 @@ class Build:
 
     def pretrain(self) -> None:
         plan, r = self.plan, self.recipe
-        minutes = self.stage_minutes("pretrain", r.pretrain_share)
-        options = with_budget(TrainOptions(**{"minutes": 1.0, "seed": r.seed} | r.pretrain), minutes)
+        options = self.stage_options("pretrain", r.pretrain_share, {"seed": r.seed} | r.pretrain)
         shape = Shape(r.preset, plan["layers"], plan["width"])
         pretrain(
             self.folder / "rows" / "pretrain",
@@ -296,11 +295,15 @@ class Build:
 
     def chat(self) -> None:
         r = self.recipe
-        minutes = self.stage_minutes("chat", 1.0)
-        options = with_budget(TrainOptions(**{"minutes": 1.0, "seed": r.seed + 1} | r.sft), minutes)
+        options = self.stage_options("chat", 1.0, {"seed": r.seed + 1} | r.sft)
         sft(
             self.folder / "pretrain", self.folder / "rows" / "chat", self.folder / "chat", options=options, log=self.log
         )
+
+    def stage_options(self, name: str, share: float, values: dict[str, Any]) -> TrainOptions:
+        """Options of a stage that takes this share of the time left; compiled if that pays over both stages."""
+        compiled = {"compile": "yes" if self.plan["compile"] else "no"}
+        return with_budget(TrainOptions(**{"minutes": 1.0} | compiled | values), self.stage_minutes(name, share))
 
     def stage_minutes(self, name: str, share: float) -> float:
         """Minutes for a training stage, decided when it first starts and kept, so that a resumed one is the same."""
@@ -317,6 +320,7 @@ class Build:
             self.folder / "chat",
             curriculum=self.folder / "curriculum",
             texts=read_held_out(self.folder / "rows" / "held_out.jsonl"),
+            before=self.folder / "pretrain",
             seconds=self.evaluate_seconds,
             out=self.folder,
             progress=lambda what, done, total: self.log.progress(done / max(1, total)),

@@ -21,7 +21,7 @@ import torch
 from liuli.errors import LiuliError, UsageError
 from liuli.files import read_json, write_file, write_json
 from liuli.model import ModelConfig, Transformer, flops_per_token, parameter_count, qwen3, racer
-from liuli.stages.training import COMPILE_SECONDS, TrainOptions, optimizer_options, wants_compile
+from liuli.stages.training import COMPILE_SAVES, COMPILE_SECONDS, TrainOptions, optimizer_options, wants_compile
 from liuli.text import Batch, Loader, Rows, Tokenizer
 from liuli.train import (
     LoopOptions,
@@ -189,7 +189,7 @@ def make_plan(
     machine, law = measure_machine(), law or known_law(kind)
     seconds = minutes * 60
     compiled = wants_compile(TrainOptions(minutes=minutes, compile=compile), machine, seconds)
-    speed_up, start_up = (1.15, COMPILE_SECONDS) if compiled else (1.0, 1.0)
+    speed_up, start_up = (1 / (1 - COMPILE_SAVES), COMPILE_SECONDS) if compiled else (1.0, 1.0)
     options = list(candidates(preset, context, vocab_size))
     if layers or width:
         nearest = next((c for c in options if c.width == width or c.layers == layers), options[4])

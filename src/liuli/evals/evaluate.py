@@ -3,8 +3,8 @@
 Comes in: a model folder, the curriculum's folder, held-out text, and how much time there is. Goes out: one dict, also
 as `eval.json`, in the shape that `liuli eval`, the report and the page read:
 
-`model` `bits` (by language) `skills` (a row a cell) `headline` (the eight figures) `talk` (by language) `speed`
-`examples` `mistakes` (conversations) `asked` `seconds` `machine` `versions`. What was not measured is not there.
+`model` `bits` `bits_before` (by language) `skills` (a row a cell) `headline` (the eight figures) `talk` (by language)
+`speed` `examples` `mistakes` (conversations) `asked` `seconds` `machine` `versions`; what was not measured is missing.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def evaluate(
     *,
     curriculum: str | Path | None = None,
     texts: Sequence[str | Path | Document] = (),
+    before: str | Path | None = None,
     limit: int | None = None,
     seconds: float | None = None,
     out: str | Path | None = None,
@@ -50,8 +51,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a model; see the file's head for what comes back.
 
-    curriculum: folder with `eval.jsonl`. texts: held-out documents or where to read them. limit: items of a cell
-    (skill, language, split). seconds: for everything together; of each part as much is measured as there is time for,
+    curriculum: folder with `eval.jsonl`. texts: held-out documents or where to read them. before: the folder of the
+    model that this one was tuned from, read on the same texts: tuning forgets. limit: items of a cell (skill, language,
+    split). seconds: for everything together; of each part as much is measured as there is time for,
     but a little of it in any case. out: folder for `eval.json`.
     """
     began, folder = time.monotonic(), Path(model_folder)
@@ -67,9 +69,9 @@ def evaluate(
     figures["speed"] = speed(engine, seconds=min(3.0, 0.1 * budget))
     if texts:
         progress("text", 0, 1)
-        figures["bits"] = bits_by_language(
-            engine.model, engine.tokenizer, held_out(texts), context=engine.context, seconds=0.15 * budget
-        )
+        figures["bits"] = read_aloud(engine, texts, 0.15 * budget)
+        if before is not None:
+            figures["bits_before"] = read_aloud(Model(before, device).engine, texts, 0.15 * budget)
     progress("talk", 0, 1)
     figures["talk"] = talk_by_language(engine, items, min(left(), 0.15 * budget) if items else left())
     if items:
@@ -84,6 +86,11 @@ def evaluate(
     if out is not None:
         write_json(Path(out) / "eval.json", figures)
     return figures
+
+
+def read_aloud(engine: Engine, texts: Sequence[str | Path | Document], seconds: float) -> dict[str, Any]:
+    """Bits per byte of the texts by language."""
+    return bits_by_language(engine.model, engine.tokenizer, held_out(texts), context=engine.context, seconds=seconds)
 
 
 def read_items(curriculum: str | Path) -> list[Item]:

@@ -64,12 +64,11 @@ def opening(run: Run) -> str:
 
 def facts(run: Run) -> list[tuple[str, str, str]]:
     """The few figures at the top: (name, value, note), those that are known."""
-    plan, bits = run.plan, run.eval.get("bits", {})
+    plan, bits, before = run.plan, run.eval.get("bits", {}), run.eval.get("bits_before", {})
     tokens = sum(run.last("tokens").values()) or plan.get("tokens")
     reached = next(iter(run.last("bpb").values()), None)
     budget = 60 * plan["minutes"] if finite(plan.get("minutes")) else None
     right, asked = (sum(row[key] for row in run.eval.get("skills", [])) for key in ("right", "n"))
-    per_byte = both("bits per byte", "每字节比特")
     rows = [
         (both("Parameters", "参数"), count_text(_parameters(run)), escape(_shape(plan))),
         (both("Tokens trained on", "训练词元"), count_text(tokens), _planned(plan.get("tokens"), count_text)),
@@ -79,12 +78,21 @@ def facts(run: Run) -> list[tuple[str, str, str]]:
     ]
     for code, label in (*sections.LANGUAGES, ("other", "…")):
         if code in bits:
-            rows.append((both(f"Unseen text, {label}", f"未见文本，{label}"), number(bits[code]["per_byte"]), per_byte))
+            rows.append((both(f"Unseen text, {label}", f"未见文本，{label}"), *unseen(bits, before, code)))
     if asked:
         rows.append(
             (both("Questions right", "答对题目"), percent(right / asked), both(f"of {asked:,}", f"共 {asked:,} 道"))
         )
     return [row for row in rows if row[1]]
+
+
+def unseen(bits: dict[str, Any], before: dict[str, Any], code: str) -> tuple[str, str]:
+    """Bits per byte of a language as (value, note); where known, before the model was tuned to answer, and after."""
+    after = number(bits[code]["per_byte"])
+    if code not in before:
+        return after, both("bits per byte", "每字节比特")
+    note = both(f"bits per byte; {after} once it answers", f"每字节比特；学会回答后 {after}")
+    return number(before[code]["per_byte"]), note
 
 
 def commands(run: Run) -> str:

@@ -51,10 +51,13 @@ def _skills(figures: dict[str, Any]) -> Table:
 
 
 def _bits(figures: dict[str, Any]) -> Table:
-    table = Table("Held-out text", "bits per byte", "bytes", "bytes per token", title_justify="left")
+    table = Table("Held-out text", "bits per byte", "before tuning", "bytes", "bytes per token", title_justify="left")
     for code, bits in figures.get("bits", {}).items():
         per_token = bits["bytes"] / max(bits["tokens"], 1)
-        table.add_row(NAMES.get(code, code), f"{bits['per_byte']:.4f}", f"{bits['bytes']:,}", number(per_token))
+        before = figures.get("bits_before", {}).get(code)
+        earlier = f"{before['per_byte']:.4f}" if before else "–"
+        size = f"{bits['bytes']:,}"
+        table.add_row(NAMES.get(code, code), f"{bits['per_byte']:.4f}", earlier, size, number(per_token))
     return table
 
 

@@ -28,7 +28,7 @@ from liuli.text import Batch, Loader
 from liuli.train.checkpoint import load_checkpoint, save_checkpoint
 from liuli.train.log import RunLog
 from liuli.train.loss import Objective, TensorBatch
-from liuli.train.machine import Machine
+from liuli.train.machine import Machine, keep_freed_memory
 from liuli.train.optimizer import Optimizer, grad_norm
 from liuli.train.pace import Pace, schedule
 
@@ -173,6 +173,7 @@ def fit(
     byte. on_snapshot(step): called now and then with the model in eval mode; it must not touch the random state.
     Raises KeyboardInterrupt on Ctrl-C, after the step and with a checkpoint; LiuliError if the loss stays non-finite.
     """
+    keep_freed_memory()
     # compiled kernels on several threads repeat bit for bit only in this mode (measured); eager ones always do
     torch.use_deterministic_algorithms(options.compile and machine.device == "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

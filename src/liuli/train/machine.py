@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
@@ -86,6 +87,23 @@ def measure_machine(wanted: str | None = None) -> Machine:
         memory=memory_bytes(device),
         compiler=can_compile(device),
     )
+
+
+def keep_freed_memory() -> None:
+    """Tell the allocator to keep what is freed (glibc only; elsewhere nothing happens).
+
+    A training step frees and asks again for the same large tensors. glibc hands them back to the system each time, and
+    every page of the next step is faulted in and zeroed anew: a tenth of an eager step on the CPU (measured).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def can_compile(device: str) -> bool:
