@@ -425,9 +425,13 @@ def test_make_help_names_every_target_and_variable() -> None:
 # --- the network -----------------------------------------------------------------------------------------------------
 
 
-def test_a_port_already_taken_is_one_message(liuli: Run, made: Path) -> None:
+def test_a_port_already_taken_is_one_message(liuli: Run, made: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         says(liuli("serve", made / "model", "--port", str(port)), 1, f"{port}", "already taken", "--port")
+        recipe, run = tmp_path / "my.toml", tmp_path / "run"
+        recipe.write_text('name = "my"\n')
+        says(liuli("build", recipe, "--serve", "--port", str(port), "--out", run), 1, f"{port}", "already taken")
+        assert not run.exists()

@@ -146,7 +146,7 @@ def eval_(
     seconds: Annotated[
         float | None, typer.Option(min=1, help="Stop asking in time for this many seconds in all.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for eval.json. Default: the model's run, or here.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write eval.json into. Default: only print.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps. Default: the fastest there is.")] = None,
     json: Json = False,
 ) -> None:

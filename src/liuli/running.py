@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
 import webbrowser
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from liuli.build import Recipe, build, check_keys, parse_value, read_recipe
-from liuli.errors import UsageError
+from liuli.errors import LiuliError, UsageError
 from liuli.files import lock
 from liuli.folder import read_model_folder
 from liuli.model import ModelConfig
 from liuli.plan import make_plan
+from liuli.server.serve import bind
 from liuli.stages.pretrain import Shape, pretrain
 from liuli.stages.sft import sft
 from liuli.stages.training import TrainOptions, begun_with, checkpoints_of
@@ -159,9 +161,11 @@ def build_here(
         build(recipe, run, quiet=quiet)
         if page is not None:
             print("The model is ready. Ctrl-C ends the page.", file=sys.stderr)
-            page.wait()
+            with suppress(KeyboardInterrupt):
+                page.wait()
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
     finally:
         if page is not None:
             page.terminate()
@@ -169,10 +173,13 @@ def build_here(
 
 def open_page(run: Path, port: int) -> subprocess.Popen[bytes]:
     """Start `liuli serve` on the run folder in a process of its own and open a browser on it."""
+    with bind("127.0.0.1", port):  # a port that is taken is told before anything is written
+        pass
     run.mkdir(parents=True, exist_ok=True)
     page = subprocess.Popen([sys.executable, "-m", "liuli", "serve", str(run), "--port", str(port)])
-    time.sleep(1.5)
-    if page.poll() is not None:
-        raise UsageError("the page could not be opened (see above)", f"port {port}", "choose another with --port")
-    webbrowser.open(f"http://127.0.0.1:{port}")
-    return page
+    while page.poll() is None:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            webbrowser.open(f"http://127.0.0.1:{port}")
+            return page
+        time.sleep(0.1)
+    raise LiuliError("the page could not be opened (see above)", f"port {port}", "choose another with --port")
