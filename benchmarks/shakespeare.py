@@ -79,10 +79,10 @@ class Setting:
 
 def settings(preset: str, minutes: float) -> Setting:
     """What was found best (docs/notebook.md)."""
-    muon = OptimizerOptions(matrix_lr=0.02, embedding_lr=0.01, adam_lr=0.003, head_lr=0.004, lookup_lr=0.01)
+    muon = OptimizerOptions(matrix_lr=0.02, embedding_lr=0.005, adam_lr=0.003, head_lr=0.004, lookup_lr=0.005)
     if minutes <= 4:
-        return Setting(4, 192, 128, 20, 0.0, muon, {})
-    return Setting(6, 192, 256, 10, 0.15, muon, {})
+        return Setting(4, 192, 256, 10, 0.1, muon, {})
+    return Setting(6, 192, 256, 10, 0.2, muon, {})
 
 
 def run(

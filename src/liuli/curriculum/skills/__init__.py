@@ -67,10 +67,10 @@ def _skills() -> list[Skill]:
         s("translate_back", "translation", words.translate_back, 3.0, SEEN, words.word_list, 0.4),
         s("translate_phrase", "translation", words.translate_phrase, 0.8, PARTS),
         s("translate_sentence", "translation", words.translate_sentence, 0.9, PARTS),
-        s("calculate_add", "tools", arithmetic.calculate("+"), 1.2, PARTS),
-        s("calculate_subtract", "tools", arithmetic.calculate("-"), 1.2, PARTS),
-        s("calculate_multiply", "tools", arithmetic.calculate("*"), 1.2, PARTS),
-        s("calculate_divide", "tools", arithmetic.calculate("/"), 1.2, PARTS),
+        s("calculate_add", "tools", arithmetic.calculate("+"), 1.3, PARTS),
+        s("calculate_subtract", "tools", arithmetic.calculate("-"), 1.3, PARTS),
+        s("calculate_multiply", "tools", arithmetic.calculate("*"), 1.3, PARTS),
+        s("calculate_divide", "tools", arithmetic.calculate("/"), 1.3, PARTS),
         s("calculate_two", "tools", arithmetic.calculate_two, 1.0, PARTS),
         s("problem_add", "tools", arithmetic.word_problem("+"), 0.8, ALL),
         s("problem_subtract", "tools", arithmetic.word_problem("-"), 0.8, ALL),
@@ -115,7 +115,7 @@ def _skills() -> list[Skill]:
         s("identity", "dialogue", smalltalk.small_talk("identity"), 0.4, SEEN),
         s("farewell", "dialogue", smalltalk.small_talk("farewell"), 0.25, SEEN),
         s("feelings", "dialogue", smalltalk.small_talk("feelings"), 0.35, SEEN),
-        s("story", "stories", stories.tell_story, 3.4, SEEN, stories.story_text, 0.55),
+        s("story", "stories", stories.tell_story, 3.8, SEEN, stories.story_text, 0.55),
         s("story_named", "stories", stories.tell_named, 4.2, NAMED),
     ]
     weights = {name: len(facts.pairs_of(name)) * EASE.get(name, 1.0) for name in facts.SKILLS}
