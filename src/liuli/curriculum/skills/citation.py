@@ -27,7 +27,8 @@ class Schema:
         understood."""
         noun = row["sentence"].split(" is {v}" if row["language"] == "en" else "：{v}")[0]
         *own, held_out = split(row["questions"])
-        frames = [frame.format(n=noun[0].lower() + noun[1:]) for frame in FRAMES[row["language"]]]
+        fitting = FRAMES[row["language"]][row["value"] == "person" :]  # "What is the mayor?" is no question
+        frames = [frame.format(n=noun[0].lower() + noun[1:]) for frame in fitting]
         others = [frame for frame in frames if frame not in (*own, held_out)]
         return Schema(row["entity"], row["value"], row["sentence"], (*own, *own, *others, held_out))
 
@@ -51,15 +52,19 @@ def cite(schemas: dict[str, tuple[Schema, ...]]) -> Callable[[Draw], Item]:
     def ask(draw: Draw) -> Item:
         schema, lines, entities, values = passages(draw, schemas)
         order = draw.pick_some(range(len(lines)), len(lines))
-        messages: list[Turn] = []
+        last, turns = order[-1], list[tuple[str, str]]()
         # in training every passage is asked about, turn by turn: four answers to learn from for one page to read
-        for which in order if draw.split == "train" else order[:1]:
+        for which in order if draw.split == "train" else [last]:
             question = draw.form(schema[which].questions).format(e=entities[which])
-            answer = said(draw, schema[which], entities[which], values[which], which + 1)
+            turns.append((question, said(draw, schema[which], entities[which], values[which], which + 1)))
+        if draw.split == "train" and draw.chance(0.4):
+            turns = turns[-3:]  # a row has room for no more
+            turns.insert(draw.number(0, len(turns) - 1), (_about_a_stranger(draw, schema, entities), _not_there(draw)))
+        messages: list[Turn] = []
+        for question, answer in turns:
             messages += [user(question if messages else _page(lines, question)), assistant(answer)]
-            others = tuple(v for i, v in enumerate(values) if i != which and v != values[which])
-            last = values[which]
-        return Item(messages, "cite", (last,), others)
+        others = tuple(value for value in values if value != values[last])
+        return Item(messages, "cite", (values[last],), others)
 
     return ask
 
@@ -73,10 +78,17 @@ def said(draw: Draw, schema: Schema, entity: str, value: str, number: int) -> st
 def cite_none(draw: Draw) -> Item:
     """A question about a thing that no passage mentions: the honest answer."""
     schema, lines, entities, _ = passages(draw, NAMED if draw.chance(0.5) else NUMBERED)
+    return asked(_page(lines, _about_a_stranger(draw, schema, entities)), _not_there(draw), check="exact")
+
+
+def _about_a_stranger(draw: Draw, schema: list[Schema], entities: list[str]) -> str:
+    """What could be asked of this page, of something that is not on it."""
     asked_of = draw.pick(schema)
-    stranger = _new(draw, asked_of.entity, entities)
-    question = draw.form(asked_of.questions).format(e=stranger)
-    return asked(_page(lines, question), NOT_THERE[draw.language], check="exact")
+    return draw.form(asked_of.questions).format(e=_new(draw, asked_of.entity, entities))
+
+
+def _not_there(draw: Draw) -> str:
+    return NOT_THERE[draw.language]
 
 
 def read_aloud(draw: Draw) -> str:
