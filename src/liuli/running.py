@@ -20,7 +20,6 @@ from liuli.files import lock
 from liuli.folder import read_model_folder
 from liuli.model import ModelConfig
 from liuli.plan import make_plan
-from liuli.server.serve import bind
 from liuli.stages.pretrain import Shape, pretrain
 from liuli.stages.sft import sft
 from liuli.stages.training import TrainOptions, begun_with, checkpoints_of
@@ -173,8 +172,10 @@ def build_here(
 
 def open_page(run: Path, port: int) -> subprocess.Popen[bytes]:
     """Start `liuli serve` on the run folder in a process of its own and open a browser on it."""
-    with bind("127.0.0.1", port):  # a port that is taken is told before anything is written
-        pass
+    try:
+        socket.create_server(("127.0.0.1", port)).close()  # a port that is taken is told before anything is written
+    except OSError:
+        raise LiuliError(f"port {port} is already taken", "--serve", f"choose another: --port {port + 1}") from None
     run.mkdir(parents=True, exist_ok=True)
     page = subprocess.Popen([sys.executable, "-m", "liuli", "serve", str(run), "--port", str(port)])
     while page.poll() is None:
