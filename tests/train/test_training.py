@@ -164,21 +164,26 @@ def test_three_bad_steps_go_back_to_the_last_checkpoint_and_leave_the_data_behin
     assert '"rolled back"' in (tmp_path / "log.jsonl").read_text()
 
 
-def test_a_loss_that_is_never_finite_ends_in_a_clear_error(tmp_path):
-    run = training()
-    log = RunLog(tmp_path, [StageState("s", "s")], quiet=True, tensorboard=False)
+def fit_to_nothing(run, folder, steps, checkpoints=None, **options):
+    """A whole run whose loss is not finite at any step."""
+    log = RunLog(folder, [StageState("s", "s")], quiet=True, tensorboard=False)
     log.begin("s")
+    fit(
+        run.model,
+        run.optimizer,
+        run.loader,
+        lambda model, batch: next_token(model, batch) * math.nan,
+        Pace(steps=steps),
+        log=log,
+        machine=MACHINE,
+        options=LoopOptions(**options),
+        checkpoints=checkpoints,
+    )
+
+
+def test_a_loss_that_is_never_finite_ends_in_a_clear_error(tmp_path):
     with pytest.raises(LiuliError, match="not finite"):
-        fit(
-            run.model,
-            run.optimizer,
-            run.loader,
-            lambda model, batch: next_token(model, batch) * math.nan,
-            Pace(steps=9),
-            log=log,
-            machine=MACHINE,
-            options=LoopOptions(),
-        )
+        fit_to_nothing(training(), tmp_path, 9)
 
 
 @pytest.mark.parametrize("every", [1, 1000])
@@ -187,20 +192,8 @@ def test_a_loss_that_is_not_finite_from_some_step_on_ends_in_a_clear_error_also_
     run = training()
     run.take_step()
     save_checkpoint(tmp_path / "c", 1, run.state())
-    log = RunLog(tmp_path, [StageState("s", "s")], quiet=True, tensorboard=False)
-    log.begin("s")
     with pytest.raises(LiuliError, match="going back to step 1 does not help") as error:
-        fit(
-            run.model,
-            run.optimizer,
-            run.loader,
-            lambda model, batch: next_token(model, batch) * math.nan,
-            Pace(steps=1000),
-            log=log,
-            machine=MACHINE,
-            options=LoopOptions(save_every_steps=every),
-            checkpoints=tmp_path / "c",
-        )
+        fit_to_nothing(run, tmp_path, 1000, tmp_path / "c", save_every_steps=every)
     assert "matrix_lr" in error.value.fix and run.loader.position <= 20
     assert (tmp_path / "log.jsonl").read_text().count('"rolled back"') == 2
 
