@@ -38,6 +38,7 @@ class OptimizerOptions:
     beta1: float = 0.9
     beta2: float = 0.98
     adam_decay: float = 0.0  # AdamW's weight decay, on matrices and tables only
+    adam_eps: float = 1e-10  # keeps AdamW's steps small where gradients all but vanish; reinforcement wants 1e-5
 
 
 def orthogonalise(matrices_NRC: Tensor, steps: int = 5) -> Tensor:
@@ -84,7 +85,7 @@ class Optimizer:
                 for kind, weights in sorted(groups.items())
             ],
             betas=(options.beta1, options.beta2),
-            eps=1e-10,
+            eps=options.adam_eps,
             fused=True,
         )
 

@@ -1,0 +1,381 @@
+"""The loop that PPO and GRPO share: prompts -> rollouts -> scores -> advantages -> a few steps, again and again.
+
+`Experience` is what one round of answers taught; how it is made of scores is the algorithm's (ppo.py, grpo.py), how the
+policy learns from it is `update`. Both are pure but for the weights, and the tests run them on tabular policies.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from liuli.engine import Engine
+from liuli.errors import LiuliError
+from liuli.model import Transformer
+from liuli.stages.rollout import Actor, ModelActor, Rollouts, Scores, parts, roll_out, score_all, shuffled
+from liuli.text.chat import Messages
+from liuli.train import Optimizer, Pace, RunLog, load_checkpoint, save_checkpoint, schedule
+from liuli.train.loop import patient
+from liuli.train.policy import KL, Spread, clipped_loss, explained_variance, kl_terms, token_weights, value_loss
+
+
+class Experience(NamedTuple):
+    """What a round taught, (B, T) float32 each; log-probabilities and values are those before the first step."""
+
+    rollouts: Rollouts
+    log_probs_BT: Tensor
+    reference_BT: Tensor
+    values_BT: Tensor
+    kl_BT: Tensor  # k1, whatever the rewards were made of
+    rewards_BT: Tensor
+    advantages_BT: Tensor
+    returns_BT: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """How the policy learns from one experience. What is 0 is left out."""
+
+    epochs: int = 4
+    minibatches: int = 1
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    value_weight: float = 0.0  # of the value loss beside the policy's
+    value_clip: float = 0.2
+    leash: float = 0.0  # weight of a KL term in the loss itself
+    leash_kind: KL = "k2"
+    spread: Spread = "token"
+    constant: float = 1.0  # tokens that `spread = constant` divides by
+    micro_tokens: int = 8192
+    stop_kl: float = 0.0  # nats a token between policy before and now at which a round's steps end early
+
+
+def objective(scores: Scores, e: Experience, weights_BT: Tensor, step: Step) -> tuple[Tensor, dict[str, float]]:
+    """The loss of some answers of a minibatch: a scalar that the parts of the minibatch add up to; and figures.
+
+    weights_BT: what each token counts (`token_weights` of the whole minibatch).
+    """
+    policy_BT, clipped_BT = clipped_loss(
+        scores.log_probs_BT, e.log_probs_BT, e.advantages_BT, step.clip_low, step.clip_high
+    )
+    loss_BT = policy_BT
+    figures = {"policy_loss": policy_BT, "clip_fraction": clipped_BT.float(), "entropy": scores.entropy_BT}
+    figures["kl_from_old"] = kl_terms(e.log_probs_BT, scores.log_probs_BT.detach(), "k3")
+    if step.value_weight:
+        critic_BT = value_loss(scores.values_BT, e.values_BT, e.returns_BT, step.value_clip)
+        loss_BT = loss_BT + step.value_weight * critic_BT
+        figures["value_loss"] = critic_BT
+    if step.leash:
+        loss_BT = loss_BT + step.leash * kl_terms(scores.log_probs_BT, e.reference_BT, step.leash_kind)
+    with torch.no_grad():
+        means = {name: float((weights_BT * value).sum()) for name, value in figures.items()}
+    return (weights_BT * loss_BT).sum(), means
+
+
+def update(
+    actor: Actor,
+    optimizer: Optimizer,
+    e: Experience,
+    step: Step,
+    *,
+    scale: float = 1.0,
+    seed: int = 0,
+    extra: Callable[[], Tensor] | None = None,
+) -> dict[str, float]:
+    """Several epochs of steps on one experience. Changes the actor's weights; returns means over all steps.
+
+    scale: on all learning rates. extra: a loss added to each step's (PPO-ptx). `first_ratio` is the largest distance of
+    a probability ratio from 1 before the first step: anything but about 0 means that sampling and training disagree.
+    """
+    pieces = parts(e.rollouts.lengths_B, step.micro_tokens)
+    generator = torch.Generator().manual_seed(seed)
+    sums: dict[str, float] = {}
+    steps, first_ratio = 0, 0.0
+    for _ in range(step.epochs):
+        for batch in deal(pieces, step.minibatches, generator):
+            rows = torch.cat(batch)
+            weights_BT = torch.zeros(e.rollouts.mask_BT.shape)
+            weights_BT[rows] = token_weights(e.rollouts.mask_BT[rows], step.spread, step.constant)
+            means: dict[str, float] = {}
+            for index in batch:
+                part = select(e, index)
+                scores = actor.score(part.rollouts)
+                device = scores.log_probs_BT.device
+                part = Experience(part.rollouts, *(x.to(device) for x in part[1:]))
+                if not steps:
+                    first_ratio = max(first_ratio, largest_ratio(scores, part))
+                loss, figures = objective(scores, part, weights_BT[index, : part.kl_BT.shape[1]].to(device), step)
+                loss.backward()  # type: ignore[no-untyped-call]
+                means = {name: means.get(name, 0.0) + value for name, value in figures.items()}
+            if step.stop_kl and means["kl_from_old"] > step.stop_kl:
+                optimizer.zero_grad()
+                return {name: value / max(1, steps) for name, value in sums.items()} | {
+                    "first_ratio": first_ratio,
+                    "steps": float(steps),
+                }
+            if extra is not None:
+                extra().backward()  # type: ignore[no-untyped-call]
+            optimizer.step(scale)
+            optimizer.zero_grad()
+            steps += 1
+            sums = {name: sums.get(name, 0.0) + value for name, value in means.items()}
+    return {name: value / steps for name, value in sums.items()} | {"first_ratio": first_ratio, "steps": float(steps)}
+
+
+def deal(pieces: Sequence[Tensor], minibatches: int, generator: torch.Generator) -> list[list[Tensor]]:
+    """The parts in a new order, in so many minibatches (or as many as there are parts)."""
+    order = torch.randperm(len(pieces), generator=generator).tolist()
+    count = min(minibatches, len(pieces))
+    return [[pieces[i] for i in order[number::count]] for number in range(count)]
+
+
+def select(e: Experience, index_N: Tensor) -> Experience:
+    """Some answers of an experience, cut to the longest of them."""
+    rollouts = e.rollouts.part(index_N)
+    return Experience(rollouts, *(x[index_N, : rollouts.mask_BT.shape[1]] for x in e[1:]))
+
+
+@torch.no_grad()
+def largest_ratio(scores: Scores, e: Experience) -> float:
+    """The largest |ratio - 1| over the drawn tokens."""
+    return float((torch.exp(scores.log_probs_BT - e.log_probs_BT) - 1).abs().max())
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+class Reward(NamedTuple):
+    """What answers earned: scores_B float32; members_EB: of each of an ensemble; truth_B: the ground truth's own grade,
+    NaN where there is none. Only scores_B is learned from."""
+
+    scores_B: Tensor
+    members_EB: Tensor | None = None
+    truth_B: Tensor | None = None
+
+
+@dataclass
+class Learner:
+    """Everything of a run that changes, and what it needs to go on. Prompts come as (number, seed of the answer)."""
+
+    policy: ModelActor
+    reference: ModelActor
+    optimizer: Optimizer
+    engine: Engine
+    prompts: Sequence[Messages]
+    reward: Callable[[Rollouts], Reward]
+    experience: Callable[[Rollouts, Scores, Tensor, Tensor, float], Experience]
+    step: Step
+    pace: Pace
+    log: RunLog
+    stage: str
+    answers_per_step: int
+    group: int = 1  # answers of one prompt
+    max_tokens: int = 128
+    beta: float = 0.05
+    steer: Callable[[float, int], float] | None = None  # (KL, answers) -> the next beta
+    extra: Callable[[], Tensor] | None = None
+    most_drift: float = 0.02  # nats a token between engine and trainer, mean
+    warmup: float = 0.05
+    cooldown: float = 1.0
+    trace_every: int = 10
+    seed: int = 0
+    checkpoints: Path | None = None
+    save_every_s: float = 60.0
+    done: int = 0  # steps
+    tokens: int = 0
+    last: dict[str, float] = field(default_factory=dict)
+
+    def run(self, on_step: Callable[[Learner], None] = lambda learner: None) -> dict[str, float]:
+        """Learn until the budget is used; the figures of the last step. Goes on from a checkpoint if there is one."""
+        if self.checkpoints is not None and (found := load_checkpoint(self.checkpoints, warn=self.log.warn)):
+            self.load_state(found[1])
+            self.log.say(f"continuing from step {self.done}")
+        batches = shuffled(len(self.prompts), max(1, self.answers_per_step // self.group), self.seed)
+        for _ in range(self.done):
+            next(batches)
+        saved = time.monotonic()
+        with patient() as stopping:
+            while self.pace.progress < 1.0:
+                self.take_step(next(batches))
+                on_step(self)
+                stop = stopping.is_set()
+                if self.checkpoints is not None and (stop or time.monotonic() - saved >= self.save_every_s):
+                    save_checkpoint(self.checkpoints, self.done, self.state())
+                    saved = time.monotonic()
+                if stop:
+                    raise KeyboardInterrupt
+        return self.last
+
+    def take_step(self, chosen: list[int]) -> None:
+        """One round: draw, score, learn, report."""
+        numbers = [number for number in chosen for _ in range(self.group)]
+        seeds = [((self.seed * 100_003 + self.done) * 8_192 + place) * 8 for place in range(len(numbers))]
+        rollouts = roll_out(
+            self.engine,
+            [self.prompts[number] for number in numbers],
+            temperature=self.policy.temperature,
+            max_tokens=self.max_tokens,
+            seeds=seeds,
+        )
+        rollouts = replace(rollouts, prompt_B=torch.tensor(numbers))
+        reward = self.reward(rollouts)
+        if not torch.isfinite(reward.scores_B).all():
+            raise LiuliError("the reward of an answer is not a number", f"step {self.done}", "look at the reward model")
+        old = score_all(self.policy, rollouts, self.step.micro_tokens)
+        reference = score_all(self.reference, rollouts, self.step.micro_tokens)
+        e = self.experience(rollouts, old, reference.log_probs_BT, reward.scores_B, self.beta)
+        drift = self.check(rollouts)
+        scale = schedule(self.pace.progress, self.warmup, self.cooldown, 0.02)
+        means = update(
+            self.policy, self.optimizer, e, self.step, scale=scale, seed=self.seed + self.done, extra=self.extra
+        )
+        self.check_ratio(means["first_ratio"])
+        kl = float(e.kl_BT.sum(1).mean())
+        self.last = means | round_figures(e, reward) | {"kl": kl, "beta": self.beta, "drift": drift}
+        if self.trace_every and self.done % self.trace_every == 0:
+            self.trace(e, reward, old)
+        if self.steer is not None:
+            self.beta = self.steer(kl, len(rollouts))
+        self.done += 1
+        self.tokens += int(rollouts.lengths_B.sum())
+        self.pace.advance(self.done)
+        self.report()
+
+    def check(self, rollouts: Rollouts) -> float:
+        """How far the engine's log-probabilities are from the trainer's, mean of nats a token; refuses a wide gap."""
+        few = rollouts.part(torch.arange(min(32, len(rollouts))))
+        plain = score_all(replace(self.policy, temperature=1.0, ban_V=None, critic=None), few, self.step.micro_tokens)
+        drift = float((plain.log_probs_BT - few.sampler_BT)[few.mask_BT].abs().mean())
+        if drift > self.most_drift or math.isnan(drift):
+            raise LiuliError(
+                f"engine and trainer disagree by {drift:.3f} nats a token: what is learned from is not what was drawn",
+                f"step {self.done}",
+                "give both the same weights and a dtype of more bits",
+            )
+        return drift
+
+    def check_ratio(self, first_ratio: float) -> None:
+        if first_ratio > 1e-3:
+            raise LiuliError(
+                f"before the first step a token's probability is off its own by {first_ratio:.2g}",
+                f"step {self.done}",
+                "the model is not the same twice: is dropout on, or a temperature left out?",
+            )
+
+    def report(self) -> None:
+        shown = {name: self.last[name] for name in ("score", "kl", "stop_rate") if name in self.last}
+        self.log.progress(self.pace.progress, self.pace.seconds_left(), step=self.done, **shown)
+        self.log.figures(step=self.done, progress=self.pace.progress, tokens=self.tokens, **self.last)
+
+    def trace(self, e: Experience, reward: Reward, old: Scores) -> None:
+        """The columnar record of this step: one row a token, one row an answer."""
+        from liuli.train.trace import write_trace
+
+        new = score_all(self.policy, e.rollouts, self.step.micro_tokens)
+        write_trace(
+            self.log.folder, self.stage, self.done, *trace_columns(e, reward, old, new, self.engine, self.prompts)
+        )
+
+    def state(self) -> dict[str, Any]:
+        critic = self.policy.critic
+        return {
+            "model": dict(self.policy.model.state_dict()),
+            "critic": dict(critic.state_dict()) if critic is not None else {},
+            "optimizer": self.optimizer.state(),
+            "pace": self.pace.state(),
+            "beta": self.beta,
+            "counts": [self.done, self.tokens],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.policy.model.load_state_dict(state["model"])
+        if self.policy.critic is not None:
+            self.policy.critic.load_state_dict(state["critic"])
+        self.optimizer.load_state(state["optimizer"])
+        self.pace.load_state(state["pace"])
+        self.beta = state["beta"]
+        self.done, self.tokens = state["counts"]
+
+
+def round_figures(e: Experience, reward: Reward) -> dict[str, float]:
+    """What the round's answers were like."""
+    r = e.rollouts
+    figures = {
+        "score": float(reward.scores_B.mean()),
+        "length": float(r.mask_BT.sum(1).float().mean()),
+        "stop_rate": float(r.finished_B.float().mean()),
+        "explained_variance": explained_variance(e.values_BT, e.returns_BT, r.mask_BT),
+    }
+    if reward.truth_B is not None and not reward.truth_B.isnan().all():
+        figures["true_score"] = float(reward.truth_B.nanmean())
+    if reward.members_EB is not None:
+        figures["disagreement"] = float(reward.members_EB.std(0, correction=0).mean())
+    return figures
+
+
+def trace_columns(
+    e: Experience, reward: Reward, old: Scores, new: Scores, engine: Engine, prompts: Sequence[Messages]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The columns of a trace (train/trace.py): of every token, and of every answer."""
+    r = e.rollouts
+    real_BT = torch.arange(r.tokens_BT.shape[1])[None, :] < r.lengths_B[:, None]
+    sequence_N, position_N = real_BT.nonzero(as_tuple=True)
+    table = {
+        "logprob_sampler": r.sampler_BT,
+        "logprob_old": e.log_probs_BT,
+        "logprob_new": new.log_probs_BT,
+        "logprob_ref": e.reference_BT,
+        "kl": e.kl_BT,
+        "reward": e.rewards_BT,
+        "value": e.values_BT,
+        "advantage": e.advantages_BT,
+        "return": e.returns_BT,
+        "ratio": torch.exp(new.log_probs_BT - e.log_probs_BT),
+        "entropy": old.entropy_BT,
+    }
+    nothing = torch.full(r.mask_BT.shape, math.nan)
+    tokens: dict[str, Any] = {name: torch.where(r.mask_BT, x, nothing)[real_BT].numpy() for name, x in table.items()}
+    ids = r.tokens_BT[real_BT].tolist()
+    tokens |= {"sequence": sequence_N.numpy(), "position": position_N.numpy(), "token": ids}
+    tokens |= {"text": [engine.names[id] for id in ids], "drawn": r.mask_BT[real_BT].numpy()}
+    tokens["clipped"] = ((table["ratio"] - 1).abs() > 0.2)[real_BT].numpy()
+    truth = reward.truth_B if reward.truth_B is not None else torch.full((len(r),), math.nan)
+    members = reward.members_EB if reward.members_EB is not None else reward.scores_B[None]
+    sequences: dict[str, Any] = {
+        "sequence": list(range(len(r))),
+        "prompt": [_last_words(prompts[number]) for number in r.prompt_B.tolist()],
+        "answer": [said[-1].content if said else "" for said in r.produced],
+        "score": reward.scores_B.tolist(),
+        "members": members.T.tolist(),
+        "length": r.mask_BT.sum(1).tolist(),
+        "finished": r.finished_B.tolist(),
+        "advantage": ((e.advantages_BT * r.mask_BT).sum(1) / r.mask_BT.sum(1).clamp_min(1)).tolist(),
+        "right": [None if math.isnan(value) else value > 0 for value in truth.tolist()],
+    }
+    return tokens, sequences
+
+
+def _last_words(prompt: Messages) -> str:
+    message = list(prompt)[-1] if not hasattr(prompt, "messages") else prompt.messages[-1]
+    return str(message["content"] if isinstance(message, dict) else getattr(message, "content", ""))
+
+
+def ptx_loss(model: Transformer, batches: Iterator[Any], weight: float) -> Callable[[], Tensor]:
+    """PPO-ptx: the pretraining loss on the next batch of rows, times a weight (arXiv 2203.02155, eq. 2)."""
+    from liuli.train.loop import to_tensors
+    from liuli.train.loss import next_token
+
+    def loss() -> Tensor:
+        batch = next(batches)
+        device = str(model.embedding.weight.device)
+        part = to_tensors(batch, slice(None), device, None)
+        return weight * next_token(model, part) / float(batch.weights_BT.sum())
+
+    return loss

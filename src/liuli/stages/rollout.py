@@ -1,0 +1,270 @@
+"""Answers of a model, as tensors to learn from: drawn by the engine, scored by the trainer. The one place for both.
+
+In: conversations that end in a question, a model. Out: `Rollouts`, whose mask says which tokens the policy drew (calls
+and answers; not the prompt, not what a tool said), and `Scores` of any model for any rollouts. What is scored is what
+was drawn: the same temperature, and the same tokens barred, in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from liuli.engine import MAX_CALLS, TOOLS, Engine, Request, Sampling, Tool
+from liuli.engine.chat import answer_calls
+from liuli.errors import LiuliError
+from liuli.model import Transformer
+from liuli.model.scalar import ScalarModel
+from liuli.text import Message, parse_answer, render
+from liuli.text.chat import Messages, as_messages
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """B answers, padded right to T tokens.
+
+    tokens_BT: int64, prompt and all. mask_BT: bool, drawn by the policy. sampler_BT: float32, the engine's
+    log-probability of each drawn token at temperature 1, nothing barred. lengths_B: int64, real tokens. finished_B:
+    bool, ended by itself. prompt_B: int64, which prompt each belongs to. produced: the messages of each.
+    """
+
+    tokens_BT: Tensor
+    mask_BT: Tensor
+    sampler_BT: Tensor
+    lengths_B: Tensor
+    finished_B: Tensor
+    prompt_B: Tensor
+    produced: tuple[tuple[Message, ...], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.tokens_BT)
+
+    def part(self, index_N: Tensor) -> Rollouts:
+        """These rows, cut to the longest of them."""
+        T = int(self.lengths_B[index_N].max())
+        return Rollouts(
+            self.tokens_BT[index_N, :T],
+            self.mask_BT[index_N, :T],
+            self.sampler_BT[index_N, :T],
+            self.lengths_B[index_N],
+            self.finished_B[index_N],
+            self.prompt_B[index_N],
+            tuple(self.produced[i] for i in index_N.tolist()) if self.produced else (),
+        )
+
+
+@dataclass
+class _Answering:
+    """One conversation while it is written: all tokens so far, and which of them were drawn."""
+
+    tokens: list[int]
+    drawn: list[bool]
+    log_probs: list[float]
+    produced: list[Message]
+    calls: int = 0
+    finished: bool = False
+
+    def extend(self, tokens: Sequence[int], log_probs: Sequence[float] | None = None) -> None:
+        self.tokens += tokens
+        self.drawn += [log_probs is not None] * len(tokens)
+        self.log_probs += log_probs if log_probs is not None else [0.0] * len(tokens)
+
+
+def roll_out(
+    engine: Engine,
+    prompts: Sequence[Messages],
+    *,
+    temperature: float = 1.0,
+    max_tokens: int = 128,
+    seeds: Sequence[int],
+    tools: Mapping[str, Tool] = TOOLS,
+) -> Rollouts:
+    """An answer to each prompt, tools run on the way. No top-k and no top-p: what they leave out could not be scored.
+
+    seeds: one for each answer; the same seeds and weights give the same rollouts. max_tokens: of each message drawn.
+    Raises LiuliError for a prompt that does not fit the context.
+    """
+    histories = [list(as_messages(prompt)) for prompt in prompts]
+    each = [
+        _Answering(tokens, [False] * len(tokens), [0.0] * len(tokens), [])
+        for tokens in (render(history, engine.tokenizer, answer=True).tokens for history in histories)
+    ]
+
+    def begin(number: int) -> Request:
+        own = each[number]
+        sampling = Sampling(temperature, max_tokens=max_tokens, seed=seeds[number] + own.calls)
+        return engine.request(list(own.tokens), sampling, number)
+
+    def then(request: Request) -> Request | None:
+        own, answer = each[request.number], request.answer()
+        own.extend(answer.ids, answer.logprobs)
+        message = parse_answer(answer.ids, engine.tokenizer)
+        own.produced.append(message)
+        own.finished = answer.stopped_by == "end"
+        if not (own.finished and message.tool_calls and own.calls < MAX_CALLS):
+            return None
+        own.calls += 1
+        replies = answer_calls(message, tools)
+        own.produced += replies
+        # the tokens as they were drawn stay; only what the tools said is rendered
+        whole = render([*histories[request.number], *own.produced], engine.tokenizer, answer=True)
+        said = whole.tokens[whole.starts[-len(replies)] :]
+        own.finished = False
+        if len(own.tokens) + len(said) >= engine.context:
+            return None
+        own.extend(said)
+        return begin(request.number)
+
+    engine.work([begin(number) for number in range(len(each))], then)
+    return _padded(each, engine.tokenizer.pad)
+
+
+def _padded(each: Sequence[_Answering], pad: int) -> Rollouts:
+    T = max(len(own.tokens) for own in each)
+
+    def rows(name: str, fill: int | float, dtype: torch.dtype) -> Tensor:
+        padded = [[*getattr(own, name), *([fill] * (T - len(own.tokens)))] for own in each]
+        return torch.tensor(padded, dtype=dtype)
+
+    return Rollouts(
+        rows("tokens", pad, torch.int64),
+        rows("drawn", False, torch.bool),
+        rows("log_probs", 0.0, torch.float32),
+        torch.tensor([len(own.tokens) for own in each]),
+        torch.tensor([own.finished for own in each]),
+        torch.arange(len(each)),
+        tuple(tuple(own.produced) for own in each),
+    )
+
+
+def as_rollouts(prompts: Sequence[Messages], answers: Sequence[Messages], engine: Engine) -> Rollouts:
+    """Given answers as rollouts: what the chat template says the assistant must produce counts as drawn.
+
+    Raises LiuliError for an answer that does not fit the context or holds nothing to learn from.
+    """
+    each = []
+    for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        history, said = as_messages(prompt), as_messages(answer)
+        whole = render([*(replace(message, train=False) for message in history), *said], engine.tokenizer)
+        if len(whole.tokens) > engine.context:
+            raise LiuliError(
+                f"{len(whole.tokens)} tokens, the model's context is {engine.context}", f"answer {number}", "shorten it"
+            )
+        if not any(whole.weights):
+            raise LiuliError("there is no token of the assistant's", f"answer {number}", "give a whole answer")
+        each.append(
+            _Answering(whole.tokens, [w > 0 for w in whole.weights], [0.0] * len(whole.tokens), list(said), 0, True)
+        )
+    return _padded(each, engine.tokenizer.pad)
+
+
+# --- scoring ---------------------------------------------------------------------------------------------------------
+
+
+class Scores(NamedTuple):
+    """What a model thinks of rollouts: (B, T) float32 each, zero outside the mask; values only if asked for."""
+
+    log_probs_BT: Tensor
+    entropy_BT: Tensor
+    values_BT: Tensor
+
+
+class Actor(Protocol):
+    """What learns. A tabular policy in the tests, a Transformer elsewhere."""
+
+    def score(self, rollouts: Rollouts) -> Scores:
+        """Log-probabilities (at the temperature of the rollouts), entropies and values, with gradients."""
+
+
+@dataclass
+class ModelActor:
+    """A Transformer as the policy. critic: None (values are 0), a head on the policy's own states, or a model."""
+
+    model: Transformer
+    temperature: float = 1.0
+    ban_V: Tensor | None = None  # -inf at tokens that the engine never draws
+    critic: ScalarModel | torch.nn.Linear | None = None
+
+    def score(self, rollouts: Rollouts) -> Scores:
+        device, mask_BT = self.model.embedding.weight.device, rollouts.mask_BT
+        tokens_BT = rollouts.tokens_BT.to(device)
+        before = mask_BT[:, 1:].to(device)  # the state before a drawn token is the one that foretells it
+        x_ND = self.model.hidden(tokens_BT)[:, :-1][before]
+        logits_NV = self.model.logits(x_ND).float()
+        if self.ban_V is not None:
+            logits_NV = logits_NV + self.ban_V
+        log_probs_NV = torch.log_softmax(logits_NV / self.temperature, dim=-1)
+        log_probs_N = log_probs_NV.gather(1, tokens_BT[:, 1:][before].unsqueeze(1)).squeeze(1)
+        with torch.no_grad():
+            entropy_N = torch.special.entr(log_probs_NV.exp()).sum(-1)
+        return Scores(*(_spread(x, mask_BT.to(device)) for x in (log_probs_N, entropy_N, self._values(x_ND, rollouts))))
+
+    def _values(self, x_ND: Tensor, rollouts: Rollouts) -> Tensor:
+        if self.critic is None:
+            return torch.zeros(len(x_ND), device=x_ND.device)
+        if isinstance(self.critic, ScalarModel):
+            before = rollouts.mask_BT[:, 1:].to(x_ND.device)
+            every_BT: Tensor = self.critic(rollouts.tokens_BT.to(x_ND.device))
+            return every_BT[:, :-1][before]
+        values: Tensor = self.critic(x_ND.float()).squeeze(-1)
+        return values
+
+
+def _spread(x_N: Tensor, mask_BT: Tensor) -> Tensor:
+    """The numbers of the drawn tokens at their places, zero elsewhere: (B, T)."""
+    return torch.zeros(mask_BT.shape, dtype=x_N.dtype, device=x_N.device).masked_scatter(mask_BT, x_N)
+
+
+def parts(lengths_B: Tensor, tokens: int) -> list[Tensor]:
+    """Rows of similar length together, at most so many tokens (padding included) in each part: indices, long to short.
+
+    Made once for a batch: scored in the same parts, the same weights give the same bits.
+    """
+    order = torch.argsort(lengths_B, descending=True, stable=True)
+    found, start = [], 0
+    while start < len(order):
+        rows = max(1, tokens // int(lengths_B[order[start]]))
+        found.append(order[start : start + rows])
+        start += rows
+    return found
+
+
+@torch.no_grad()
+def score_all(actor: Actor, rollouts: Rollouts, tokens: int = 8192) -> Scores:
+    """Scores of all rollouts, part by part, without gradients, on the CPU."""
+    whole = [torch.zeros(rollouts.mask_BT.shape) for _ in Scores._fields]
+    for index in parts(rollouts.lengths_B, tokens):
+        part = rollouts.part(index)
+        for target, value in zip(whole, actor.score(part), strict=True):
+            target[index, : value.shape[1]] = value.float().cpu()
+    return Scores(*whole)
+
+
+@torch.no_grad()
+def judge_all(judge: ScalarModel, rollouts: Rollouts, tokens: int = 8192) -> Tensor:
+    """The reward model's score of each answer (B,), on the CPU."""
+    scores_B = torch.zeros(len(rollouts))
+    device = judge.score.weight.device
+    for index in parts(rollouts.lengths_B, tokens):
+        part = rollouts.part(index)
+        scores_B[index] = judge.scores(part.tokens_BT.to(device), part.lengths_B.to(device)).cpu()
+    return scores_B
+
+
+def sequence_log_probs(scores: Scores) -> Tensor:
+    """log p(answer | prompt): summed over the drawn tokens (B,)."""
+    return scores.log_probs_BT.sum(1)
+
+
+def shuffled(count: int, batch: int, seed: int) -> Iterator[list[int]]:
+    """For ever: numbers 0..count-1 in batches, each once a round, rounds in an order of their own."""
+    generator, queue = torch.Generator().manual_seed(seed), list[int]()
+    while True:
+        while len(queue) < batch:
+            queue += torch.randperm(count, generator=generator).tolist()
+        yield queue[:batch]
+        queue = queue[batch:]
