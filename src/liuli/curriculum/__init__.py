@@ -6,6 +6,7 @@ people and grammars, the same to the byte each time. It knows nothing of tokens,
 
 from liuli.curriculum.judge import judge
 from liuli.curriculum.make import make
+from liuli.curriculum.preferences import key_of, practice, prefers, worth
 from liuli.curriculum.skills import skills
 
-__all__ = ["judge", "make", "skills"]
+__all__ = ["judge", "key_of", "make", "practice", "prefers", "skills", "worth"]

@@ -18,6 +18,7 @@ from typing import Any
 from liuli.curriculum.draw import Draw
 from liuli.curriculum.invent import neighbours
 from liuli.curriculum.items import LANGUAGES, Item, chat_line, eval_line, text_line
+from liuli.curriculum.preferences import pair_lines
 from liuli.curriculum.skills import LARGEST_SHARE, shares, skills
 from liuli.curriculum.skills.dialogue import distinct_dialogues
 from liuli.curriculum.skills.facts import SKILLS, pairs_of
@@ -29,6 +30,7 @@ PART = {"en": 0.55, "zh": 0.45}  # of the tokens: English takes more of them to 
 CHUNK_BYTES = 400_000
 PROBES = 80  # items made to learn a stream's mean size
 TESTS = 40  # items a skill, language and split
+PAIRS = 8_000  # comparisons of two answers, roughly
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Stream:
 def make(
     out: str | Path, seed: int = 0, size: int = 50_000_000, workers: int = 1, replace: bool = False
 ) -> dict[str, Any]:
-    """Write text.jsonl, chat.jsonl, eval.jsonl and about.json into the folder `out`; return what about.json says.
+    """Write text, chat, eval and pairs.jsonl and about.json into the folder `out`; return what about.json says.
 
     size: bytes of text.jsonl and chat.jsonl together, kept to within some percent.
     """
@@ -64,7 +66,9 @@ def make(
             for line in eval_lines(seed):
                 tests += 1
                 file.write(line.encode())
-        about = _about(seed, size, streams, tests)
+        pairs = list(pair_lines(seed, PAIRS))
+        (stage / "pairs.jsonl").write_text("".join(pairs), encoding="utf-8")
+        about = _about(seed, size, streams, tests) | {"pairs": len(pairs)}
         write_json(stage / "about.json", about)
     return about
 

@@ -7,15 +7,19 @@ beta * reference / (c - reward) (docs/preferences.md shows both).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from liuli.errors import UsageError
-from liuli.stages.learn import Experience, Step
+from liuli.stages.learn import Experience, Reward, Step, reinforce
 from liuli.stages.rollout import Rollouts, Scores
+from liuli.text.chat import Messages
+from liuli.train import RunLog
 from liuli.train.policy import KL, Advantage, Spread, group_advantages, kl_terms
 
 
@@ -74,4 +78,29 @@ def grpo_step(options: GRPOOptions, micro_tokens: int = 8192) -> Step:
         spread=o.spread,
         constant=float(o.max_tokens),
         micro_tokens=micro_tokens,
+    )
+
+
+def grpo(
+    model_folder: str | Path,
+    prompts: Sequence[Messages],
+    out: str | Path,
+    *,
+    reward: Callable[[Rollouts], Reward],
+    options: GRPOOptions,
+    log: RunLog,
+) -> dict[str, float]:
+    """Teach the model in `model_folder` on prompts whose answers `reward` can score; write it to `out`."""
+    return reinforce(
+        Path(model_folder),
+        Path(out),
+        prompts,
+        kind="grpo",
+        reward=reward,
+        experience=lambda r, old, reference, scores, beta: grpo_experience(r, old, reference, scores, beta, options),
+        step=grpo_step(options),
+        options=options,
+        log=log,
+        group=options.group,
+        provenance={"data": {"prompts": len(prompts)}},
     )

@@ -6,10 +6,10 @@ policy learns from it is `update`. Both are pure but for the weights, and the te
 
 from __future__ import annotations
 
+import copy
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +18,15 @@ from torch import Tensor
 
 from liuli.engine import Engine
 from liuli.errors import LiuliError
-from liuli.model import Transformer
-from liuli.stages.rollout import Actor, ModelActor, Rollouts, Scores, parts, roll_out, score_all, shuffled
+from liuli.files import remove
+from liuli.model import Transformer, load
+from liuli.stages.rollout import Actor, Batches, Critic, ModelActor, Rollouts, Scores, parts, roll_out, score_all
+from liuli.stages.training import write_model
+from liuli.text import Loader, Rows, Tokenizer
 from liuli.text.chat import Messages
-from liuli.train import Optimizer, Pace, RunLog, load_checkpoint, save_checkpoint, schedule
-from liuli.train.loop import patient
+from liuli.train import Optimizer, OptimizerOptions, Pace, RunLog, measure_machine, schedule
 from liuli.train.policy import KL, Spread, clipped_loss, explained_variance, kl_terms, token_weights, value_loss
+from liuli.train.steps import run_steps
 
 
 class Experience(NamedTuple):
@@ -190,31 +193,29 @@ class Learner:
     save_every_s: float = 60.0
     done: int = 0  # steps
     tokens: int = 0
-    last: dict[str, float] = field(default_factory=dict)
 
-    def run(self, on_step: Callable[[Learner], None] = lambda learner: None) -> dict[str, float]:
+    def run(self) -> dict[str, float]:
         """Learn until the budget is used; the figures of the last step. Goes on from a checkpoint if there is one."""
-        if self.checkpoints is not None and (found := load_checkpoint(self.checkpoints, warn=self.log.warn)):
-            self.load_state(found[1])
-            self.log.say(f"continuing from step {self.done}")
-        batches = shuffled(len(self.prompts), max(1, self.answers_per_step // self.group), self.seed)
-        for _ in range(self.done):
-            next(batches)
-        saved = time.monotonic()
-        with patient() as stopping:
-            while self.pace.progress < 1.0:
-                self.take_step(next(batches))
-                on_step(self)
-                stop = stopping.is_set()
-                if self.checkpoints is not None and (stop or time.monotonic() - saved >= self.save_every_s):
-                    save_checkpoint(self.checkpoints, self.done, self.state())
-                    saved = time.monotonic()
-                if stop:
-                    raise KeyboardInterrupt
-        return self.last
+        batches = Batches(len(self.prompts), max(1, self.answers_per_step // self.group), self.seed)
 
-    def take_step(self, chosen: list[int]) -> None:
-        """One round: draw, score, learn, report."""
+        def one_step(done: int) -> dict[str, float]:
+            self.done = done
+            return self.take_step(batches[done])
+
+        self.done, figures = run_steps(
+            one_step,
+            self.pace,
+            log=self.log,
+            state=self.state,
+            load_state=self.load_state,
+            checkpoints=self.checkpoints,
+            save_every_s=self.save_every_s,
+            shown=("score", "kl", "stop_rate"),
+        )
+        return figures
+
+    def take_step(self, chosen: list[int]) -> dict[str, float]:
+        """One round: draw, score, learn."""
         numbers = [number for number in chosen for _ in range(self.group)]
         seeds = [((self.seed * 100_003 + self.done) * 8_192 + place) * 8 for place in range(len(numbers))]
         rollouts = roll_out(
@@ -238,15 +239,13 @@ class Learner:
         )
         self.check_ratio(means["first_ratio"])
         kl = float(e.kl_BT.sum(1).mean())
-        self.last = means | round_figures(e, reward) | {"kl": kl, "beta": self.beta, "drift": drift}
+        figures = means | round_figures(e, reward) | {"kl": kl, "beta": self.beta, "drift": drift}
         if self.trace_every and self.done % self.trace_every == 0:
             self.trace(e, reward, old)
         if self.steer is not None:
             self.beta = self.steer(kl, len(rollouts))
-        self.done += 1
         self.tokens += int(rollouts.lengths_B.sum())
-        self.pace.advance(self.done)
-        self.report()
+        return figures | {"tokens": float(self.tokens)}
 
     def check(self, rollouts: Rollouts) -> float:
         """How far the engine's log-probabilities are from the trainer's, mean of nats a token; refuses a wide gap."""
@@ -269,11 +268,6 @@ class Learner:
                 "the model is not the same twice: is dropout on, or a temperature left out?",
             )
 
-    def report(self) -> None:
-        shown = {name: self.last[name] for name in ("score", "kl", "stop_rate") if name in self.last}
-        self.log.progress(self.pace.progress, self.pace.seconds_left(), step=self.done, **shown)
-        self.log.figures(step=self.done, progress=self.pace.progress, tokens=self.tokens, **self.last)
-
     def trace(self, e: Experience, reward: Reward, old: Scores) -> None:
         """The columnar record of this step: one row a token, one row an answer."""
         from liuli.train.trace import write_trace
@@ -289,9 +283,8 @@ class Learner:
             "model": dict(self.policy.model.state_dict()),
             "critic": dict(critic.state_dict()) if critic is not None else {},
             "optimizer": self.optimizer.state(),
-            "pace": self.pace.state(),
             "beta": self.beta,
-            "counts": [self.done, self.tokens],
+            "tokens": self.tokens,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -299,9 +292,7 @@ class Learner:
         if self.policy.critic is not None:
             self.policy.critic.load_state_dict(state["critic"])
         self.optimizer.load_state(state["optimizer"])
-        self.pace.load_state(state["pace"])
-        self.beta = state["beta"]
-        self.done, self.tokens = state["counts"]
+        self.beta, self.tokens = state["beta"], state["tokens"]
 
 
 def round_figures(e: Experience, reward: Reward) -> dict[str, float]:
@@ -379,3 +370,81 @@ def ptx_loss(model: Transformer, batches: Iterator[Any], weight: float) -> Calla
         return weight * next_token(model, part) / float(batch.weights_BT.sum())
 
     return loss
+
+
+# --- from a model folder to a better one -----------------------------------------------------------------------------
+
+
+def reinforce(
+    model_folder: Path,
+    out: Path,
+    prompts: Sequence[Messages],
+    *,
+    kind: str,
+    reward: Callable[[Rollouts], Reward],
+    experience: Callable[[Rollouts, Scores, Tensor, Tensor, float], Experience],
+    step: Step,
+    options: Any,
+    log: RunLog,
+    critic: Callable[[Transformer], Critic | None] = lambda model: None,
+    steer: Callable[[float, int], float] | None = None,
+    ptx_rows: Rows | None = None,
+    group: int = 1,
+    provenance: dict[str, Any] | None = None,
+) -> dict[str, float]:
+    """Set a run up on the model in a folder, run it, write the model it leads to; the figures of the last step.
+
+    options: PPOOptions or GRPOOptions. critic: makes what gives values (arXiv 2203.02155 takes the reward model).
+    Raises LiuliError for prompts that do not fit, for none at all, and where engine and trainer disagree.
+    """
+    if not prompts:
+        raise LiuliError("there are no prompts to answer", str(out), "give a file of prompts")
+    machine, tokenizer = measure_machine(), Tokenizer.load(model_folder)
+    torch.manual_seed(options.seed)
+    model, before = load(model_folder, machine.device), load(model_folder, machine.device)
+    model.compute_dtype = before.compute_dtype = machine.compute_dtype
+    sampler = copy.copy(model)  # the same weights; on the CPU a token at a time is faster in float32
+    sampler.compute_dtype = None if machine.device == "cpu" else machine.compute_dtype
+    engine = Engine(sampler, tokenizer, rows=256)
+    ban_V = engine.ban_V.to(machine.device)
+    values = critic(model)
+    policy = ModelActor(model, options.temperature, ban_V, values)
+    whole = torch.nn.ModuleList([model, *([values] if values is not None else [])])
+    optimizer = Optimizer(whole, OptimizerOptions(kind="adamw", adam_lr=options.lr, beta2=0.95, adam_eps=1e-5))
+    checkpoints = log.folder / "checkpoints" / out.name
+    seconds = None if options.minutes is None else 60 * options.minutes
+    pace = Pace(seconds=seconds, journal=checkpoints / "pace.jsonl") if seconds else Pace(steps=options.steps or 1)
+    learner = Learner(
+        policy,
+        ModelActor(before, options.temperature, ban_V),
+        optimizer,
+        engine,
+        prompts,
+        reward,
+        experience,
+        step,
+        pace,
+        log,
+        out.name,
+        options.answers,
+        group=group,
+        max_tokens=options.max_tokens,
+        beta=options.beta,
+        steer=steer,
+        extra=ptx_loss(model, Loader(ptx_rows, 8, options.seed), options.ptx) if ptx_rows is not None else None,
+        seed=options.seed,
+        checkpoints=checkpoints,
+    )
+    figures = learner.run()
+    model.compute_dtype = None
+    write_model(
+        model.cpu(),
+        out,
+        tokenizer,
+        model_folder,
+        {"stage": kind, "parent": str(model_folder), "options": asdict(options), "figures": figures}
+        | {"seed": options.seed, "step": learner.done, "tokens": learner.tokens}
+        | (provenance or {}),
+    )
+    remove(checkpoints)
+    return figures

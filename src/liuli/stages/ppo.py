@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from liuli.stages.learn import Experience, Step
-from liuli.stages.rollout import Rollouts, Scores
-from liuli.train.policy import KL, gae, kl_terms, token_rewards, whiten
+from liuli.model import Transformer
+from liuli.model.scalar import load_scalars
+from liuli.stages.learn import Experience, Reward, Step, reinforce
+from liuli.stages.reward import score_answers
+from liuli.stages.rollout import Critic, Rollouts, Scores
+from liuli.text import Rows
+from liuli.text.chat import Messages
+from liuli.train import RunLog, measure_machine
+from liuli.train.policy import KL, AdaptiveKL, gae, kl_terms, token_rewards, whiten
+from liuli.train.preference import Combine
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,7 @@ class PPOOptions:
     whiten_rewards: Literal["off", "scale", "full"] = "off"  # "scale" pays for every token: another optimum
     whiten_advantages: bool = True
     no_end: float = -1.0  # the score of an answer that did not end by itself
+    critic: Literal["shared", "reward"] = "shared"  # a head on the policy's states, or the reward model as a start
     temperature: float = 1.0
     max_tokens: int = 96
     ptx: float = 0.0  # weight of the pretraining loss beside PPO's
@@ -70,4 +81,56 @@ def ppo_step(options: PPOOptions, micro_tokens: int = 8192) -> Step:
         value_weight=o.value_weight,
         value_clip=o.value_clip,
         micro_tokens=micro_tokens,
+    )
+
+
+def ppo(
+    model_folder: str | Path,
+    reward_folder: str | Path,
+    prompts: Sequence[Messages],
+    out: str | Path,
+    *,
+    options: PPOOptions,
+    log: RunLog,
+    truth: Callable[[Rollouts], Tensor] | None = None,
+    combined: Combine = "cautious",
+    ptx_rows: Rows | None = None,
+) -> dict[str, float]:
+    """Teach the chat model in `model_folder` what the reward model likes, on these prompts; write it to `out`.
+
+    truth: the ground truth's grade of each answer, reported and never learned from. combined: how the ensemble's
+    scores become one. ptx_rows: text for the pretraining loss (options.ptx).
+    """
+    machine = measure_machine()
+    members = load_scalars(reward_folder, machine.device)
+    for member in members:
+        member.body.compute_dtype = machine.compute_dtype
+
+    def judge(rollouts: Rollouts) -> Reward:
+        scores, each = score_answers(members, rollouts, combined)
+        return Reward(scores, each, truth(rollouts) if truth is not None else None)
+
+    def critic(model: Transformer) -> Critic:
+        if options.critic == "reward":
+            return copy.deepcopy(members[0]).requires_grad_(True)
+        head = nn.Linear(model.config.width, 1).to(machine.device)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        return head
+
+    steer = AdaptiveKL(options.beta, options.kl_target).update if options.kl_target else None
+    return reinforce(
+        Path(model_folder),
+        Path(out),
+        prompts,
+        kind="ppo",
+        reward=judge,
+        experience=lambda r, old, reference, scores, beta: ppo_experience(r, old, reference, scores, beta, options),
+        step=ppo_step(options),
+        options=options,
+        log=log,
+        critic=critic,
+        steer=steer,
+        ptx_rows=ptx_rows if options.ptx else None,
+        provenance={"data": {"reward": str(reward_folder), "prompts": len(prompts)}},
     )

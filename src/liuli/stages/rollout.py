@@ -7,7 +7,8 @@ was drawn: the same temperature, and the same tokens barred, in both.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -19,7 +20,7 @@ from liuli.engine.chat import answer_calls
 from liuli.errors import LiuliError
 from liuli.model import Transformer
 from liuli.model.scalar import ScalarModel
-from liuli.text import Message, parse_answer, render
+from liuli.text import Message, Tokenizer, parse_answer, render
 from liuli.text.chat import Messages, as_messages
 
 
@@ -141,7 +142,9 @@ def _padded(each: Sequence[_Answering], pad: int) -> Rollouts:
     )
 
 
-def as_rollouts(prompts: Sequence[Messages], answers: Sequence[Messages], engine: Engine) -> Rollouts:
+def as_rollouts(
+    prompts: Sequence[Messages], answers: Sequence[Messages], tokenizer: Tokenizer, context: int
+) -> Rollouts:
     """Given answers as rollouts: what the chat template says the assistant must produce counts as drawn.
 
     Raises LiuliError for an answer that does not fit the context or holds nothing to learn from.
@@ -149,17 +152,16 @@ def as_rollouts(prompts: Sequence[Messages], answers: Sequence[Messages], engine
     each = []
     for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         history, said = as_messages(prompt), as_messages(answer)
-        whole = render([*(replace(message, train=False) for message in history), *said], engine.tokenizer)
-        if len(whole.tokens) > engine.context:
-            raise LiuliError(
-                f"{len(whole.tokens)} tokens, the model's context is {engine.context}", f"answer {number}", "shorten it"
-            )
+        whole = render([*(replace(message, train=False) for message in history), *said], tokenizer)
+        if len(whole.tokens) > context:
+            where = f"answer {number}"
+            raise LiuliError(f"{len(whole.tokens)} tokens, the model's context is {context}", where, "shorten it")
         if not any(whole.weights):
             raise LiuliError("there is no token of the assistant's", f"answer {number}", "give a whole answer")
         each.append(
             _Answering(whole.tokens, [w > 0 for w in whole.weights], [0.0] * len(whole.tokens), list(said), 0, True)
         )
-    return _padded(each, engine.tokenizer.pad)
+    return _padded(each, tokenizer.pad)
 
 
 # --- scoring ---------------------------------------------------------------------------------------------------------
@@ -180,6 +182,9 @@ class Actor(Protocol):
         """Log-probabilities (at the temperature of the rollouts), entropies and values, with gradients."""
 
 
+Critic = ScalarModel | torch.nn.Linear
+
+
 @dataclass
 class ModelActor:
     """A Transformer as the policy. critic: None (values are 0), a head on the policy's own states, or a model."""
@@ -187,7 +192,7 @@ class ModelActor:
     model: Transformer
     temperature: float = 1.0
     ban_V: Tensor | None = None  # -inf at tokens that the engine never draws
-    critic: ScalarModel | torch.nn.Linear | None = None
+    critic: Critic | None = None
 
     def score(self, rollouts: Rollouts) -> Scores:
         device, mask_BT = self.model.embedding.weight.device, rollouts.mask_BT
@@ -260,11 +265,21 @@ def sequence_log_probs(scores: Scores) -> Tensor:
     return scores.log_probs_BT.sum(1)
 
 
-def shuffled(count: int, batch: int, seed: int) -> Iterator[list[int]]:
-    """For ever: numbers 0..count-1 in batches, each once a round, rounds in an order of their own."""
-    generator, queue = torch.Generator().manual_seed(seed), list[int]()
-    while True:
-        while len(queue) < batch:
-            queue += torch.randperm(count, generator=generator).tolist()
-        yield queue[:batch]
-        queue = queue[batch:]
+class Batches:
+    """Numbers 0..count-1 in batches without end, each number once a round, every round in an order of its own.
+
+    batches[n] is the n-th batch, whichever was asked for before: a run that goes on deals what it would have dealt.
+    """
+
+    def __init__(self, count: int, size: int, seed: int) -> None:
+        self.count, self.size, self.seed = count, size, seed
+
+    def __getitem__(self, number: int) -> list[int]:
+        places = range(number * self.size, (number + 1) * self.size)
+        return [self._round(place // self.count)[place % self.count] for place in places]
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - lives as long as its stage
+    def _round(self, number: int) -> list[int]:
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
+        order: list[int] = torch.randperm(self.count, generator=generator).tolist()
+        return order

@@ -25,9 +25,9 @@ Advantage = Literal["mean", "std", "rloo"]
 def kl_terms(log_probs: Tensor, reference: Tensor, kind: KL = "k1") -> Tensor:
     """An estimate of KL(policy || reference) from one drawn token, in nats; any shape.
 
-    k1 = log(p/q), k2 = log(p/q)^2 / 2, k3 = q/p - 1 + log(p/q) (http://joschu.net/blog/kl-approx.html). k1 and k3 have
-    the right mean. As a *reward* only k1 has the right optimum: the others' gradient is not that of the divergence. In a
-    *loss* only k2 has the right gradient; k3 pulls towards the least KL(reference || policy) (docs/preferences.md).
+    k1 = log(p/q), k2 = log(p/q)^2 / 2, k3 = q/p - 1 + log(p/q) (http://joschu.net/blog/kl-approx.html). k1 and k3
+    have the right mean. As a *reward* only k1 has the right optimum: the others' gradient is not that of the
+    divergence. In a *loss* only k2 has the right gradient; k3's is that of KL(reference || policy).
     """
     ratio = log_probs - reference
     if kind == "k1":

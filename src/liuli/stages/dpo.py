@@ -1,0 +1,172 @@
+"""DPO and its relatives: comparisons (or thumbs) teach the policy itself, without a reward model (arXiv 2305.18290)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from liuli.errors import LiuliError, UsageError
+from liuli.files import remove
+from liuli.model import Transformer, load
+from liuli.stages.reward import Comparisons
+from liuli.stages.rollout import Batches, ModelActor, Rollouts, as_rollouts, parts, score_all
+from liuli.stages.training import write_model
+from liuli.text import Judged, Tokenizer
+from liuli.train import Optimizer, OptimizerOptions, Pace, RunLog, measure_machine, schedule
+from liuli.train.preference import dpo_loss, kto_loss, mismatched_kl
+from liuli.train.steps import run_steps
+
+
+@dataclass(frozen=True)
+class DPOOptions:
+    """How the policy learns from comparisons."""
+
+    minutes: float | None = None
+    epochs: float = 1.0  # where no minutes are given
+    kind: Literal["sigmoid", "ipo", "kto"] = "sigmoid"
+    pairs: int = 64  # of one step (kto: answers)
+    lr: float = 1e-4
+    beta: float = 0.1
+    smoothing: float = 0.0  # share of comparisons taken to be flipped
+    micro_tokens: int = 8192
+    save_every_s: float = 60.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Thumbs:
+    """Answers judged one by one, as tokens; mismatched: the same answers under each other's prompts."""
+
+    answers: Rollouts
+    mismatched: Rollouts
+    good_B: Tensor
+
+
+def thumbs(judged: Sequence[Judged], tokenizer: Tokenizer, context: int) -> Thumbs:
+    """Thumbs to train on. Raises LiuliError if all of them point one way."""
+    good = torch.tensor([one.good for one in judged])
+    if good.all() or not good.any():
+        raise LiuliError("every thumb points the same way", "thumbs", "give good answers and bad ones")
+    prompts, answers = [one.prompt for one in judged], [one.answer for one in judged]
+    turned = [*answers[1:], answers[0]]
+    return Thumbs(
+        as_rollouts(prompts, answers, tokenizer, context), as_rollouts(prompts, turned, tokenizer, context), good
+    )
+
+
+def dpo(
+    model_folder: str | Path,
+    data: Comparisons | Thumbs,
+    out: str | Path,
+    *,
+    options: DPOOptions,
+    log: RunLog,
+) -> dict[str, float]:
+    """Teach the model in `model_folder` by comparisons (kto: by thumbs) and write it to `out`; the last figures."""
+    if isinstance(data, Thumbs) != (options.kind == "kto"):
+        raise UsageError(f"{options.kind} does not learn from this kind of data", "kind", "kto: thumbs; others: pairs")
+    out, machine, tokenizer = Path(out), measure_machine(), Tokenizer.load(model_folder)
+    torch.manual_seed(options.seed)
+    model = load(model_folder, machine.device)
+    model.compute_dtype = machine.compute_dtype
+    actor = ModelActor(model)
+    # the reference is the model as it is now: its log-probabilities are taken once
+    reference_B = score_all(actor, data.answers, options.micro_tokens).log_probs_BT.sum(1)
+    far_B = None
+    if isinstance(data, Thumbs):
+        far_B = score_all(actor, data.mismatched, options.micro_tokens).log_probs_BT.sum(1)
+    count = len(data.good_B) if isinstance(data, Thumbs) else len(data)
+    size = min(options.pairs, count)
+    batches = Batches(count, size, options.seed)
+    optimizer = Optimizer(model, OptimizerOptions(kind="adamw", adam_lr=options.lr, beta2=0.98, adam_eps=1e-8))
+    checkpoints = log.folder / "checkpoints" / out.name
+    seconds = None if options.minutes is None else 60 * options.minutes
+    steps = max(1, round(options.epochs * count / size))
+    pace = Pace(seconds=seconds, journal=checkpoints / "pace.jsonl") if seconds else Pace(steps=steps)
+
+    def one_step(done: int) -> dict[str, float]:
+        rows = torch.tensor(batches[done])
+        if isinstance(data, Thumbs):
+            assert far_B is not None
+            loss, figures = thumbs_loss(actor, data, rows, reference_B, far_B, options)
+        else:
+            loss, figures = pairs_loss(actor, data, rows, reference_B, options)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step(schedule(pace.progress, 0.1, 0.9, 0.0))
+        optimizer.zero_grad()
+        return figures
+
+    def load_state(state: dict[str, Any]) -> None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state(state["optimizer"])
+
+    done, figures = run_steps(
+        one_step,
+        pace,
+        log=log,
+        state=lambda: {"model": dict(model.state_dict()), "optimizer": optimizer.state()},
+        load_state=load_state,
+        checkpoints=checkpoints,
+        save_every_s=options.save_every_s,
+        shown=("loss", "accuracy"),
+    )
+    model.compute_dtype = None
+    origin = {"stage": "dpo", "parent": str(model_folder), "options": asdict(options), "figures": figures}
+    write_model(model.cpu(), out, tokenizer, Path(model_folder), origin | {"seed": options.seed, "step": done})
+    remove(checkpoints)
+    return figures
+
+
+def summed(actor: ModelActor, answers: Rollouts, micro_tokens: int) -> Tensor:
+    """log p(answer | prompt) of each answer (B,), with gradients."""
+    pieces = parts(answers.lengths_B, micro_tokens)
+    each = torch.cat([actor.score(answers.part(index)).log_probs_BT.sum(1) for index in pieces])
+    return each[torch.argsort(torch.cat(pieces)).to(each.device)]
+
+
+def pairs_loss(
+    actor: ModelActor, data: Comparisons, rows: Tensor, reference_B: Tensor, options: DPOOptions
+) -> tuple[Tensor, dict[str, float]]:
+    """The mean loss of some pairs, and how often the policy's own reward ranks them as the judge did."""
+    places = torch.cat((data.chosen_P[rows], data.rejected_P[rows]))
+    log_probs = summed(actor, data.answers.part(places), options.micro_tokens)
+    reference = reference_B[places].to(log_probs.device)
+    half = len(rows)
+    kind: Literal["sigmoid", "ipo"] = "ipo" if options.kind == "ipo" else "sigmoid"
+    sides = (log_probs[:half], log_probs[half:], reference[:half], reference[half:])
+    loss = dpo_loss(*sides, options.beta, kind, options.smoothing).mean()
+    gain = (log_probs - reference).detach()
+    figures = {
+        "loss": float(loss.detach()),
+        "accuracy": float((gain[:half] > gain[half:]).float().mean()),
+        "chosen_gain": float(gain[:half].mean()),  # log-probability won by the better answers: it may well fall
+        "rejected_gain": float(gain[half:].mean()),
+    }
+    return loss, figures
+
+
+def thumbs_loss(
+    actor: ModelActor, data: Thumbs, rows: Tensor, reference_B: Tensor, far_B: Tensor, options: DPOOptions
+) -> tuple[Tensor, dict[str, float]]:
+    """KTO's mean loss of some answers."""
+    log_probs = summed(actor, data.answers.part(rows), options.micro_tokens)
+    with torch.no_grad():
+        far = summed(actor, data.mismatched.part(rows), options.micro_tokens)
+        kl = mismatched_kl(far, far_B[rows].to(far.device))
+    good = data.good_B[rows].to(log_probs.device)
+    reference = reference_B[rows].to(log_probs.device)
+    loss = kto_loss(log_probs, reference, good, kl, options.beta).mean()
+    gain = (log_probs - reference).detach()
+    right = torch.where(good, gain > kl, gain < kl).float().mean()
+    return loss, {"loss": float(loss.detach()), "accuracy": float(right), "kl": float(kl)}
+
+
+def implicit_reward(model: Transformer, before: Transformer, answers: Rollouts, beta: float) -> Tensor:
+    """beta * log(policy / reference) of each answer: the reward that DPO has learned, up to a constant a prompt."""
+    ours, theirs = (score_all(ModelActor(one), answers).log_probs_BT.sum(1) for one in (model, before))
+    return beta * (ours - theirs)

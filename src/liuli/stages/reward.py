@@ -1,0 +1,284 @@
+"""The reward model: comparisons of two answers -> a model that gives an answer a number (arXiv 2203.02155, 3.5).
+
+It begins as the chat model with a new head on the state after the last token. An ensemble is several of them, each with
+a head and an order of data of its own; the first is the folder itself, the others lie in it as member2, member3.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from liuli.errors import LiuliError
+from liuli.files import remove
+from liuli.model import load
+from liuli.model.scalar import ScalarModel, save_scalars
+from liuli.stages.rollout import Batches, Rollouts, as_rollouts, judge_all, parts
+from liuli.text import Preference, Tokenizer
+from liuli.text.chat import Messages
+from liuli.train import Optimizer, OptimizerOptions, Pace, RunLog, measure_machine, schedule
+from liuli.train.preference import Combine, combine, pairwise_loss
+from liuli.train.steps import run_steps
+
+
+@dataclass(frozen=True)
+class RewardOptions:
+    """How reward models are trained."""
+
+    minutes: float | None = None  # all members together
+    epochs: float = 1.0  # where no minutes are given; more than one overfits (arXiv 2203.02155)
+    members: int = 3
+    prompts: int = 32  # of one step, with all their answers
+    lr: float = 1e-3
+    centring: float = 0.0  # weight of (chosen + rejected)^2, which keeps scores near 0
+    micro_tokens: int = 8192
+    save_every_s: float = 60.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """Pairs as tokens. Each different answer of a prompt stands once in `answers`.
+
+    chosen_P, rejected_P: rows of `answers`; group_P: the pair's prompt, 0..; margin_P: how much better, or None.
+    """
+
+    answers: Rollouts
+    chosen_P: Tensor
+    rejected_P: Tensor
+    group_P: Tensor
+    margin_P: Tensor | None
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.chosen_P)
+
+    @property
+    def prompts(self) -> int:
+        return int(self.group_P.max()) + 1
+
+
+def compare(
+    preferences: Sequence[Preference], tokenizer: Tokenizer, context: int, skip_bad: bool = True
+) -> Comparisons:
+    """Comparisons to train on. Pairs too long for the context are counted and left out (or an error names the row).
+
+    Raises LiuliError if nothing is left.
+    """
+    found: dict[tuple[Any, Any], int] = {}
+    prompts: list[Messages] = []
+    answers: list[Messages] = []
+    groups: dict[str, int] = {}
+    pairs: list[tuple[int, int, int]] = []
+    margins: list[float] = []
+    skipped = 0
+    for number, p in enumerate(preferences):
+        sides = []
+        for said in (p.chosen, p.rejected):
+            key = (p.prompt, said)
+            if key not in found:
+                try:
+                    as_rollouts([p.prompt], [said], tokenizer, context)
+                except LiuliError as error:
+                    if not skip_bad:
+                        raise LiuliError(error.what, p.source or f"pair {number}", error.fix) from error
+                    break
+                found[key] = len(answers)
+                prompts.append(p.prompt)
+                answers.append(said)
+            sides.append(found[key])
+        if len(sides) < 2:
+            skipped += 1
+            continue
+        group = groups.setdefault(p.group or str(p.prompt), len(groups))
+        pairs.append((sides[0], sides[1], group))
+        margins.append(p.margin if p.margin is not None else math.nan)
+    if not pairs:
+        raise LiuliError("no comparison is left to learn from", "preferences", "give shorter answers, or others")
+    table = torch.tensor(pairs)
+    return Comparisons(
+        as_rollouts(prompts, answers, tokenizer, context),
+        table[:, 0],
+        table[:, 1],
+        table[:, 2],
+        None if any(map(math.isnan, margins)) else torch.tensor(margins),
+        skipped,
+    )
+
+
+def reward(
+    model_folder: str | Path,
+    train: Comparisons,
+    out: str | Path,
+    *,
+    options: RewardOptions,
+    log: RunLog,
+    reference: Rollouts | None = None,
+    held_out: Comparisons | None = None,
+    provenance: dict[str, Any] | None = None,
+) -> dict[str, float]:
+    """Train an ensemble from the chat model in `model_folder` and write it to `out`; figures on held-out comparisons.
+
+    reference: answers whose scores are brought to mean 0 and standard deviation 1; default: those that were compared.
+    """
+    out, tokenizer = Path(out), Tokenizer.load(model_folder)
+    began = time.monotonic()
+    members = []
+    for number in range(options.members):
+        checkpoints = log.folder / "checkpoints" / f"{out.name}-{number}"
+        seconds = None if options.minutes is None else 60 * options.minutes / options.members
+        members.append(train_member(model_folder, train, number, options, seconds, log, checkpoints))
+        normalise(members[-1], reference if reference is not None else train.answers)
+    figures = {"seconds": time.monotonic() - began, "pairs": float(len(train)), "skipped": float(train.skipped)}
+    if held_out is not None:
+        figures |= examine(members, held_out)
+    save_scalars(
+        members,
+        out,
+        tokenizer_folder=model_folder,
+        provenance={"stage": "reward", "parent": str(model_folder), "options": asdict(options), "figures": figures}
+        | {"seed": options.seed}
+        | (provenance or {}),
+        special={"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad},
+    )
+    for number in range(options.members):
+        remove(log.folder / "checkpoints" / f"{out.name}-{number}")
+    return figures
+
+
+def train_member(
+    model_folder: str | Path,
+    data: Comparisons,
+    number: int,
+    options: RewardOptions,
+    seconds: float | None,
+    log: RunLog,
+    checkpoints: Path,
+) -> ScalarModel:
+    """One member, with a head and an order of data of its own; goes on from a checkpoint if there is one."""
+    machine = measure_machine()
+    torch.manual_seed(options.seed * 1_000 + number)
+    model = ScalarModel(load(model_folder)).to(machine.device)
+    model.body.compute_dtype = machine.compute_dtype
+    # one rate for all, by AdamW; the head begins as noise and may move faster
+    optimizer = Optimizer(model, OptimizerOptions(kind="adamw", adam_lr=options.lr, beta2=0.98, adam_eps=1e-8))
+    by_prompt = pairs_by_prompt(data)
+    prompts = min(options.prompts, len(by_prompt))
+    steps = max(1, math.ceil(options.epochs * len(by_prompt) / prompts))
+    journal = checkpoints / "pace.jsonl"
+    pace = Pace(seconds=seconds, journal=journal) if seconds else Pace(steps=steps)
+    batches = Batches(len(by_prompt), prompts, options.seed * 1_000 + number)
+
+    def one_step(done: int) -> dict[str, float]:
+        rows = torch.cat([by_prompt[prompt] for prompt in batches[done]])
+        return take_step(model, optimizer, data, rows, options, schedule(pace.progress, 0.05, 0.8, 0.0))
+
+    def load_state(state: dict[str, Any]) -> None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state(state["optimizer"])
+
+    model.train()
+    run_steps(
+        one_step,
+        pace,
+        log=log,
+        state=lambda: {"model": dict(model.state_dict()), "optimizer": optimizer.state()},
+        load_state=load_state,
+        checkpoints=checkpoints,
+        save_every_s=options.save_every_s,
+        part=(number, options.members),
+        shown=("loss", "accuracy"),
+    )
+    return model.eval()
+
+
+def take_step(
+    model: ScalarModel, optimizer: Optimizer, data: Comparisons, rows: Tensor, options: RewardOptions, scale: float
+) -> dict[str, float]:
+    """One step on the pairs `rows`: every answer among them is read once, whatever the number of its pairs."""
+    unique, place = torch.unique(torch.cat((data.chosen_P[rows], data.rejected_P[rows])), return_inverse=True)
+    answers = data.answers.part(unique)
+    device = model.score.weight.device
+    pieces = parts(answers.lengths_B, options.micro_tokens)
+    group = torch.unique(data.group_P[rows], return_inverse=True)[1].to(device)
+    margin = data.margin_P[rows].to(device) if data.margin_P is not None else None
+
+    each = [model.scores(p.tokens_BT.to(device), p.lengths_B.to(device)) for p in map(answers.part, pieces)]
+    scores = torch.cat(each)[torch.argsort(torch.cat(pieces)).to(device)]
+    chosen, rejected = scores[place[: len(rows)].to(device)], scores[place[len(rows) :].to(device)]
+    loss = pairwise_loss(chosen, rejected, group, margin) / (int(group.max()) + 1)
+    if options.centring:
+        loss = loss + options.centring * (chosen + rejected).square().mean()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step(scale)
+    optimizer.zero_grad()
+    return {"loss": float(loss.detach()), "accuracy": float((chosen > rejected).float().mean())}
+
+
+def pairs_by_prompt(data: Comparisons) -> list[Tensor]:
+    """The rows of each prompt's pairs."""
+    order = torch.argsort(data.group_P, stable=True)
+    return list(torch.split(order, torch.bincount(data.group_P, minlength=data.prompts).tolist()))
+
+
+@torch.no_grad()
+def normalise(model: ScalarModel, answers: Rollouts) -> None:
+    """Scale the head and set the offset so that these answers' scores have mean 0 and standard deviation 1
+    (arXiv 1909.08593, section 2.1)."""
+    scores = judge_all(model, answers)
+    spread = float(scores.std(correction=0))
+    model.score.weight.div_(max(spread, 1e-6))
+    model.offset = float((model.offset - scores.mean()) / max(spread, 1e-6))
+
+
+def score_answers(
+    members: Sequence[ScalarModel], answers: Rollouts, kind: Combine = "cautious"
+) -> tuple[Tensor, Tensor]:
+    """The ensemble's score of each answer (B,), and each member's (E, B)."""
+    each = torch.stack([judge_all(member, answers) for member in members])
+    return combine(each, kind), each
+
+
+def examine(members: Sequence[ScalarModel], data: Comparisons) -> dict[str, float]:
+    """Held-out comparisons: the share foretold by the members' mean, and how far its probabilities are from the truth.
+
+    calibration: mean distance, over tenths of the predicted probability, from the share that came true.
+    """
+    scores, each = score_answers(members, data.answers, "mean")
+    gap = scores[data.chosen_P] - scores[data.rejected_P]
+    right = (gap > 0).float()
+    predicted = torch.sigmoid(gap.abs())
+    error = 0.0
+    for low in np.arange(0.5, 1.0, 0.05):
+        inside = (predicted >= low) & (predicted < low + 0.05)
+        if inside.any():
+            error += float(inside.float().mean() * (predicted[inside].mean() - right[inside].mean()).abs())
+    alone = [float((own[data.chosen_P] > own[data.rejected_P]).float().mean()) for own in each]
+    n, share = len(data), float(right.mean())
+    return {
+        "accuracy": share,
+        "held_out": float(n),
+        "accuracy_alone": sum(alone) / len(alone),
+        "calibration": error,
+        "margin": float(gap.mean()),
+        "disagreement": float(each.std(0, correction=0).mean()),
+    }
+
+
+def check_better_than_chance(figures: dict[str, float], where: str | Path) -> None:
+    """Refuse a reward model that foretells comparisons no better than a coin (arXiv 2203.02155 reports 69.6%)."""
+    n, share = figures["held_out"], figures["accuracy"]
+    if share <= 0.5 + 2 * math.sqrt(0.25 / max(1.0, n)):
+        raise LiuliError(
+            f"this reward model is right about {share:.0%} of {n:.0f} held-out comparisons: no better than chance",
+            where,
+            "give it more comparisons, or more minutes",
+        )

@@ -1,0 +1,59 @@
+"""Steps until a budget is used, for stages whose step is more than one batch of rows (preferences, rewards).
+
+What `fit` promises holds here too: killed at any moment and started again, the run ends in the same weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from liuli.train.checkpoint import load_checkpoint, save_checkpoint
+from liuli.train.log import RunLog
+from liuli.train.loop import patient
+from liuli.train.pace import Pace
+
+Figures = dict[str, float]
+
+
+def run_steps(
+    take_step: Callable[[int], Figures],
+    pace: Pace,
+    *,
+    log: RunLog,
+    state: Callable[[], dict[str, Any]],
+    load_state: Callable[[dict[str, Any]], None],
+    checkpoints: Path | None,
+    save_every_s: float = 60.0,
+    part: tuple[int, int] = (0, 1),
+    shown: tuple[str, ...] = (),
+) -> tuple[int, Figures]:
+    """Take steps until `pace` is done, going on from `checkpoints`; the number of steps and the last one's figures.
+
+    take_step(number of steps done before): the figures of one step; whatever is random in it must follow from that
+    number. state, load_state: everything that changes. part: (which, of how many) such runs this is, for the bar.
+    shown: figures for the bar. Ctrl-C saves after the step and raises KeyboardInterrupt.
+    """
+    done, figures, saved = 0, Figures(), time.monotonic()
+    if checkpoints is not None and (found := load_checkpoint(checkpoints, warn=log.warn)) is not None:
+        done = found[0]
+        load_state(found[1]["own"])
+        pace.load_state(found[1]["pace"])
+        log.say(f"continuing from step {done}")
+    with patient() as stopping:
+        while pace.progress < 1.0:
+            figures = take_step(done)
+            done += 1
+            pace.advance(done)
+            overall = (part[0] + pace.progress) / part[1]
+            log.progress(overall, pace.seconds_left(), step=done, **{key: figures[key] for key in shown})
+            log.figures(step=done, progress=overall, **figures)
+            stop = stopping.is_set()
+            if checkpoints is not None and (stop or time.monotonic() - saved >= save_every_s):
+                save_checkpoint(checkpoints, done, {"own": state(), "pace": pace.state()})
+                saved = time.monotonic()
+            if stop:
+                raise KeyboardInterrupt
+    return done, figures
