@@ -3,7 +3,8 @@ import { useState } from "preact/hooks";
 import { Icon } from "./icons";
 import { opened, tokensOf } from "./inspector";
 import { Markdown } from "./markdown";
-import { answerText, regenerate, settings, show, shownAnswer, writing } from "./talk";
+import { run } from "./run";
+import { answerText, regenerate, settings, show, shownAnswer, thumb, writing } from "./talk";
 import type { Answer, Part, ToolPart, Turn } from "./types";
 import { t, type Word } from "./words";
 
@@ -88,7 +89,7 @@ function EndMark({ answer, place }: { answer: Answer; place: number }) {
   );
 }
 
-function ToolCard({ part }: { part: ToolPart }) {
+export function ToolCard({ part }: { part: ToolPart }) {
   const key = `tool_${part.name}`;
   return (
     <div class="tool">
@@ -135,9 +136,23 @@ function Foot({ turn, answer, place, last }: { turn: Turn; answer: Answer; place
       <button class="icon" aria-label={t(copied ? "copied" : "copy")} title={t("copy")} onClick={() => void copy()}>
         <Icon name={copied ? "check" : "copy"} />
       </button>
+      {run.value?.judging && answer.state !== "failed" && answerText(answer).trim() && <Thumbs answer={answer} place={place} />}
       <span class="quiet small">{facts.join(" · ")}</span>
       <EndMark answer={answer} place={place} />
     </footer>
+  );
+}
+
+function Thumbs({ answer, place }: { answer: Answer; place: number }) {
+  return (
+    <>
+      <button class="icon" aria-label={t("thumb_up")} title={t("thumb_up")} aria-pressed={answer.thumb === true} onClick={() => void thumb(place, true)}>
+        <Icon name="up" />
+      </button>
+      <button class="icon" aria-label={t("thumb_down")} title={t("thumb_down")} aria-pressed={answer.thumb === false} onClick={() => void thumb(place, false)}>
+        <Icon name="down" />
+      </button>
+    </>
   );
 }
 

@@ -7,10 +7,28 @@ export class ServerError extends Error {
   }
 }
 
-export async function getRun(): Promise<Run> {
-  const response = await fetch("api/run");
-  if (!response.ok) throw new ServerError(response.statusText, null);
-  return (await response.json()) as Run;
+export const getRun = () => getJson<Run>("api/run");
+
+export async function getJson<T>(path: string): Promise<T> {
+  const response = await fetch(path);
+  if (!response.ok) throw await failure(response);
+  return (await response.json()) as T;
+}
+
+export async function post<T>(path: string, body: object, signal?: AbortSignal): Promise<T> {
+  return (await (await send(path, body, signal)).json()) as T;
+}
+
+async function send(path: string, body: object, signal?: AbortSignal): Promise<Response> {
+  const headers = { "content-type": "application/json" };
+  const response = await fetch(path, { method: "POST", headers, body: JSON.stringify(body), ...(signal ? { signal } : {}) });
+  if (!response.ok) throw await failure(response);
+  return response;
+}
+
+async function failure(response: Response): Promise<ServerError> {
+  const body = (await response.json().catch(() => null)) as { error?: { message: string; code: string | null } } | null;
+  return new ServerError(body?.error?.message ?? response.statusText, body?.error?.code ?? null);
 }
 
 export interface Ask {
@@ -21,17 +39,8 @@ export interface Ask {
 
 /** Ask, and hand each event of the answer to `take` until the answer ends or `signal` aborts it. */
 export async function chat(ask: Ask, signal: AbortSignal, take: (event: ChatEvent) => void): Promise<void> {
-  const response = await fetch("api/chat", {
-    method: "POST",
-    headers: { "content-type": "application/json" },
-    body: JSON.stringify({ ...ask, alternatives: 8 }),
-    signal,
-  });
-  if (!response.ok || !response.body) {
-    const body = (await response.json().catch(() => null)) as { error?: { message: string; code: string | null } } | null;
-    throw new ServerError(body?.error?.message ?? response.statusText, body?.error?.code ?? null);
-  }
-  for await (const line of lines(response.body)) take(JSON.parse(line) as ChatEvent);
+  const { body } = await send("api/chat", { ...ask, alternatives: 8 }, signal);
+  for await (const line of lines(body!)) take(JSON.parse(line) as ChatEvent);
 }
 
 async function* lines(body: ReadableStream<Uint8Array>): AsyncGenerator<string> {

@@ -3,7 +3,9 @@ import { signal } from "@preact/signals";
 import { Chat } from "./chat";
 import { Icon, Logo } from "./icons";
 import { Inspector, opened } from "./inspector";
+import { Label, LabelButton } from "./label";
 import { Learn } from "./learn";
+import { Microscope, MicroscopeButton } from "./microscope";
 import { front, run } from "./run";
 import { SettingsDialog, settingsOpen } from "./settings";
 import { load, save } from "./store";
@@ -23,6 +25,8 @@ export function App() {
       <Header watching={watching} />
       <Chat />
       {watching && <Learn />}
+      <Microscope />
+      <Label />
       <Inspector />
       <SettingsDialog />
     </div>
@@ -52,6 +56,8 @@ function Header({ watching }: { watching: boolean }) {
       )}
       <nav>
         {turns.value.length > 0 && <Tool icon="plus" label={t("new_chat")} act={newChat} />}
+        <LabelButton />
+        <MicroscopeButton />
         {watching && <Tool icon="curve" label={t("watch")} act={toggleSide} pressed={side.value} only="wide" />}
         <button class="icon word-button" aria-label={t("language_label")} title={t("language_label")} onClick={() => setLanguage(language.value === "zh" ? "en" : "zh")}>
           {t("language")}

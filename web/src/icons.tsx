@@ -16,6 +16,9 @@ const PATHS = {
   curve: "M4 4v16h16M7 8c2 7 5 8.5 12 9",
   play: "M8 5l11 7-11 7z",
   pause: "M8 5v14M16 5v14",
+  up: "M7 11v9H4v-9zM7 11l4-8a2.5 2.5 0 0 1 2.5 2.5V9h5a2 2 0 0 1 2 2.3l-1.2 7a2 2 0 0 1-2 1.7H7",
+  down: "M7 13V4H4v9zM7 13l4 8a2.5 2.5 0 0 0 2.5-2.5V15h5a2 2 0 0 0 2-2.3l-1.2-7a2 2 0 0 0-2-1.7H7",
+  scales: "M12 4v16M8 20h8M5 7h14M5 7l-3 7a3 3 0 0 0 6 0zM19 7l-3 7a3 3 0 0 0 6 0z",
   open: "M14 4h6v6M20 4l-9 9M18 14v6H4V6h6",
 } as const;
 

@@ -1,6 +1,6 @@
 // The conversation: what was asked and answered, and how an answer grows while it is written.
 import { signal } from "@preact/signals";
-import { chat, ServerError } from "./api";
+import { chat, post, ServerError } from "./api";
 import { load, save } from "./store";
 import type { Answer, ChatEvent, Part, Turn, WireMessage } from "./types";
 import { t } from "./words";
@@ -93,13 +93,32 @@ function wireAnswer(answer: Answer): WireMessage[] {
   return messages;
 }
 
+/** Tell the server whether the shown answer of a turn was good; told the same again, it is taken back. */
+export async function thumb(place: number, good: boolean): Promise<void> {
+  const turn = turns.value[place];
+  const answer = turn && shownAnswer(turn);
+  if (!answer) return;
+  const wanted = answer.thumb === good ? null : good;
+  const messages = [...wireMessages(turns.value.slice(0, place + 1), settings.value.system), ...wireAnswer(answer)];
+  try {
+    await post("api/thumb", { messages, good: wanted, who: load("who", ""), ...answer.by });
+  } catch (error) {
+    announcement.value = explain(error);
+    return;
+  }
+  const marked = (each: Answer): Answer => (each === answer ? { ...each, thumb: wanted ?? undefined } : each);
+  turns.value = turns.value.map((each, i) => (i === place ? { ...each, answers: each.answers.map(marked) } : each));
+  store();
+}
+
 async function write(): Promise<void> {
   const mine = new AbortController();
   abort = mine;
   writing.value = true;
   const messages = wireMessages(turns.value, settings.value.system);
   const place = turns.value.length - 1;
-  let answer: Answer = { parts: [], state: "writing" };
+  const asked = { temperature: settings.value.temperature, max_tokens: settings.value.maxTokens };
+  let answer: Answer = { parts: [], state: "writing", by: { model: "", sampling: asked } };
   const count = turns.value[place]?.answers.length ?? 0;
   const put = () => {
     if (abort !== mine) return; // the conversation was cleared or taken back meanwhile
@@ -110,7 +129,7 @@ async function write(): Promise<void> {
   put();
   let timer: ReturnType<typeof setTimeout> | undefined;
   try {
-    await chat({ messages, temperature: settings.value.temperature, max_tokens: settings.value.maxTokens }, mine.signal, (event) => {
+    await chat({ messages, ...asked }, mine.signal, (event) => {
       answer = grow(answer, event);
       timer ??= setTimeout(() => {
         timer = undefined;
@@ -131,7 +150,7 @@ async function write(): Promise<void> {
   }
 }
 
-function explain(error: unknown): string {
+export function explain(error: unknown): string {
   if (!(error instanceof ServerError)) return t("unreachable");
   if (error.code === "still_learning") return t("still_learning");
   if (error.code === "rate_limit_exceeded") return t("busy");
@@ -142,8 +161,11 @@ function explain(error: unknown): string {
 /** The answer after one more event. */
 export function grow(answer: Answer, event: ChatEvent): Answer {
   switch (event.type) {
-    case "start":
-      return event.left_out ? { ...answer, leftOut: event.left_out } : answer;
+    case "start": {
+      const sampling = { ...answer.by?.sampling, ...(event.seed === undefined ? {} : { seed: event.seed }) };
+      const by = { model: event.model?.name ?? "", sampling };
+      return event.left_out ? { ...answer, by, leftOut: event.left_out } : { ...answer, by };
+    }
     case "token": {
       const { type: _, ...token } = event;
       const last = answer.parts.at(-1);

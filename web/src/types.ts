@@ -34,6 +34,14 @@ export interface Answer {
   leftOut?: number;
   tokens?: number;
   seconds?: number;
+  by?: By;
+  thumb?: boolean | undefined;
+}
+
+/** Which model gave an answer, and how it was drawn. */
+export interface By {
+  model: string;
+  sampling: { temperature?: number; max_tokens?: number; seed?: number };
 }
 
 /** A question and all the answers it was given; `shown` is the one on the page. */
@@ -44,7 +52,7 @@ export interface Turn {
 }
 
 export type ChatEvent =
-  | { type: "start"; left_out: number }
+  | { type: "start"; left_out: number; model?: Model; seed?: number }
   | ({ type: "token" } & Token)
   | { type: "call"; id: string; name: string; arguments: string }
   | { type: "result"; id: string | null; content: string }
@@ -108,6 +116,7 @@ export interface Run {
   kind: "run" | "model";
   name: string;
   training: boolean;
+  judging: boolean;
   model: Model | null;
   now: number;
   status: Status | null;

@@ -67,7 +67,8 @@ def make(
                 tests += 1
                 file.write(line.encode())
         pairs = list(pair_lines(seed, PAIRS))
-        (stage / "pairs.jsonl").write_text("".join(pairs), encoding="utf-8")
+        with open(stage / "pairs.jsonl", "wb") as file:
+            file.write("".join(pairs).encode())
         about = _about(seed, size, streams, tests) | {"pairs": len(pairs)}
         write_json(stage / "about.json", about)
     return about

@@ -14,11 +14,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
+from liuli.assistant import Judgements
 from liuli.server.app_api import app_routes
 from liuli.server.desk import Desk
 from liuli.server.errors import ApiError, error_response
 from liuli.server.guard import Guard
+from liuli.server.label_api import label_routes
 from liuli.server.openai_api import openai_routes
+from liuli.server.runs import store_of
+from liuli.server.trace_api import trace_routes
 from liuli.server.voices import Keeper, ModelVoice, Voice
 from liuli.server.worker import Worker
 
@@ -33,11 +37,19 @@ REPORT_POLICY = (
 )
 
 
-def create_app(path: Path, *, host: str = "127.0.0.1", load: Callable[[Path], Voice] = ModelVoice) -> FastAPI:
+def create_app(
+    path: Path,
+    *,
+    host: str = "127.0.0.1",
+    load: Callable[[Path], Voice] = ModelVoice,
+    store: Path | None = None,
+    prompts: Path | None = None,
+) -> FastAPI:
     """The ASGI application that serves a model folder or a run folder.
 
     host: the address it will listen on, which decides the Host headers it answers to. load: how a model folder becomes
-    a voice. Raises UsageError when `path` is neither.
+    a voice. store: where judgements are kept, by default in the run folder; prompts: what is asked to be judged.
+    Raises UsageError when `path` is neither.
     """
     keeper = Keeper(path, load)
     worker = Worker()
@@ -52,7 +64,11 @@ def create_app(path: Path, *, host: str = "127.0.0.1", load: Callable[[Path], Vo
     app.state.desk = desk
     app.add_middleware(Guard, bound_to=host)
     app.include_router(openai_routes(desk))
-    app.include_router(app_routes(desk))
+    place = store_of(path, store)
+    judgements = Judgements(place) if place else None
+    app.include_router(app_routes(desk, judging=judgements is not None))
+    app.include_router(label_routes(desk, judgements, prompts))
+    app.include_router(trace_routes(keeper.run))
     add_errors(app)
 
     @app.get("/health")

@@ -34,8 +34,8 @@ class AppChat(Knobs):
     alternatives: int = Field(default=8, ge=0, le=20)
 
 
-def app_routes(desk: Desk) -> APIRouter:
-    """The routes under /api."""
+def app_routes(desk: Desk, judging: bool = False) -> APIRouter:
+    """The routes under /api. judging: whether this server keeps judgements on answers (label_api.py)."""
     routes = APIRouter(prefix="/api")
     reader = RunReader(desk.keeper.run) if desk.keeper.run else None
 
@@ -46,6 +46,7 @@ def app_routes(desk: Desk) -> APIRouter:
             "kind": "run" if reader else "model",
             "name": desk.keeper.name,
             "training": desk.keeper.is_training(),
+            "judging": judging,
             "model": desk.keeper.about(),
             "now": time.time(),
             **shown,

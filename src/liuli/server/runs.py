@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from liuli.assistant import default_store
 from liuli.errors import UsageError
 
 POINTS_AT_MOST = 300  # of one stage's curve; a chart is about as many pixels wide
@@ -43,6 +44,21 @@ def is_run_folder(path: Path) -> bool:
         return False
     names = {child.name for child in path.iterdir() if not child.name.startswith(".")}
     return not names or bool(names & {"status.json", "recipe.toml", "plan.json", "snapshots", "log.jsonl"})
+
+
+def run_of(path: Path) -> Path | None:
+    """The run folder that `path` is or lies in (a stage's model, a snapshot); None for a model from elsewhere."""
+    if not is_model_folder(path):
+        return path
+    parent = path.resolve().parent
+    run = parent.parent if parent.name == "snapshots" else parent
+    return run if is_run_folder(run) else None
+
+
+def store_of(path: Path, named: Path | None) -> Path | None:
+    """Where judgements on the answers of `path` are kept: as named, else in its run folder, if it lies in one."""
+    run = run_of(path)
+    return named or (default_store(run) if run else None)
 
 
 def check_servable(path: Path) -> None:

@@ -41,25 +41,27 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A body that holds what it should and nothing else."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class PartIn(_Strict):
+class PartIn(Strict):
     """A part of a message's content; only text is read."""
 
     type: Literal["text"]
     text: str
 
 
-class FunctionIn(_Strict):
+class FunctionIn(Strict):
     """The function of a call in an earlier answer."""
 
     name: str
     arguments: str
 
 
-class CallIn(_Strict):
+class CallIn(Strict):
     """A call in an earlier answer."""
 
     id: str
@@ -67,7 +69,7 @@ class CallIn(_Strict):
     function: FunctionIn
 
 
-class MessageIn(_Strict):
+class MessageIn(Strict):
     """A message of the conversation. What clients send back of our own answers is accepted and not read."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -92,7 +94,7 @@ class MessageIn(_Strict):
         return Message(role=role, content=content, tool_calls=calls, tool_call_id=self.tool_call_id)
 
 
-class FunctionSpec(_Strict):
+class FunctionSpec(Strict):
     """A tool's declaration; the model knows its tools from training, so only the name counts."""
 
     name: str
@@ -101,14 +103,14 @@ class FunctionSpec(_Strict):
     strict: bool | None = None
 
 
-class ToolIn(_Strict):
+class ToolIn(Strict):
     """A tool the model may use."""
 
     type: Literal["function"]
     function: FunctionSpec
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """Options of a streamed answer."""
 
     include_usage: bool = False
@@ -118,7 +120,7 @@ class StreamOptions(_Strict):
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
-class Knobs(_Strict):
+class Knobs(Strict):
     """What both APIs take: the conversation and how to sample."""
 
     messages: list[MessageIn] = Field(min_length=1, max_length=2000)

@@ -57,6 +57,7 @@ class Comparisons:
     group_P: Tensor
     margin_P: Tensor | None
     skipped: int = 0
+    kinds: tuple[str, ...] = ()  # what each pair is about, where that is known
 
     def __len__(self) -> int:
         return len(self.chosen_P)
@@ -67,7 +68,11 @@ class Comparisons:
 
 
 def compare(
-    preferences: Sequence[Preference], tokenizer: Tokenizer, context: int, skip_bad: bool = True
+    preferences: Sequence[Preference],
+    tokenizer: Tokenizer,
+    context: int,
+    skip_bad: bool = True,
+    kinds: Sequence[str] = (),
 ) -> Comparisons:
     """Comparisons to train on. Pairs too long for the context are counted and left out (or an error names the row).
 
@@ -79,6 +84,7 @@ def compare(
     groups: dict[str, int] = {}
     pairs: list[tuple[int, int, int]] = []
     margins: list[float] = []
+    kept: list[str] = []
     skipped = 0
     for number, p in enumerate(preferences):
         sides = []
@@ -100,6 +106,7 @@ def compare(
             continue
         group = groups.setdefault(p.group or str(p.prompt), len(groups))
         pairs.append((sides[0], sides[1], group))
+        kept += kinds[number : number + 1]
         margins.append(p.margin if p.margin is not None else math.nan)
     if not pairs:
         raise LiuliError("no comparison is left to learn from", "preferences", "give shorter answers, or others")
@@ -111,6 +118,7 @@ def compare(
         table[:, 2],
         None if any(map(math.isnan, margins)) else torch.tensor(margins),
         skipped,
+        tuple(kept),
     )
 
 

@@ -20,6 +20,17 @@ from liuli.text.corpus import bytes_per_token, count_tokens, encode_documents, m
 from liuli.text.dedup import DedupReport, deduplicate
 from liuli.text.formats import read_conversations
 from liuli.text.loader import Batch, Loader
+from liuli.text.preferences import (
+    Judged,
+    Preference,
+    Task,
+    judged_line,
+    preference_line,
+    read_judged,
+    read_preferences,
+    read_tasks,
+    task_line,
+)
 from liuli.text.rows import Rows, pack_conversations, pack_documents
 from liuli.text.sources import Document, ReadReport, Source, guess_language, read_documents
 from liuli.text.tokenizer import SPECIALS, Tokenizer
@@ -31,14 +42,17 @@ __all__ = [
     "Conversation",
     "DedupReport",
     "Document",
+    "Judged",
     "Loader",
     "Message",
+    "Preference",
     "ReadReport",
     "Rendered",
     "Rows",
     "Rules",
     "Source",
     "Span",
+    "Task",
     "Tokenizer",
     "ToolCall",
     "as_messages",
@@ -48,12 +62,18 @@ __all__ = [
     "deduplicate",
     "encode_documents",
     "guess_language",
+    "judged_line",
     "make_rows",
     "pack_conversations",
     "pack_documents",
     "parse_answer",
+    "preference_line",
     "read_conversations",
     "read_documents",
+    "read_judged",
+    "read_preferences",
+    "read_tasks",
     "render",
     "render_many",
+    "task_line",
 ]
