@@ -133,6 +133,23 @@ def data_rows(
     commands.rows_here(sources, out, tokenizer, context, chat, field, skip_bad, as_json)
 
 
+@data_app.command(name="mask")
+def data_mask(
+    sources: Sources,
+    tokenizer: Annotated[Path, typer.Option(help="Folder of the tokenizer.")],
+    n: Annotated[int, typer.Option("--n", min=0, help="Conversations to show; the counts are over all.")] = 3,
+    skip_bad: SkipBad = False,
+    as_json: Json = False,
+) -> None:
+    """What a model is trained on, in colour.
+
+    Example: liuli data mask chats.jsonl --tokenizer runs/my/tokenizer --n 3
+    """
+    from liuli.text.mask import mask_here
+
+    mask_here(sources, tokenizer, n, skip_bad, as_json)
+
+
 @app.command("eval")
 def eval_(
     model: Annotated[Path, typer.Argument(help="A model folder, for example runs/laptop/chat.")],
@@ -261,6 +278,129 @@ def sft_command(
 
     budget = {"minutes": minutes, "steps": steps, "tokens": tokens}
     running.sft_here(model, data, out, budget, option or [], skip_bad, quiet)
+
+
+Preferences = Annotated[list[Path], typer.Argument(help="Comparisons, in any known format (docs/preferences.md).")]
+Trained = Annotated[Path, typer.Argument(help="The model folder to write; its parent is the run folder.")]
+ChatModel = Annotated[Path, typer.Argument(help="The chat model to start from.")]
+
+
+@app.command(name="reward")
+def reward_command(
+    model: ChatModel,
+    preferences: Preferences,
+    out: Annotated[Path, typer.Option(help="The model folder to write; its parent is the run folder.")],
+    minutes: Minutes = None,
+    skip_bad: SkipBad = False,
+    option: Options = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a reward model: which of two answers do people prefer?
+
+    Example: liuli reward runs/laptop/chat pairs.jsonl --out runs/laptop/reward --minutes 2
+    """
+    from liuli import aligning
+
+    aligning.reward_here(model, preferences, out, {"minutes": minutes}, option or [], skip_bad, quiet)
+
+
+@app.command(name="ppo")
+def ppo_command(
+    model: ChatModel,
+    judge: Annotated[Path, typer.Argument(metavar="REWARD", help="The reward model (liuli reward).")],
+    prompts: Annotated[Path, typer.Argument(help="Conversations whose last question is asked, or a curriculum.")],
+    out: Trained,
+    minutes: Minutes = None,
+    steps: Steps = None,
+    skip_bad: SkipBad = False,
+    option: Options = None,
+    quiet: Quiet = False,
+) -> None:
+    """Teach a chat model what a reward model likes, on a leash to where it began.
+
+    Example: liuli ppo runs/laptop/chat runs/laptop/reward runs/laptop/curriculum runs/laptop/ppo --minutes 3
+    """
+    from liuli import aligning
+
+    budget = {"minutes": minutes, "steps": steps}
+    aligning.ppo_here(model, judge, prompts, out, budget, option or [], skip_bad, quiet)
+
+
+@app.command(name="grpo")
+def grpo_command(
+    model: ChatModel,
+    out: Trained,
+    tasks: Annotated[
+        Path | None, typer.Option(help="Prompts with known answers, or with --reward any prompts.")
+    ] = None,
+    skill: Annotated[list[str] | None, typer.Option(help="A skill of the classroom; may be given often.")] = None,
+    judge: Annotated[Path | None, typer.Option("--reward", help="A reward model instead of known answers.")] = None,
+    minutes: Minutes = None,
+    steps: Steps = None,
+    skip_bad: SkipBad = False,
+    option: Options = None,
+    quiet: Quiet = False,
+) -> None:
+    """Teach a model by comparing its own answers to one question with each other.
+
+    Example: liuli grpo runs/laptop/chat runs/laptop/adder --skill add_steps --minutes 3
+    """
+    from liuli import aligning
+
+    budget = {"minutes": minutes, "steps": steps}
+    aligning.grpo_here(model, tasks, skill or [], judge, out, budget, option or [], skip_bad, quiet)
+
+
+@app.command(name="dpo")
+def dpo_command(
+    model: ChatModel,
+    preferences: Preferences,
+    out: Annotated[Path, typer.Option(help="The model folder to write; its parent is the run folder.")],
+    minutes: Minutes = None,
+    skip_bad: SkipBad = False,
+    option: Options = None,
+    quiet: Quiet = False,
+) -> None:
+    """Teach a model by comparisons alone, without a reward model (option kind=ipo, kind=kto: its relatives).
+
+    Example: liuli dpo runs/laptop/chat pairs.jsonl --out runs/laptop/dpo --minutes 2
+    """
+    from liuli import aligning
+
+    aligning.dpo_here(model, preferences, out, {"minutes": minutes}, option or [], skip_bad, quiet)
+
+
+@app.command(name="label")
+def label_command(
+    path: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, or a run folder.")],
+    prompts: Annotated[
+        Path | None, typer.Option(help="What to ask: conversations, or .txt, one prompt a line. Default: the run's.")
+    ] = None,
+    store: Annotated[Path | None, typer.Option(help="Where judgements are kept. Default: in the run folder.")] = None,
+    export: Annotated[str | None, typer.Option(help="Write what was judged and stop: dpo, sft or kto.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file for --export. Default: dpo.jsonl and so on.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8365,
+) -> None:
+    """Compare, rank and edit a model's answers by hand: what it can then be taught with.
+
+    Example: liuli label runs/laptop
+    """
+    import webbrowser
+
+    from liuli import assistant, server
+
+    if export is not None:
+        out = out or Path(f"{export}.jsonl")
+        done = assistant.export(server.judgements(path, store), out, export)
+        print(f"{out}: {done.rows} rows; {done.contradictions} contradictions and {done.empty} empty answers left out")
+        return
+
+    def ready(url: str) -> None:
+        print(f"Liuli: {url}  (Ctrl-C stops it)", flush=True)
+        webbrowser.open(url)
+
+    server.label(path, host=host, port=port, store=store, prompts=prompts, ready=ready)
 
 
 @app.command(name="build")

@@ -36,8 +36,9 @@ class RewardOptions:
     minutes: float | None = None  # all members together
     epochs: float = 1.0  # where no minutes are given; more than one overfits (arXiv 2203.02155)
     members: int = 3
-    prompts: int = 32  # of one step, with all their answers
-    lr: float = 1e-3
+    prompts: int = 16  # of one step, with all their answers
+    matrix_lr: float = 0.01  # Muon's; AdamW learned little in a minute (docs/notebook.md)
+    adam_lr: float = 0.003
     centring: float = 0.0  # weight of (chosen + rejected)^2, which keeps scores near 0
     micro_tokens: int = 8192
     save_every_s: float = 60.0
@@ -138,13 +139,13 @@ def reward(
     reference: answers whose scores are brought to mean 0 and standard deviation 1; default: those that were compared.
     """
     out, tokenizer = Path(out), Tokenizer.load(model_folder)
-    began = time.monotonic()
-    members = []
+    began, members = time.monotonic(), []
+    few = reference if reference is not None else train.answers.part(torch.arange(min(512, len(train.answers))))
     for number in range(options.members):
         checkpoints = log.folder / "checkpoints" / f"{out.name}-{number}"
         seconds = None if options.minutes is None else 60 * options.minutes / options.members
         members.append(train_member(model_folder, train, number, options, seconds, log, checkpoints))
-        normalise(members[-1], reference if reference is not None else train.answers)
+        normalise(members[-1], few)
     figures = {"seconds": time.monotonic() - began, "pairs": float(len(train)), "skipped": float(train.skipped)}
     if held_out is not None:
         figures |= examine(members, held_out)
@@ -176,8 +177,8 @@ def train_member(
     torch.manual_seed(options.seed * 1_000 + number)
     model = ScalarModel(load(model_folder)).to(machine.device)
     model.body.compute_dtype = machine.compute_dtype
-    # one rate for all, by AdamW; the head begins as noise and may move faster
-    optimizer = Optimizer(model, OptimizerOptions(kind="adamw", adam_lr=options.lr, beta2=0.98, adam_eps=1e-8))
+    rates = OptimizerOptions(matrix_lr=options.matrix_lr, adam_lr=options.adam_lr, adam_eps=1e-8)
+    optimizer = Optimizer(model, rates, machine.compute_dtype)
     by_prompt = pairs_by_prompt(data)
     prompts = min(options.prompts, len(by_prompt))
     steps = max(1, math.ceil(options.epochs * len(by_prompt) / prompts))

@@ -100,6 +100,8 @@ class Optimizer:
         for group in self.adam.param_groups:
             group["lr"] = group["rate"] * scale
         self.adam.step()
+        for group in self.adam.param_groups:  # the fused kernel writes weights without telling torch's version counter
+            torch.autograd.graph.increment_version(group["params"])
         for (rows, columns), weights in self.shapes.items():
             self._muon_step(f"{rows}x{columns}", weights, scale)
 

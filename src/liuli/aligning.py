@@ -1,0 +1,314 @@
+"""What the commands that learn from preferences do around their stages: read, hold out, check, say how it went."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from liuli.build import check_keys, parse_value
+from liuli.curriculum import judge, practice, worth
+from liuli.errors import LiuliError, UsageError
+from liuli.evals.proportion import wilson
+from liuli.model.scalar import load_scalars
+from liuli.running import own_run
+from liuli.stages.dpo import DPOOptions, dpo, thumbs
+from liuli.stages.grpo import GRPOOptions, grpo
+from liuli.stages.learn import Reward
+from liuli.stages.ppo import PPOOptions, ppo
+from liuli.stages.reward import Comparisons, RewardOptions, check_better_than_chance, compare, reward, score_answers
+from liuli.stages.rollout import Rollouts
+from liuli.text import (
+    Message,
+    Preference,
+    ReadReport,
+    Task,
+    Tokenizer,
+    read_conversations,
+    read_judged,
+    read_preferences,
+    read_tasks,
+)
+from liuli.train import RunLog, measure_machine
+
+Prompt = tuple[Message, ...]
+O = TypeVar("O", RewardOptions, PPOOptions, GRPOOptions, DPOOptions)
+HELD_OUT = 0.1  # of the prompts whose comparisons are examined instead of learned from
+
+
+def options_of(kind: type[O], budget: dict[str, Any], changes: Sequence[str]) -> O:
+    """The budget and key=value changes as the options of a stage; an unknown key names the nearest."""
+    defaults = {part.name: part.default for part in fields(kind)}
+    values = {key: value for key, value in budget.items() if value is not None}
+    for change in changes:
+        key, separator, text = change.partition("=")
+        if not separator:
+            raise UsageError(f"{change!r} is not of the form key=value", "--option")
+        check_keys({key: text}, list(defaults), "--option")
+        value, default = parse_value(text), defaults[key]
+        wanted: Any = (int, float) if default is None or isinstance(default, float) else type(default)
+        if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool):
+            raise UsageError(f"{key} = {text!r} is not like its default {default!r}", "--option")
+        values[key] = value
+    return kind(**values)
+
+
+# --- comparisons -----------------------------------------------------------------------------------------------------
+
+
+def read_pairs(
+    sources: Sequence[Path], tokenizer: Tokenizer, context: int, skip_bad: bool, log: RunLog
+) -> tuple[Comparisons, Comparisons]:
+    """Comparisons to learn from and held-out ones, no prompt in both."""
+    report = ReadReport()
+    pairs = list(read_preferences(list(sources), skip_bad, report))
+    tell_skipped(report, log)
+    return hold_out(pairs, tokenizer, context)
+
+
+def hold_out(
+    pairs: Sequence[Preference], tokenizer: Tokenizer, context: int, kinds: Sequence[str] = ()
+) -> tuple[Comparisons, Comparisons]:
+    """Split by a hash of the prompt. Raises LiuliError where one side would be empty."""
+    sides: tuple[list[int], list[int]] = ([], [])
+    for number, pair in enumerate(pairs):
+        sides[is_held_out(pair.prompt)].append(number)
+    if not all(sides):
+        raise LiuliError(f"{len(pairs)} comparisons are too few to hold some out", "preferences", "give at least 100")
+    first, second = (
+        compare([pairs[n] for n in own], tokenizer, context, kinds=[kinds[n] for n in own] if kinds else ())
+        for own in sides
+    )
+    return first, second
+
+
+def is_held_out(prompt: Prompt) -> bool:
+    text = json.dumps([message.to_dict() for message in prompt], ensure_ascii=False)
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) < HELD_OUT * 16**8
+
+
+def tell_skipped(report: ReadReport, log: RunLog) -> None:
+    if report.skipped:
+        reasons = "".join(f"\n  {reason}" for reason in report.reasons)
+        log.warn(f"{report.skipped:,} bad rows were skipped, the first of them:{reasons}")
+
+
+def reward_here(
+    model: Path,
+    data: Sequence[Path],
+    out: Path,
+    budget: dict[str, Any],
+    changes: Sequence[str],
+    skip_bad: bool,
+    quiet: bool,
+) -> None:
+    """`liuli reward`."""
+    options = options_of(RewardOptions, budget, changes)
+    with own_run(out, "learning what people prefer", quiet) as log:
+        train, held_out = read_pairs(data, *facts_of(model), skip_bad, log)
+        figures = reward(model, train, out, options=options, log=log, held_out=held_out)
+        n = round(figures["held_out"])
+        low, high = wilson(round(figures["accuracy"] * n), n)
+        log.finish()
+        log.end("done")
+        log.say(
+            f"{out}: right about {figures['accuracy']:.1%} of {n:,} held-out comparisons "
+            f"(95%: {low:.1%} to {high:.1%}), learned from {len(train):,} in {figures['seconds']:.0f} s"
+        )
+        if figures["skipped"]:
+            log.warn(f"{figures['skipped']:.0f} comparisons were too long for the context and left out")
+        check_better_than_chance(figures, out)
+
+
+def dpo_here(
+    model: Path,
+    data: Sequence[Path],
+    out: Path,
+    budget: dict[str, Any],
+    changes: Sequence[str],
+    skip_bad: bool,
+    quiet: bool,
+) -> None:
+    """`liuli dpo`: from comparisons, or with kind=kto from thumbs."""
+    options = options_of(DPOOptions, budget, changes)
+    with own_run(out, "learning from comparisons", quiet) as log:
+        tokenizer, context = facts_of(model)
+        if options.kind == "kto":
+            report = ReadReport()
+            judged = list(read_judged(list(data), skip_bad, report))
+            tell_skipped(report, log)
+            figures = dpo(model, thumbs(judged, tokenizer, context), out, options=options, log=log)
+        else:
+            figures = dpo(model, read_pairs(data, tokenizer, context, skip_bad, log)[0], out, options=options, log=log)
+        done(log, out, figures, ("loss", "accuracy"))
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def ppo_here(
+    model: Path,
+    judge_folder: Path,
+    prompts: Path,
+    out: Path,
+    budget: dict[str, Any],
+    changes: Sequence[str],
+    skip_bad: bool,
+    quiet: bool,
+) -> None:
+    """`liuli ppo`."""
+    options = options_of(PPOOptions, budget, changes)
+    check_tokenizers(model, judge_folder)
+    with own_run(out, "learning what the reward model likes", quiet) as log:
+        report = ReadReport()
+        asked, truth = questions(prompts, skip_bad, report)
+        tell_skipped(report, log)
+        figures = ppo(model, judge_folder, asked, out, options=options, log=log, truth=truth)
+        done(log, out, figures, ("score", "true_score", "kl"))
+
+
+def grpo_here(
+    model: Path,
+    tasks: Path | None,
+    skills: Sequence[str],
+    judge_folder: Path | None,
+    out: Path,
+    budget: dict[str, Any],
+    changes: Sequence[str],
+    skip_bad: bool,
+    quiet: bool,
+) -> None:
+    """`liuli grpo`: on tasks with known answers, on skills of the classroom, or on a reward model."""
+    options = options_of(GRPOOptions, budget, changes)
+    with own_run(out, "learning from its own answers", quiet) as log:
+        report = ReadReport()
+        if skills:
+            items = practice(options.seed + 1, 400, only=skills)
+            if not items:
+                raise UsageError(f"there are no questions of {', '.join(skills)}", "--skill", "liuli curriculum show")
+            asked: list[Prompt] = [messages_of(item) for item in items]
+            earn = graded(items)
+        elif tasks is None:
+            raise UsageError("nothing says what is to be learned", "liuli grpo", "give --tasks FILE or --skill NAME")
+        elif judge_folder is None:
+            given = list(read_tasks([tasks], skip_bad, report))
+            asked, earn = [task.prompt for task in given], checked(given)
+        else:
+            check_tokenizers(model, judge_folder)
+            asked, _ = questions(tasks, skip_bad, report)
+            earn = judged_by(judge_folder)
+        tell_skipped(report, log)
+        figures = grpo(model, asked, out, reward=earn, options=options, log=log)
+        done(log, out, figures, ("score", "kl"))
+
+
+def questions(
+    path: Path, skip_bad: bool, report: ReadReport
+) -> tuple[list[Prompt], Callable[[Rollouts], Tensor] | None]:
+    """Prompts of a file of conversations (each up to its last question), or of a curriculum folder, whose answers the
+    ground truth can grade."""
+    if (path / "eval.jsonl").exists():
+        examination = [json.loads(line) for line in (path / "eval.jsonl").open(encoding="utf-8")]
+        from liuli.curriculum import key_of
+        from liuli.curriculum.preferences import PRACTISED
+
+        items = practice(1, 150, without={key_of(item) for item in examination}, only=PRACTISED)
+        return [messages_of(item) for item in items], truth_of(items)
+    return list(last_questions(read_conversations([path], skip_bad, report))), None
+
+
+def last_questions(conversations: Iterator[Any]) -> Iterator[Prompt]:
+    for conversation in conversations:
+        asked = [place for place, message in enumerate(conversation.messages) if message.role == "user"]
+        if asked:
+            yield conversation.messages[: asked[-1] + 1]
+
+
+def messages_of(item: dict[str, Any]) -> Prompt:
+    """The messages of a question of the curriculum."""
+    return tuple(Message.from_dict(message) for message in item["messages"])
+
+
+def truth_of(items: Sequence[dict[str, Any]]) -> Callable[[Rollouts], Tensor]:
+    """What each answer is worth, by the ground truth (curriculum/preferences.py)."""
+
+    def grade(rollouts: Rollouts) -> Tensor:
+        pairs = zip(rollouts.prompt_B.tolist(), rollouts.produced, strict=True)
+        return torch.tensor([worth(items[number], [m.to_dict() for m in said]) for number, said in pairs])
+
+    return grade
+
+
+def graded(items: Sequence[dict[str, Any]]) -> Callable[[Rollouts], Reward]:
+    """1 for a right answer, 0 for any other."""
+
+    def earn(rollouts: Rollouts) -> Reward:
+        pairs = zip(rollouts.prompt_B.tolist(), rollouts.produced, strict=True)
+        right = torch.tensor([float(judge(items[number], [m.to_dict() for m in said])) for number, said in pairs])
+        return Reward(right, None, right)
+
+    return earn
+
+
+def checked(tasks: Sequence[Task]) -> Callable[[Rollouts], Reward]:
+    """1 where the last number of an answer, or its last words, are the expected ones."""
+
+    def earn(rollouts: Rollouts) -> Reward:
+        pairs = zip(rollouts.prompt_B.tolist(), rollouts.produced, strict=True)
+        right = torch.tensor([float(ends_with(said[-1].content if said else "", tasks[n].answer)) for n, said in pairs])
+        return Reward(right, None, right)
+
+    return earn
+
+
+def ends_with(answer: str, expected: str) -> bool:
+    """Whether an answer ends in what was expected; marks and thousands' commas do not count."""
+    said, wanted = (text.replace(",", "").strip().rstrip(".!。！ ").lower() for text in (answer, expected))
+    before = said[: len(said) - len(wanted)]
+    return bool(wanted) and said.endswith(wanted) and not (wanted[0].isdigit() and before[-1:].isdigit())
+
+
+def judged_by(judge_folder: Path) -> Callable[[Rollouts], Reward]:
+    """The score of a reward model."""
+    machine = measure_machine()
+    members = load_scalars(judge_folder, machine.device)
+    for member in members:
+        member.body.compute_dtype = machine.compute_dtype
+    return lambda rollouts: Reward(*score_answers(members, rollouts))
+
+
+# --- small things ----------------------------------------------------------------------------------------------------
+
+
+def facts_of(model: Path) -> tuple[Tokenizer, int]:
+    """Tokenizer and context of a model folder."""
+    from liuli.folder import read_model_folder
+    from liuli.running import context_of
+
+    return Tokenizer.load(model), context_of(read_model_folder(model).config)
+
+
+def check_tokenizers(model: Path, judge_folder: Path) -> None:
+    """Two models that read different tokens cannot speak of the same answer."""
+    first, second = (folder / "tokenizer.json" for folder in (model, judge_folder))
+    if not second.exists() or first.read_bytes() != second.read_bytes():
+        raise LiuliError(
+            "the reward model reads other tokens than the model",
+            judge_folder,
+            "train it from this model: liuli reward",
+        )
+
+
+def done(log: RunLog, out: Path, figures: dict[str, float], shown: Sequence[str]) -> None:
+    log.finish()
+    log.end("done")
+    log.say(f"{out}: " + ", ".join(f"{name} {figures[name]:.3f}" for name in shown if name in figures))
+
+
+__all__ = ["dpo_here", "grpo_here", "ppo_here", "reward_here"]
