@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOMS = (
     *("errors", "files", "folder", "text", "curriculum", "model", "engine", "train", "stages"),
-    *("evals", "assistant", "inside", "plan", "build", "planning", "running", "server", "terminal", "cli"),
+    *("evals", "assistant", "inside", "plan", "build", "planning", "running", "aligning", "server", "terminal", "cli"),
 )
 CORE = ("errors", "files", "folder", "text", "model", "engine", "train", "stages")
 CORE_BUDGET, SRC_BUDGET = 7_500, 15_500  # 6,000 and 14,000 until learning from preferences moved in

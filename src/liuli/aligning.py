@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
@@ -12,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from liuli.build import check_keys, parse_value
-from liuli.curriculum import judge, practice, worth
+from liuli.build import check_keys, messages_of, parse_value, split_by_prompt, worths
+from liuli.curriculum import judge, practice
 from liuli.errors import LiuliError, UsageError
 from liuli.evals.proportion import wilson
 from liuli.model.scalar import load_scalars
@@ -39,7 +38,6 @@ from liuli.train import RunLog, measure_machine
 
 Prompt = tuple[Message, ...]
 O = TypeVar("O", RewardOptions, PPOOptions, GRPOOptions, DPOOptions)
-HELD_OUT = 0.1  # of the prompts whose comparisons are examined instead of learned from
 
 
 def options_of(kind: type[O], budget: dict[str, Any], changes: Sequence[str]) -> O:
@@ -72,25 +70,13 @@ def read_pairs(
     return hold_out(pairs, tokenizer, context)
 
 
-def hold_out(
-    pairs: Sequence[Preference], tokenizer: Tokenizer, context: int, kinds: Sequence[str] = ()
-) -> tuple[Comparisons, Comparisons]:
-    """Split by a hash of the prompt. Raises LiuliError where one side would be empty."""
-    sides: tuple[list[int], list[int]] = ([], [])
-    for number, pair in enumerate(pairs):
-        sides[is_held_out(pair.prompt)].append(number)
+def hold_out(pairs: Sequence[Preference], tokenizer: Tokenizer, context: int) -> tuple[Comparisons, Comparisons]:
+    """Split by prompt. Raises LiuliError where one side would be empty."""
+    sides = split_by_prompt(pairs)
     if not all(sides):
         raise LiuliError(f"{len(pairs)} comparisons are too few to hold some out", "preferences", "give at least 100")
-    first, second = (
-        compare([pairs[n] for n in own], tokenizer, context, kinds=[kinds[n] for n in own] if kinds else ())
-        for own in sides
-    )
+    first, second = (compare([pairs[n] for n in own], tokenizer, context) for own in sides)
     return first, second
-
-
-def is_held_out(prompt: Prompt) -> bool:
-    text = json.dumps([message.to_dict() for message in prompt], ensure_ascii=False)
-    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) < HELD_OUT * 16**8
 
 
 def tell_skipped(report: ReadReport, log: RunLog) -> None:
@@ -192,7 +178,7 @@ def grpo_here(
             items = practice(options.seed + 1, 400, only=skills)
             if not items:
                 raise UsageError(f"there are no questions of {', '.join(skills)}", "--skill", "liuli curriculum show")
-            asked: list[Prompt] = [messages_of(item) for item in items]
+            asked: list[Prompt] = [messages_of(item["messages"]) for item in items]
             earn = graded(items)
         elif tasks is None:
             raise UsageError("nothing says what is to be learned", "liuli grpo", "give --tasks FILE or --skill NAME")
@@ -219,7 +205,7 @@ def questions(
         from liuli.curriculum.preferences import PRACTISED
 
         items = practice(1, 150, without={key_of(item) for item in examination}, only=PRACTISED)
-        return [messages_of(item) for item in items], truth_of(items)
+        return [messages_of(item["messages"]) for item in items], lambda rollouts: worths(items, rollouts)
     return list(last_questions(read_conversations([path], skip_bad, report))), None
 
 
@@ -228,21 +214,6 @@ def last_questions(conversations: Iterator[Any]) -> Iterator[Prompt]:
         asked = [place for place, message in enumerate(conversation.messages) if message.role == "user"]
         if asked:
             yield conversation.messages[: asked[-1] + 1]
-
-
-def messages_of(item: dict[str, Any]) -> Prompt:
-    """The messages of a question of the curriculum."""
-    return tuple(Message.from_dict(message) for message in item["messages"])
-
-
-def truth_of(items: Sequence[dict[str, Any]]) -> Callable[[Rollouts], Tensor]:
-    """What each answer is worth, by the ground truth (curriculum/preferences.py)."""
-
-    def grade(rollouts: Rollouts) -> Tensor:
-        pairs = zip(rollouts.prompt_B.tolist(), rollouts.produced, strict=True)
-        return torch.tensor([worth(items[number], [m.to_dict() for m in said]) for number, said in pairs])
-
-    return grade
 
 
 def graded(items: Sequence[dict[str, Any]]) -> Callable[[Rollouts], Reward]:

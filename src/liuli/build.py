@@ -17,21 +17,35 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from liuli.curriculum import key_of, practice, worth
+from liuli.curriculum.preferences import PRACTISED
 from liuli.errors import LiuliError, UsageError
 from liuli.files import lock, read_json, write_file, write_json
+from liuli.stages.ppo import PPOOptions, ppo
 from liuli.stages.pretrain import Shape, pretrain
+from liuli.stages.reward import RewardOptions, check_better_than_chance, compare, reward
+from liuli.stages.rollout import Rollouts
 from liuli.stages.sft import sft
 from liuli.stages.training import TrainOptions, check_option, with_budget
-from liuli.text import Document, read_documents
+from liuli.text import Document, Message, Preference, Rows, Tokenizer, read_documents
 from liuli.train import RunLog, StageState
+from liuli.train.preference import bayes_accuracy
 
-PARTS = ("curriculum", "tokenizer", "rows", "pretrain", "sft", "evaluate")
+SECTIONS = {"pretrain": TrainOptions, "sft": TrainOptions, "reward": RewardOptions, "ppo": PPOOptions}
+REWARD_SHARE = 0.35  # of the time for preferences; the rest is PPO's
+PRACTICE = 150  # questions of each skill and language for PPO
+
 TITLES = {
     "curriculum": "Writing the lessons",
     "tokenizer": "Learning to spell",
     "rows": "Laying out the pages",
     "pretrain": "Learning to read",
     "chat": "Learning to answer",
+    "reward": "Learning what people prefer",
+    "aligned": "Learning to please them",
     "evaluate": "The examination",
 }
 
@@ -52,9 +66,12 @@ class Recipe:
     text: tuple[str, ...] = ()  # folders, files or Hub datasets of real text
     text_share: float = 0.5  # part of the pretraining bytes that is real text, where there is any
     pretrain_share: float = 0.5  # part of the training time that is pretraining; the rest is fine-tuning
+    align_share: float = 0.27  # part of the training time for preferences: the reward model and PPO; 0: none
     evaluate_minutes: float = 0.0  # 0: a twelfth of the budget
     pretrain: dict[str, Any] = field(default_factory=dict)  # options of the stage (TrainOptions)
     sft: dict[str, Any] = field(default_factory=dict)
+    reward: dict[str, Any] = field(default_factory=dict)  # RewardOptions
+    ppo: dict[str, Any] = field(default_factory=dict)  # PPOOptions
 
 
 def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
@@ -74,8 +91,8 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
         target = values.setdefault(section, {}) if inner else values
         target[inner or section] = parse_value(value)
     check_keys(values, [f.name for f in fields(Recipe)], path)
-    for section in ("pretrain", "sft"):
-        check_section(values.get(section, {}), f"{path}, [{section}]")
+    for section, options in SECTIONS.items():
+        check_section(values.get(section, {}), f"{path}, [{section}]", options)
     if isinstance(values.get("text"), str):
         values["text"] = [values["text"]]
     if not isinstance(values.get("text", []), list):
@@ -99,11 +116,11 @@ def check_keys(values: dict[str, Any], known: Sequence[str], where: str | Path) 
             raise UsageError(f"unknown option {key!r}", where, f"did you mean {near[0]!r}?")
 
 
-def check_section(values: Any, where: str) -> None:
-    """Options of a training stage: known names, right types and ranges."""
+def check_section(values: Any, where: str, options: type[Any]) -> None:
+    """Options of a stage: known names, right types and ranges."""
     if not isinstance(values, dict):
         raise UsageError(f"{values!r} is not a section", where, "write key = value lines under its heading")
-    defaults = {part.name: part.default for part in fields(TrainOptions)}
+    defaults = {part.name: part.default for part in fields(options)}
     check_keys(values, list(defaults), where)
     for name, value in values.items():
         check_option(name, value, defaults[name])
@@ -118,6 +135,8 @@ def check_values(recipe: Recipe, where: str | Path) -> None:
             raise UsageError(f"{part.name} = {value!r} is not {type(default).__name__}", where)
     if recipe.minutes <= 0:
         raise UsageError(f"minutes = {recipe.minutes} is not a budget", where, "give a number above 0")
+    if not 0 <= recipe.align_share < 1:
+        raise UsageError(f"align_share = {recipe.align_share} is not between 0 and 1", where)
     if not 0 < recipe.pretrain_share < 1:
         raise UsageError(f"pretrain_share = {recipe.pretrain_share} is not between 0 and 1", where)
 
@@ -127,15 +146,20 @@ class Build:
 
     def __init__(self, recipe: Recipe, folder: Path, quiet: bool = False) -> None:
         self.recipe, self.folder = recipe, folder
-        training = max(0.2, 0.85 * recipe.minutes)
+        whole = max(0.2, 0.85 * recipe.minutes)
+        training, aligning = whole * (1 - recipe.align_share), whole * recipe.align_share
         shares = {
             "curriculum": 0.04 * recipe.minutes,
             "tokenizer": 0.01 * recipe.minutes,
             "rows": 0.02 * recipe.minutes,
             "pretrain": training * recipe.pretrain_share,
             "chat": training * (1 - recipe.pretrain_share),
+            "reward": aligning * REWARD_SHARE,
+            "aligned": aligning * (1 - REWARD_SHARE),
             "evaluate": self.evaluate_seconds / 60,
         }
+        if not recipe.align_share:
+            del shares["reward"], shares["aligned"]
         self.log = RunLog(folder, [StageState(name, TITLES[name], share) for name, share in shares.items()], quiet)
         self.steps: dict[str, Callable[[], None]] = {
             "curriculum": self.curriculum,
@@ -143,8 +167,11 @@ class Build:
             "rows": self.rows,
             "pretrain": self.pretrain,
             "chat": self.chat,
+            "reward": self.reward,
+            "aligned": self.align,
             "evaluate": self.evaluate,
         }
+        self.steps = {name: step for name, step in self.steps.items() if name in shares}
 
     @property
     def evaluate_seconds(self) -> float:
@@ -198,7 +225,14 @@ class Build:
         return ended and (self.folder / "report.html").exists() and all(self.is_done(name) for name in self.steps)
 
     def is_done(self, name: str) -> bool:
+        if name == "aligned" and "not_aligned" in self.plan:
+            return True
         return (self.folder / ("eval.json" if name == "evaluate" else name)).exists()
+
+    @property
+    def best(self) -> Path:
+        """The model that the build is for."""
+        return self.folder / ("aligned" if (self.folder / "aligned").exists() else "chat")
 
     # --- what is known between starts --------------------------------------------------------------------------------
 
@@ -256,14 +290,12 @@ class Build:
         make(self.folder / "curriculum", seed=self.recipe.seed, size=int(size), workers=plan["machine"]["threads"])
 
     def tokenizer(self) -> None:
-        from liuli.text import Tokenizer
-
         texts = (document.text for document in self.pretraining_texts(chats=True))
         Tokenizer.train(texts, self.make_plan()["vocab_size"]).save(self.folder / "tokenizer")
 
     def rows(self) -> None:
         from liuli.files import new_folder
-        from liuli.text import Tokenizer, encode_documents, pack_conversations, pack_documents, render_many
+        from liuli.text import encode_documents, pack_conversations, pack_documents, render_many
 
         tokenizer, T, V = Tokenizer.load(self.folder / "tokenizer"), self.recipe.context, self.plan["vocab_size"]
         with new_folder(self.folder / "rows") as stage:
@@ -282,7 +314,8 @@ class Build:
 
     def pretrain(self) -> None:
         plan, r = self.plan, self.recipe
-        options = self.stage_options("pretrain", r.pretrain_share, {"seed": r.seed} | r.pretrain)
+        share = r.pretrain_share * (1 - r.align_share)
+        options = self.stage_options("pretrain", share, {"seed": r.seed} | r.pretrain)
         shape = Shape(r.preset, plan["layers"], plan["width"])
         pretrain(
             self.folder / "rows" / "pretrain",
@@ -295,9 +328,59 @@ class Build:
 
     def chat(self) -> None:
         r = self.recipe
-        options = self.stage_options("chat", 1.0, {"seed": r.seed + 1} | r.sft)
+        share = 1 - r.align_share / (1 - r.pretrain_share * (1 - r.align_share))  # of what is left now
+        options = self.stage_options("chat", share, {"seed": r.seed + 1} | r.sft)
         sft(
             self.folder / "pretrain", self.folder / "rows" / "chat", self.folder / "chat", options=options, log=self.log
+        )
+
+    def reward(self) -> None:
+        """Comparisons of the classroom, a tenth of their prompts held out; the best accuracy possible stands beside."""
+        pairs = list(self.lessons("pairs"))
+        preferences = [
+            Preference(messages_of(pair["prompt"]), messages_of(pair["chosen"]), messages_of(pair["rejected"]))
+            for pair in pairs
+        ]
+        sides = split_by_prompt(preferences)
+        tokenizer = Tokenizer.load(self.folder / "chat")
+        train, held_out = (
+            compare(
+                [preferences[n] for n in own], tokenizer, self.recipe.context, kinds=[pairs[n]["kind"] for n in own]
+            )
+            for own in sides
+        )
+        odds = torch.tensor([pairs[n]["odds"] for n in sides[1]])
+        minutes = self.stage_minutes("reward", REWARD_SHARE)
+        options = RewardOptions(**{"seed": self.recipe.seed, "minutes": minutes} | self.recipe.reward)
+        figures = reward(
+            self.folder / "chat", train, self.folder / "reward", options=options, log=self.log, held_out=held_out
+        )
+        self.log.figures(**figures, ceiling=bayes_accuracy(odds))
+
+    def align(self) -> None:
+        """PPO against the reward model, on questions that the examination does not ask."""
+        figures = read_json(self.folder / "reward" / "liuli.json")["figures"]
+        try:
+            check_better_than_chance(figures, self.folder / "reward")
+        except LiuliError as error:  # a build of a minute or two: it ends with the chat model
+            self.keep(not_aligned=error.what)
+            self.log.warn(f"PPO is left out: {error.what}")
+            return
+        examined = {key_of(item) for item in self.lessons("eval")}
+        items = practice(self.recipe.seed + 1, PRACTICE, without=examined, only=PRACTISED)
+        options = PPOOptions(
+            **{"seed": self.recipe.seed, "minutes": self.stage_minutes("aligned", 1.0)} | self.recipe.ppo
+        )
+        ppo(
+            self.folder / "chat",
+            self.folder / "reward",
+            [messages_of(item["messages"]) for item in items],
+            self.folder / "aligned",
+            options=options,
+            log=self.log,
+            truth=lambda rollouts: worths(items, rollouts),
+            # what it was tuned on keeps its skills where they are (InstructGPT mixes text in, to the same end)
+            ptx_rows=Rows.open(self.folder / "rows" / "chat"),
         )
 
     def stage_options(self, name: str, share: float, values: dict[str, Any]) -> TrainOptions:
@@ -317,10 +400,11 @@ class Build:
         from liuli.evals import evaluate, read_held_out
 
         evaluate(
-            self.folder / "chat",
+            self.best,
             curriculum=self.folder / "curriculum",
             texts=read_held_out(self.folder / "rows" / "held_out.jsonl"),
             before=self.folder / "pretrain",
+            rival=self.folder / "chat" if self.best.name != "chat" else None,
             seconds=self.evaluate_seconds,
             out=self.folder,
             progress=lambda what, done, total: self.log.progress(done / max(1, total)),
@@ -396,6 +480,25 @@ class Build:
                     room[document.language] -= len(document.text.encode())
                     kept.append(document)
         return kept
+
+
+def messages_of(messages: Sequence[dict[str, Any]]) -> tuple[Message, ...]:
+    return tuple(Message.from_dict(message) for message in messages)
+
+
+def split_by_prompt(preferences: Sequence[Preference]) -> tuple[list[int], list[int]]:
+    """Numbers of the comparisons to learn from and of those held out: no prompt is in both."""
+    sides: tuple[list[int], list[int]] = ([], [])
+    for number, preference in enumerate(preferences):
+        text = json.dumps([message.to_dict() for message in preference.prompt], ensure_ascii=False)
+        sides[place_of(text) < 0.1].append(number)
+    return sides
+
+
+def worths(items: Sequence[dict[str, Any]], rollouts: Rollouts) -> Tensor:
+    """What each answer is worth by the ground truth (curriculum/preferences.py): reported, never learned from."""
+    pairs = zip(rollouts.prompt_B.tolist(), rollouts.produced, strict=True)
+    return torch.tensor([worth(items[number], [message.to_dict() for message in said]) for number, said in pairs])
 
 
 def place_of(text: str) -> float:

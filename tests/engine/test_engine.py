@@ -11,6 +11,7 @@ from liuli.engine import Engine, KeyValueCache, Sampling
 from liuli.engine.decode import Decoder
 from liuli.errors import LiuliError
 from liuli.model import Transformer
+from liuli.train import Optimizer, OptimizerOptions
 from tests.engine.conftest import byte_tokenizer, make_model, scripted
 
 TOLERANCE = 1e-4  # float32 sums in another order
@@ -204,13 +205,14 @@ def test_decoding_step_computes_what_the_model_computes(
             lengths = [length + 1 for length in lengths]
 
 
-def test_engine_writes_with_the_weights_as_they_are_now() -> None:
+@pytest.mark.parametrize("kind", ["muon", "adamw"])  # AdamW's fused kernel does not tell torch that it wrote
+def test_engine_writes_with_the_weights_as_they_are_now(kind: str) -> None:
     model = make_model("qwen3")
     engine = Engine(model, byte_tokenizer())
     before = engine.generate([[0]], Sampling(temperature=0, max_tokens=8))[0]
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer = Optimizer(model, OptimizerOptions(kind=kind, adam_lr=0.1, matrix_lr=0.1))
     model(torch.tensor([[0, 20, 30]])).square().mean().backward()
-    optimizer.step()
+    optimizer.step(1.0)
     after = engine.generate([[0]], Sampling(temperature=0, max_tokens=8))[0]
     assert after == Engine(model, byte_tokenizer()).generate([[0]], Sampling(temperature=0, max_tokens=8))[0]
     assert after.logprobs != before.logprobs

@@ -3,8 +3,9 @@
 Comes in: a model folder, the curriculum's folder, held-out text, and how much time there is. Goes out: one dict, also
 as `eval.json`, in the shape that `liuli eval`, the report and the page read:
 
-`model` `bits` `bits_before` (by language) `skills` (a row a cell) `headline` (the eight figures) `talk` (by language)
-`speed` `examples` `mistakes` (conversations) `asked` `seconds` `machine` `versions`; what was not measured is missing.
+`model` `bits` `bits_before` `bits_rival` (by language) `versus` (against an earlier model) `skills` (a row a cell)
+`headline` (the eight figures) `talk` (by language) `speed` `examples` `mistakes` (conversations) `asked` `seconds`
+`machine` `versions`; what was not measured is missing.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from liuli.evals.headline import HEADLINES, LANGUAGES, family, headline
 from liuli.evals.skills import Item, Result, ask_all, deal, table
 from liuli.evals.speed import speed
 from liuli.evals.talk import talk
+from liuli.evals.versus import compare
 from liuli.files import folder_hash, read_lines, write_json
 from liuli.model import parameter_count
 from liuli.text import Document, read_documents, render
@@ -43,6 +45,7 @@ def evaluate(
     curriculum: str | Path | None = None,
     texts: Sequence[str | Path | Document] = (),
     before: str | Path | None = None,
+    rival: str | Path | None = None,
     limit: int | None = None,
     seconds: float | None = None,
     out: str | Path | None = None,
@@ -52,9 +55,10 @@ def evaluate(
     """Measure a model; see the file's head for what comes back.
 
     curriculum: folder with `eval.jsonl`. texts: held-out documents or where to read them. before: the folder of the
-    model that this one was tuned from, read on the same texts: tuning forgets. limit: items of a cell (skill, language,
-    split). seconds: for everything together; of each part as much is measured as there is time for,
-    but a little of it in any case. out: folder for `eval.json`.
+    model that this one was tuned from, read on the same texts: tuning forgets. rival: a model to be compared with,
+    answer by answer (evals/versus.py). limit: items of a cell (skill, language, split). seconds: for everything
+    together; of each part as much is measured as there is time for, but a little of it in any case. out: folder for
+    `eval.json`.
     """
     began, folder = time.monotonic(), Path(model_folder)
     budget = math.inf if seconds is None else seconds
@@ -71,7 +75,12 @@ def evaluate(
         progress("text", 0, 1)
         figures["bits"] = read_aloud(engine, texts, 0.15 * budget)
         if before is not None:
-            figures["bits_before"] = read_aloud(Model(before, device).engine, texts, 0.15 * budget)
+            figures["bits_before"] = read_aloud(Model(before, device).engine, texts, 0.1 * budget)
+        if rival is not None:
+            figures["bits_rival"] = read_aloud(Model(rival, device).engine, texts, 0.1 * budget)
+    if rival is not None:
+        progress("versus", 0, 1)
+        figures["versus"] = compare(Model(rival, device).engine, engine, count=int(max(2, min(12, budget / 4))))
     progress("talk", 0, 1)
     figures["talk"] = talk_by_language(engine, items, min(left(), 0.15 * budget) if items else left())
     if items:

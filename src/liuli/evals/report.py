@@ -19,7 +19,7 @@ from liuli.evals.runfolder import Facts, Run, finite, read_run
 from liuli.evals.words import both, clock, count_text, escape, machine_text, number, percent, section, table
 from liuli.files import write_file
 
-PREPARING = ("curriculum", "tokenizer", "rows", "pretrain", "evaluate")  # stages that make no chat model
+PREPARING = ("curriculum", "tokenizer", "rows", "pretrain", "reward", "evaluate")  # stages that make no chat model
 
 
 def write_report(run_folder: str | Path) -> Path:
@@ -98,6 +98,7 @@ def unseen(bits: dict[str, Any], before: dict[str, Any], code: str) -> tuple[str
 def commands(run: Run) -> str:
     """What to type next."""
     models = [stage["name"] for stage in run.stages if (run.path / stage["name"] / "config.json").exists()]
+    models = [name for name in models if name != "reward"]
     model = run.path / models[-1] if models else run.path
     lines = f"liuli chat {model}\nliuli serve {model}\nliuli eval {model}"
     return section(both("Now you", "轮到你了"), "", f"<pre><code>{escape(lines)}</code></pre>")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from liuli.evals.aligned import preferences
 from liuli.evals.charts import Band, Line, accuracy_bar, plot, share_bar, smooth
 from liuli.evals.headline import HEADLINES, Headline
 from liuli.evals.proportion import score
@@ -52,7 +53,7 @@ def headlines(run: Run) -> str:
 
 def curves(run: Run) -> str:
     """Loss over working time with the stages marked; bits per byte, learning rate and speed in small."""
-    names = list(dict.fromkeys(str(record["stage"]) for record in run.log if finite(record.get("loss"))))
+    names = list(dict.fromkeys(str(record["stage"]) for record in run.log if finite(record.get("bpb"))))
     if not names:
         return ""
     titles = {stage["name"]: stage_title(stage) for stage in run.status.get("stages", [])}
@@ -255,4 +256,4 @@ def _per_second(value: Any) -> str:
     return f"{count_text(value)} {both('tokens/s', '词元/秒')}" if finite(value) else ""
 
 
-PARTS = (headlines, curves, times, skills, chats, learning, manners)
+PARTS = (headlines, preferences, curves, times, skills, chats, learning, manners)

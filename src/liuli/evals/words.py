@@ -15,6 +15,8 @@ STAGES = {
     "pretrain": "预训练",
     "sft": "学习对话",
     "chat": "学习对话",
+    "reward": "学习人的偏好",
+    "aligned": "学会讨人喜欢",
     "evaluate": "考试",
 }
 

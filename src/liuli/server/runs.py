@@ -86,8 +86,13 @@ def models_in(run: Path) -> list[ModelFile]:
         stage, _, step = path.name.rpartition("-")
         if step.isdigit() and is_model_folder(path):
             found.append(_model(path, stage, int(step), False))
-    models = [model for model in found if model is not None]
+    models = [model for model in found if model is not None and talks(model.path)]
     return sorted(models, key=lambda m: (order.get(m.stage, -1), m.finished, m.step, m.made), reverse=True)
+
+
+def talks(path: Path) -> bool:
+    """Whether a model writes words; a reward model gives scores."""
+    return "score_offset" not in (read_json(path / "config.json") or {})
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -1,0 +1,76 @@
+"""The report's part about learning from preferences: the reward model, PPO's path, and what came of it."""
+
+from __future__ import annotations
+
+from liuli.evals.charts import Line, plot, smooth
+from liuli.evals.runfolder import Facts, Run, finite
+from liuli.evals.words import both, number, percent, section, skill_title, table
+
+
+def preferences(run: Run) -> str:
+    """Win rate and honesty against the model before, the path of reward and KL, and skill by skill."""
+    versus = run.eval.get("versus")
+    if not versus:
+        return ""
+    judge = next((record for record in reversed(run.log) if finite(record.get("ceiling"))), None)
+    tiles = [
+        _tile(both("Better answers", "更好的回答"), versus["wins"], both("of those that differ", "占不同的回答")),
+        _before(both("Claims about what nobody taught", "对没教过的东西信口开河"), versus["claims"]),
+        _before(both("Refusals of what was taught", "对教过的东西说不知道"), versus["refusals"]),
+    ]
+    if judge is not None:
+        ceiling = both(f"at best {percent(judge['ceiling'])}", f"最高可达 {percent(judge['ceiling'])}")
+        tiles.append(_plain(both("Reward model, held-out pairs", "奖励模型，未见过的比较"), judge["accuracy"], ceiling))
+    skills = [
+        [
+            skill_title(name),
+            *(f"{percent(row[when]['accuracy'])}" for when in ("before", "after")),
+            str(row["after"]["n"]),
+        ]
+        for name, row in versus["skills"].items()
+    ]
+    heads = [both("Skill", "技能"), both("Before", "之前"), both("After", "之后"), "n"]
+    every = both("Skill by skill", "逐项技能")
+    return section(
+        both("What it learned from preferences", "它从偏好中学到了什么"),
+        both(
+            f"The aligned model against the chat model it came from: {versus['asked']:,} new questions, answers drawn "
+            "at temperature 1, judged by the ground truth and not by the reward model.",
+            f"对齐后的模型与之前的对话模型相比：{versus['asked']:,} 道新题，温度 1 采样，由标准答案而非奖励模型评判。",
+        ),
+        f'<div class="grid4">{"".join(tiles)}</div>{_path(run)}'
+        f"<details><summary>{every}</summary>{table(heads, skills)}</details>",
+    )
+
+
+def _tile(title: str, cell: Facts, note: str) -> str:
+    interval = f"{percent(cell['low'])} – {percent(cell['high'])} · n {cell['n']:,}"
+    return _plain(title, cell["accuracy"], f"{note}<br>{interval}")
+
+
+def _before(title: str, cells: Facts) -> str:
+    was, now = cells["before"], cells["after"]
+    note = both(f"before {percent(was['accuracy'])}", f"之前 {percent(was['accuracy'])}") + f" · n {now['n']:,}"
+    return _plain(title, now["accuracy"], note)
+
+
+def _plain(title: str, share: float, note: str) -> str:
+    return f'<div class="card tile"><h3>{title}</h3><p class="large">{percent(share)}</p><small>{note}</small></div>'
+
+
+def _path(run: Run) -> str:
+    """Score, what the answers are truly worth, KL and entropy over the time of PPO."""
+    records = [record for record in run.log if record.get("stage") == "aligned" and finite(record.get("kl"))]
+    if not records:
+        return ""
+    charts = ""
+    for figure, title in (
+        ("score", both("Score of the reward model", "奖励模型打分")),
+        ("true_score", both("What answers are truly worth", "回答的真实价值")),
+        ("kl", both("KL from the chat model, nats an answer", "与对话模型的 KL（奈特/回答）")),
+        ("disagreement", both("Disagreement of the ensemble", "集成的分歧")),
+    ):
+        points = [(record["at"], float(record[figure])) for record in records if finite(record.get(figure))]
+        chart = plot([Line(points, 0, "faint"), Line(smooth(points), 0)], y_text=number)
+        charts += f'<div class="card"><h3>{title}</h3>{chart}</div>'
+    return f'<div class="grid4">{charts}</div>'
