@@ -15,7 +15,7 @@ from liuli.build import check_keys, messages_of, parse_value, split_by_prompt, w
 from liuli.curriculum import judge, practice
 from liuli.errors import LiuliError, UsageError
 from liuli.evals.proportion import wilson
-from liuli.model.scalar import load_scalars
+from liuli.model.scalar import load_scalar
 from liuli.running import own_run
 from liuli.stages.dpo import DPOOptions, dpo, thumbs
 from liuli.stages.grpo import GRPOOptions, grpo
@@ -248,10 +248,9 @@ def ends_with(answer: str, expected: str) -> bool:
 def judged_by(judge_folder: Path) -> Callable[[Rollouts], Reward]:
     """The score of a reward model."""
     machine = measure_machine()
-    members = load_scalars(judge_folder, machine.device)
-    for member in members:
-        member.body.compute_dtype = machine.compute_dtype
-    return lambda rollouts: Reward(*score_answers(members, rollouts))
+    model = load_scalar(judge_folder, machine.device)
+    model.body.compute_dtype = machine.compute_dtype
+    return lambda rollouts: Reward(*score_answers(model, rollouts))
 
 
 # --- small things ----------------------------------------------------------------------------------------------------

@@ -89,44 +89,20 @@ def write_model_folder(
 ) -> None:
     """Write a model folder, whole or not at all.
 
-    The arguments are those of `fill_model_folder`, which a folder of several models calls for each.
-    """
-    with new_folder(path, replace=replace) as stage:
-        fill_model_folder(
-            stage,
-            config=config,
-            tensors=tensors,
-            tokenizer_folder=tokenizer_folder,
-            generation=generation,
-            provenance=provenance,
-            card=card or model_card(Path(path).name, config, _whole_provenance(provenance)),
-        )
-
-
-def fill_model_folder(
-    stage: Path,
-    *,
-    config: Mapping[str, Any],
-    tensors: Mapping[str, torch.Tensor],
-    tokenizer_folder: str | Path | None,
-    generation: Mapping[str, Any],
-    provenance: Mapping[str, Any],
-    card: str,
-) -> None:
-    """Write a model's files into a folder that `new_folder` made.
-
     config, generation: config.json and generation_config.json. tokenizer_folder: whose tokenizer files are copied.
     provenance: any of PROVENANCE_KEYS; the parent's hash and the versions are filled in. card: the README.md, or None
     for the usual one.
     """
-    write_json(stage / CONFIG, dict(config))
-    write_json(stage / "generation_config.json", dict(generation))
-    write_json(stage / PROVENANCE, _whole_provenance(provenance))
-    for name in TOKENIZER_FILES if tokenizer_folder is not None else ():
-        if (source := Path(str(tokenizer_folder)) / name).is_file():
-            write_file(stage / name, source.read_bytes())
-    write_file(stage / "README.md", card)
-    write_tensors(stage / WEIGHTS, tensors)
+    origin = _whole_provenance(provenance)
+    with new_folder(path, replace=replace) as stage:
+        write_json(stage / CONFIG, dict(config))
+        write_json(stage / "generation_config.json", dict(generation))
+        write_json(stage / PROVENANCE, origin)
+        for name in TOKENIZER_FILES if tokenizer_folder is not None else ():
+            if (source := Path(str(tokenizer_folder)) / name).is_file():
+                write_file(stage / name, source.read_bytes())
+        write_file(stage / "README.md", card or model_card(Path(path).name, config, origin))
+        write_tensors(stage / WEIGHTS, tensors)
 
 
 # --- tensors in a file -----------------------------------------------------------------------------------------------

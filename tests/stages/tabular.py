@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from liuli.model import Transformer, qwen3
 from liuli.stages.rollout import Rollouts, Scores
 
 V, T, PROMPTS = 4, 3, 2
@@ -116,3 +117,35 @@ class Problem:
 def distance(p: Tensor, q: Tensor) -> float:
     """Total variation, the largest over the prompts."""
     return float(0.5 * (p - q).abs().sum(1).max())
+
+
+# --- the same with a Transformer: 781 texts for each of four prompts --------------------------------------------------
+
+LETTERS, LONGEST, ASKED = 5, 4, 4
+WORDS = [
+    *[(*head, 0) for n in range(LONGEST) for head in itertools.product(range(1, LETTERS + 1), repeat=n)],
+    *itertools.product(range(1, LETTERS + 1), repeat=LONGEST),
+]
+BAN_V = torch.tensor([0.0] * (LETTERS + 1) + [-torch.inf] * ASKED)  # the prompts' own tokens are never written
+
+
+def every_word() -> Rollouts:
+    """All texts of all prompts; token LETTERS + 1 + p is prompt p, texts are padded with 0."""
+    rows = [[LETTERS + 1 + p, *text, *([0] * (LONGEST - len(text)))] for p in range(ASKED) for text in WORDS]
+    tokens = torch.tensor(rows)
+    lengths = torch.tensor([1 + len(text) for _ in range(ASKED) for text in WORDS])
+    places = torch.arange(LONGEST + 1)[None, :]
+    mask = (places > 0) & (places < lengths[:, None])
+    finished = torch.ones(len(rows), dtype=torch.bool)
+    return Rollouts(tokens, mask, torch.zeros(tokens.shape), lengths, finished, torch.arange(len(rows)) // len(WORDS))
+
+
+def small_transformer(seed: int) -> Transformer:
+    """Two layers of 32 with weights large enough to have opinions."""
+    torch.manual_seed(seed)
+    model = Transformer(qwen3(len(BAN_V), 32, 2, context=LONGEST + 1, head_size=16, heads=2, kv_heads=2))
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.mul_(6)
+    return model

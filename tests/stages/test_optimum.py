@@ -8,13 +8,26 @@ from typing import Any
 import pytest
 import torch
 
+from liuli.model.scalar import ScalarModel
 from liuli.stages.grpo import GRPOOptions, grpo_experience, grpo_step
 from liuli.stages.learn import Experience, Step, objective, update
 from liuli.stages.ppo import PPOOptions, ppo_experience, ppo_step
-from liuli.stages.rollout import score_all
+from liuli.stages.rollout import ModelActor, judge_all, score_all
 from liuli.train import Optimizer, OptimizerOptions
 from liuli.train.policy import group_advantages, kl_terms, token_weights
-from tests.stages.tabular import EVERYTHING, PROMPTS, TEXTS, Problem, Table, distance
+from tests.stages.tabular import (
+    ASKED,
+    BAN_V,
+    EVERYTHING,
+    PROMPTS,
+    TEXTS,
+    WORDS,
+    Problem,
+    Table,
+    distance,
+    every_word,
+    small_transformer,
+)
 
 PPO = PPOOptions(steps=1, value_clip=0.0)  # the values of a table need no clip
 
@@ -124,6 +137,45 @@ def test_the_usual_tricks_with_another_optimum_are_told_apart() -> None:
     for options in (replace(PPO, whiten_rewards="scale"), replace(PPO, kl="k3")):
         found = learn(problem, options, updates=150).probabilities().detach()
         assert distance(found, problem.optimum()) > 0.002
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_ppo_with_a_transformer_wins_nearly_all_that_can_be_won(seed: int) -> None:  # P0 again, a shared trunk
+    beta, every = 0.5, every_word()
+    policy, before = small_transformer(seed), small_transformer(seed)
+    reference = ModelActor(before, 1.0, BAN_V)
+    judge = ScalarModel(small_transformer(seed + 77))
+
+    def log_probs(actor: ModelActor) -> torch.Tensor:
+        return score_all(actor, every, 100_000).log_probs_BT.sum(1).view(ASKED, -1).double()
+
+    q = log_probs(reference)
+    rewards = judge_all(judge, every, 100_000)[:, 0].view(ASKED, -1).double()
+    centred = rewards - (q.exp() * rewards).sum(1, keepdim=True)
+    rewards = centred / (q.exp() * centred.square()).sum(1).mean().sqrt()
+    best = torch.log_softmax(q + rewards / beta, 1)
+
+    def objective(p: torch.Tensor) -> float:
+        return float((p.exp() * (rewards - beta * (p - q))).sum(1).mean())
+
+    head = torch.nn.Linear(32, 1)
+    actor = ModelActor(policy, 1.0, BAN_V, head)
+    rates = OptimizerOptions(kind="adamw", adam_lr=3e-3, beta2=0.99, adam_eps=1e-5)
+    optimizer = Optimizer(torch.nn.ModuleList([policy, head]), rates)
+    options = PPOOptions(steps=1, beta=beta, value_weight=0.5, value_clip=0.0)
+    generator, updates = torch.Generator().manual_seed(seed), 200
+    for number in range(updates):
+        drawn = torch.multinomial(log_probs(actor).exp(), 64, replacement=True, generator=generator)
+        index = (torch.arange(ASKED)[:, None] * len(WORDS) + drawn).flatten()
+        rollouts = every.part(index)
+        old = score_all(actor, rollouts, 100_000)
+        leash = score_all(reference, rollouts, 100_000).log_probs_BT
+        e = ppo_experience(rollouts, old, leash, rewards.float().flatten()[index], beta, options)
+        update(actor, optimizer, e, ppo_step(options, 100_000), scale=1 - number / updates, seed=number)
+    found = log_probs(actor)
+    assert (objective(found) - objective(q)) / (objective(best) - objective(q)) >= 0.99
+    assert float((found.exp() * (found - best)).sum(1).mean()) <= 0.04
 
 
 # --- GRPO's fixed points (posttraining 3.5): 12 one-token answers, exact expectations --------------------------------

@@ -1,11 +1,11 @@
-"""A Transformer that gives a number instead of words: the reward model, and PPO's value function.
+"""A Transformer that gives numbers instead of words: the reward model, and PPO's value function.
 
-A qwen3 one is written as a Hugging Face `Qwen3ForSequenceClassification` of one label, which transformers opens.
+A qwen3 one is written as a Hugging Face `Qwen3ForSequenceClassification`, a label a member, which transformers opens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from liuli.errors import LiuliError
-from liuli.files import new_folder
-from liuli.folder import ModelFolder, check_shapes, fill_model_folder, read_model_folder
+from liuli.folder import check_shapes, read_model_folder, write_model_folder
 from liuli.model.convert import NAMES, export_config, export_tensors, import_config, is_qwen3, rename
 from liuli.model.transformer import Linear, Transformer
 
@@ -22,84 +21,77 @@ SCORE = "score.weight"
 ARCHITECTURE = "Qwen3ForSequenceClassification"
 CARD = """# A reward model
 
-Made with Liuli: it gives the answer at the end of a conversation a number. `member2`, `member3` are the other models of
-the ensemble; `score_offset` in `config.json` is added to each score.
+Made with Liuli: it gives the answer at the end of a conversation a number; each label is the opinion of one member of
+an ensemble that shares a body. `score_offsets` in `config.json` are added to the scores.
 
-用琉璃 Liuli 训练的奖励模型：给对话末尾的回答打分。`member2`、`member3` 是集成中的其他模型；`config.json` 里的
-`score_offset` 会加到每个分数上。
+用琉璃 Liuli 训练的奖励模型：给对话末尾的回答打分；每个标签是集成中一个成员的意见，它们共用一个主体。`config.json` 里的
+`score_offsets` 会加到分数上。
 """
 
 
 class ScalarModel(nn.Module):
-    """A Transformer's body with a head of one number at every position.
+    """A Transformer's body with a head of E numbers at every position, one for each member of an ensemble.
 
-    offset: added to every score, so that the scores of some known answers have mean 0; it is no weight (a constant
-    changes no comparison) and stands in config.json as `score_offset`.
+    offsets_E: added to the scores, so that those of some known answers have mean 0; they are no weights (a constant
+    changes no comparison) and stand in config.json as `score_offsets`.
     """
 
-    def __init__(self, body: Transformer) -> None:
+    offsets_E: Tensor
+
+    def __init__(self, body: Transformer, members: int = 1) -> None:
         """The body is taken over, not copied, and loses its head."""
         super().__init__()
         body.head = None
-        self.body, self.score, self.offset = body, Linear(body.config.width, 1), 0.0
+        self.body, self.score = body, Linear(body.config.width, members)
+        self.register_buffer("offsets_E", torch.zeros(members))
         # arXiv 2009.01325, appendix C: N(0, 1/(d+1))
         nn.init.normal_(self.score.weight, std=(body.config.width + 1) ** -0.5)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
-        """(B, T) float32: the number read off the state after each token."""
+        """(B, T, E) float32: the numbers read off the state after each token."""
         return self.read(self.body.hidden(tokens_BT))
 
     def read(self, x_BTD: Tensor) -> Tensor:
-        """The head alone, in float32: (..., D) to (...)."""
-        numbers: Tensor = self.score(x_BTD.float()).squeeze(-1) + self.offset
+        """The head alone, in float32: (..., D) to (..., E)."""
+        numbers: Tensor = self.score(x_BTD.float()) + self.offsets_E
         return numbers
 
     def scores(self, tokens_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """(B,) float32: the number after the last real token of each row (padded right)."""
+        """(B, E) float32: the numbers after the last real token of each row (padded right)."""
         x_BTD = self.body.hidden(tokens_BT)
         return self.read(x_BTD[torch.arange(len(x_BTD), device=x_BTD.device), lengths_B - 1])
 
 
-def save_scalars(
-    models: Sequence[ScalarModel],
+def save_scalar(
+    model: ScalarModel,
     path: str | Path,
     *,
     tokenizer_folder: str | Path,
     provenance: Mapping[str, Any],
     special: Mapping[str, Any],
 ) -> None:
-    """Write an ensemble as one folder, whole or not at all: the first model is the folder itself, the others lie in
-    it as `member2`, `member3`."""
-    with new_folder(path, replace=True) as stage:
-        for number, model in enumerate(models, 1):
-            config = export_config(model.body.config, special)
-            config |= {"tie_word_embeddings": False, "score_offset": model.offset, "members": len(models)}
-            if is_qwen3(model.body.config):
-                config |= {"architectures": [ARCHITECTURE], "id2label": {"0": "score"}, "label2id": {"score": 0}}
-            inside = stage if number == 1 else stage / f"member{number}"
-            inside.mkdir(exist_ok=True)
-            fill_model_folder(
-                inside,
-                config=config,
-                tensors=export_tensors(model.body) | {SCORE: model.score.weight.detach().cpu()},
-                tokenizer_folder=tokenizer_folder if number == 1 else None,
-                generation={},
-                provenance=provenance,
-                card=CARD,
-            )
+    """Write the model folder, whole or not at all."""
+    config = export_config(model.body.config, special)
+    config |= {"tie_word_embeddings": False, "score_offsets": model.offsets_E.tolist()}
+    if is_qwen3(model.body.config):
+        labels = {str(number): f"member {number + 1}" for number in range(len(model.offsets_E))}
+        config |= {"architectures": [ARCHITECTURE], "id2label": labels}
+        config |= {"label2id": {name: int(number) for number, name in labels.items()}}
+    write_model_folder(
+        path,
+        config=config,
+        tensors=export_tensors(model.body) | {SCORE: model.score.weight.detach().cpu()},
+        tokenizer_folder=tokenizer_folder,
+        generation={},
+        provenance=provenance,
+        card=CARD,
+        replace=True,
+    )
 
 
-def load_scalars(path: str | Path, device: str | torch.device | None = None) -> list[ScalarModel]:
-    """The members of a reward model's folder, in eval mode. Raises LiuliError where the folder gives no scores."""
+def load_scalar(path: str | Path, device: str | torch.device | None = None) -> ScalarModel:
+    """The reward model in a folder, in eval mode. Raises LiuliError where the folder gives no scores."""
     folder = read_model_folder(path, tokenizer=False)
-    members = int(folder.config.get("members", 1))
-    inner = [Path(path) / f"member{number}" for number in range(2, members + 1)]
-    # the manifest of the whole folder has vouched for them
-    folders = [folder, *(read_model_folder(place, verify=False, tokenizer=False) for place in inner)]
-    return [_load(one).to(device or "cpu").eval() for one in folders]
-
-
-def _load(folder: ModelFolder) -> ScalarModel:
     found = folder.tensors(device="cpu")
     if SCORE not in found:
         raise LiuliError("this model writes words, it gives no scores", folder.path, "make one: liuli reward")
@@ -107,12 +99,11 @@ def _load(folder: ModelFolder) -> ScalarModel:
     back = {theirs: ours for ours, theirs in NAMES.items()}
     if is_qwen3(config):
         found = {rename(name, back): tensor for name, tensor in found.items()}
-    found.pop("head.weight", None)
-    model = ScalarModel(Transformer(config))
+    model = ScalarModel(Transformer(config), len(score))
     expected = {name: tuple(tensor.shape) for name, tensor in model.body.named_parameters()}
     check_shapes(expected, {name: tuple(tensor.shape) for name, tensor in found.items()}, folder.path)
     model.body.load_state_dict({name: tensor.float() for name, tensor in found.items()})
     with torch.no_grad():
         model.score.weight.copy_(score)
-    model.offset = float(folder.config.get("score_offset", 0.0))
-    return model
+        model.offsets_E.copy_(torch.tensor(folder.config.get("score_offsets", [0.0] * len(score))))
+    return model.to(device or "cpu").eval()

@@ -29,8 +29,12 @@ LOG = logging.getLogger("liuli.server")
 
 
 class AppChat(Knobs):
-    """POST /api/chat. alternatives: how many likeliest tokens are told of each place."""
+    """POST /api/chat. model: the stage whose model answers, by default the newest model.
 
+    alternatives: how many likeliest tokens are told of each place.
+    """
+
+    model: str = Field(default="", max_length=200)
     alternatives: int = Field(default=8, ge=0, le=20)
 
 
@@ -41,13 +45,15 @@ def app_routes(desk: Desk, judging: bool = False) -> APIRouter:
 
     @routes.get("/run")
     async def run() -> dict[str, Any]:
+        newest = desk.keeper.newest()
         shown = reader.read() if reader else {"status": None, "curves": [], "samples": [], "report": False}
         return {
             "kind": "run" if reader else "model",
             "name": desk.keeper.name,
             "training": desk.keeper.is_training(),
             "judging": judging,
-            "model": desk.keeper.about(),
+            "model": newest.about() if newest else None,
+            "models": [model.about() for model in desk.keeper.models()],
             "now": time.time(),
             **shown,
         }
@@ -55,7 +61,8 @@ def app_routes(desk: Desk, judging: bool = False) -> APIRouter:
     @routes.post("/chat")
     async def chat(request: Request) -> Response:
         asked = await read_body(request, AppChat)
-        answer = desk.answer(asked.conversation(), asked.sampling(asked.alternatives), list(TOOLS), trim=True)
+        sampling = asked.sampling(asked.alternatives)
+        answer = desk.answer(asked.conversation(), sampling, list(TOOLS), stage=asked.model, trim=True)
         first = await anext(answer)  # errors up to here still have an HTTP status of their own
         return AnswerStream(lines(first, answer), [answer], "application/x-ndjson")
 

@@ -1,7 +1,8 @@
-"""The desk where both APIs hand in a question: it finds the newest model, fits the question to it, streams the answer.
+"""The desk where both APIs hand in a question: it finds the model, fits the question to it, streams the answer.
 
-In: messages, sampling, names of tools. Out: Started, then what the voice says, ending in Ended. Raises ApiError: before
-Started when the question cannot be answered, later when the model breaks. It knows nothing of wire formats.
+In: messages, sampling, names of tools, a stage (none: the newest model). Out: Started, then what the voice says, ending
+in Ended. Raises ApiError: before Started when the question cannot be answered, later when the model breaks. It knows
+nothing of wire formats.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from liuli.text import Message
 
 @dataclass(frozen=True)
 class Started:
-    """The first event: the prompt's length, how many front messages were left out, the seed, the model that answers."""
+    """The first event: the prompt's length, how many front messages were left out, the seed, the model that answers.
+
+    bytes_of: the bytes that a token of this model stands for.
+    """
 
     prompt_tokens: int
     left_out: int
     seed: int
     model: dict[str, Any]
+    bytes_of: Callable[[int], bytes]
 
 
 class Desk:
@@ -36,23 +41,30 @@ class Desk:
         self.keeper, self.worker, self.before = keeper, worker, before
 
     async def answer(
-        self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str], *, trim: bool = False
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        tools: Sequence[str],
+        *,
+        stage: str = "",
+        trim: bool = False,
     ) -> AsyncIterator[Started | Event]:
-        """The answer as it comes. With `trim`, old turns are left out of a conversation that is too long."""
+        """The answer of the newest model, or of a stage's, as it comes.
+
+        With `trim`, old turns are left out of a conversation that is too long.
+        """
         seed = secrets.randbits(31) if sampling.seed is None else sampling.seed
 
         def work() -> Generator[Started | Event, None, None]:
             self.before()
-            voice = self.keeper.voice()
-            about = self.keeper.about()
-            if voice is None or about is None:
-                raise ApiError(
-                    503, "The model is still learning to speak; its first words come soon.", code="still_learning"
-                )
+            found = self.keeper.voice(stage)
+            if found is None:
+                raise missing(self.keeper, stage)
+            model, voice = found
             kept, prompt_tokens = fit(voice, messages, trim)
             room = voice.context - prompt_tokens
             fitted = replace(sampling, seed=seed, max_tokens=min(sampling.max_tokens, room))
-            yield Started(prompt_tokens, len(messages) - len(kept), seed, about)
+            yield Started(prompt_tokens, len(messages) - len(kept), seed, model.about(), voice.bytes_of)
             yield from voice.reply(kept, fitted, tools)
 
         stream = self.worker.run(work)
@@ -69,6 +81,15 @@ class Desk:
             raise ApiError(500, error.what, code="model_error") from error
         finally:
             await stream.aclose()  # type: ignore[attr-defined]
+
+
+def missing(keeper: Keeper, stage: str) -> ApiError:
+    """Why there is no such model to answer."""
+    if not stage:
+        return ApiError(503, "The model is still learning to speak; its first words come soon.", code="still_learning")
+    have = ", ".join(repr(model.stage) for model in keeper.models()) or "none yet"
+    message = f"There is no model of a stage {stage!r} to talk to; there is: {have}."
+    return ApiError(404, message, param="model", code="model_not_found")
 
 
 def fit(voice: Voice, messages: Sequence[Message], trim: bool) -> tuple[list[Message], int]:

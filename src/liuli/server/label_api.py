@@ -1,4 +1,5 @@
-"""What the label page asks: a prompt with answers to judge, and what a person said of them; thumbs from the chat too.
+"""What the label page asks: a prompt with answers to judge, and what a person said of them;
+thumbs and choices between two models from the chat too.
 
 In: the desk, a store of judgements (None: this server keeps none, and every route says so), a file of prompts. What is
 kept is told as JSON; what is learned from it is downloaded as .jsonl.
@@ -8,6 +9,7 @@ kept is told as JSON; what is learned from it is downloaded as .jsonl.
     GET  /api/label/counts                                                    judgements of each kind, prompts done
     GET  /api/label/export   ?kind=dpo|sft|kto
     POST /api/thumb          {"messages": with the answer, "good": true, false or null (taken back), "who", …}
+    POST /api/prefer         {"messages": up to the question, "answers": [the better, the worse], "who"}
 """
 
 from __future__ import annotations
@@ -56,14 +58,27 @@ class JudgeIn(Strict):
     who: str = Field(default="", max_length=80)
 
 
-class ThumbIn(Strict):
-    """POST /api/thumb. model: the name that was told with the answer; sampling: how the page had it drawn."""
+class Given(Strict):
+    """An answer of the chat. model: the name that was told with it; sampling: how the page had it drawn."""
 
-    messages: list[MessageIn] = Field(min_length=2, max_length=2000)
-    good: bool | None
-    who: str = Field(default="", max_length=80)
+    messages: list[MessageIn] = Field(min_length=1, max_length=2000)
     model: str = Field(default="", max_length=200)
     sampling: dict[str, float | int] | None = Field(default=None, max_length=9)
+
+
+class ThumbIn(Given):
+    """POST /api/thumb. messages: the whole conversation up to the answer."""
+
+    good: bool | None
+    who: str = Field(default="", max_length=80)
+
+
+class PreferIn(Strict):
+    """POST /api/prefer. answers: what two models did after `messages`, the better one first."""
+
+    messages: list[MessageIn] = Field(min_length=1, max_length=2000)
+    answers: list[Given] = Field(min_length=2, max_length=2)
+    who: str = Field(default="", max_length=80)
 
 
 def label_routes(desk: Desk, store: Judgements | None, prompts: Path | None = None) -> APIRouter:
@@ -129,14 +144,31 @@ def label_routes(desk: Desk, store: Judgements | None, prompts: Path | None = No
         said = await read_body(request, ThumbIn)
 
         def keep(store: Judgements) -> int:
-            prompt, answer = split(said.messages)
-            candidate = Candidate(answer, said.model, hash_of(desk.keeper.current, said.model), said.sampling)
+            prompt, candidate = given_answer(desk, [], said)
             ids = store.show(prompt, [candidate])
             return store.judge(Judgement("thumb", tuple(ids), said.who, said.good, skipped=said.good is None))
 
         return {"id": await kept(keep)}
 
+    @routes.post("/prefer")
+    async def prefer(request: Request) -> dict[str, int]:
+        said = await read_body(request, PreferIn)
+
+        def keep(store: Judgements) -> int:
+            (prompt, better), (other, worse) = [given_answer(desk, said.messages, each) for each in said.answers]
+            if prompt != other:
+                raise UsageError("These are not answers to one prompt.")
+            return store.judge(Judgement("choice", tuple(store.show(prompt, [better, worse])), said.who))
+
+        return {"id": await kept(keep)}
+
     return routes
+
+
+def given_answer(desk: Desk, before: list[MessageIn], given: Given) -> tuple[tuple[Message, ...], Candidate]:
+    """The prompt and the answer as it is kept. Raises UsageError where one of them is missing."""
+    prompt, answer = split([*before, *given.messages])
+    return prompt, Candidate(answer, given.model, hash_of(desk.keeper.loaded(given.model)), given.sampling)
 
 
 async def draw(desk: Desk, prompt: tuple[Message, ...], wanted: int) -> list[Candidate]:
@@ -161,7 +193,7 @@ async def _answer(desk: Desk, prompt: tuple[Message, ...]) -> Candidate:
             steps.append(event)
         elif isinstance(event, Token):
             text += event.text
-    digest = await run_in_threadpool(hash_of, desk.keeper.current, model)
+    digest = await run_in_threadpool(hash_of, desk.keeper.loaded(model))
     return Candidate((*steps, Message("assistant", text)), model, digest, asdict(sampling))
 
 
@@ -175,9 +207,9 @@ def split(messages: list[MessageIn]) -> tuple[tuple[Message, ...], tuple[Message
 
 
 @functools.lru_cache(maxsize=8)
-def hash_of(model: ModelFile | None, name: str) -> str:
-    """The hash of the model in memory if that is the one of this name, else ""."""
-    return folder_hash(model.path) if model and model.path.name == name and model.path.exists() else ""
+def hash_of(model: ModelFile | None) -> str:
+    """The hash of a model that is in memory, "" for one that is not."""
+    return folder_hash(model.path) if model and model.path.exists() else ""
 
 
 def _out(messages: tuple[Message, ...]) -> list[dict[str, Any]]:

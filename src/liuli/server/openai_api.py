@@ -1,5 +1,6 @@
 """OpenAI's chat API, so that any of its clients talks to a model made here.
 
+A model's id is the name of what is served, which means its newest model; in a run, NAME/STAGE is the model of a stage.
 Tools are run by the server: an answer that used one carries the call and its result in `choices[].message.steps`, and
 in a stream as `choices[].delta.steps`; clients that do not know the field skip it.
 """
@@ -11,7 +12,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from starlette.responses import JSONResponse, Response
 from liuli.engine import Token
 from liuli.server.desk import Desk, Started
 from liuli.server.errors import ApiError
+from liuli.server.runs import ModelFile
 from liuli.server.streaming import AnswerStream
 from liuli.server.voices import Ended, Event
 from liuli.server.wire import ChatRequest, read_body
@@ -34,56 +36,69 @@ def openai_routes(desk: Desk) -> APIRouter:
     """The routes under /v1."""
     routes = APIRouter(prefix="/v1")
 
-    def model_about() -> dict[str, Any]:
-        newest = desk.keeper.newest()
-        made = int(newest.made) if newest else 0
-        return {"id": desk.keeper.name, "object": "model", "created": made, "owned_by": "liuli"}
-
     @routes.get("/models")
     def models() -> dict[str, Any]:
-        return {"object": "list", "data": [model_about()] if desk.keeper.newest() else []}
+        return {"object": "list", "data": [model_out(id, model) for id, model in served(desk).items()]}
 
     @routes.get("/models/{name:path}")
     def model(name: str) -> dict[str, Any]:
-        check_model(desk, name)
-        return model_about()
+        stage_of(desk, name)
+        return model_out(name, served(desk).get(name))
 
     @routes.post("/chat/completions")
     async def chat_completions(request: Request) -> Response:
         asked = await read_body(request, ChatRequest)
-        check_model(desk, asked.model)
+        stage = stage_of(desk, asked.model)
         if asked.top_logprobs and not asked.logprobs:
             raise ApiError(400, "`top_logprobs` needs `logprobs: true`.", param="top_logprobs")
         if asked.stream_options and not asked.stream:
             raise ApiError(400, "`stream_options` needs `stream: true`.", param="stream_options")
-        answers = [desk_stream(desk, asked, index) for index in range(asked.n or 1)]
+        answers = [desk_stream(desk, asked, stage, index) for index in range(asked.n or 1)]
         head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": asked.model or desk.keeper.name,
         }
         if not asked.stream:
-            return await unless_disconnected(request, complete(desk, asked, head, answers))
+            return await unless_disconnected(request, complete(asked, head, answers))
         first = await anext(answers[0])  # errors up to here still have an HTTP status of their own
-        chunks = stream_chunks(desk, asked, head, answers, first)
+        chunks = stream_chunks(asked, head, answers, first)
         return AnswerStream(chunks, answers, "text/event-stream")
 
     return routes
 
 
-def check_model(desk: Desk, name: str) -> None:
-    """404 for a model that is not the one served; no name means that one."""
-    if name and name != desk.keeper.name:
-        message = f"The model {name!r} does not exist; this server serves {desk.keeper.name!r}."
+def served(desk: Desk) -> dict[str, ModelFile]:
+    """The models there are by their ids, the default one first."""
+    keeper = desk.keeper
+    stages = {f"{keeper.name}/{model.stage}": model for model in keeper.models()} if keeper.run else {}
+    newest = keeper.newest()
+    return {keeper.name: newest, **stages} if newest else {}
+
+
+def stage_of(desk: Desk, name: str) -> str:
+    """The stage that a model's id names, "" for the newest model (as no name does); 404 for any other name."""
+    if name in ("", desk.keeper.name):
+        return ""
+    models = served(desk)
+    if name not in models:
+        ids = ", ".join(repr(id) for id in models or [desk.keeper.name])
+        message = f"The model {name!r} does not exist; this server serves {ids}."
         raise ApiError(404, message, param="model", code="model_not_found")
+    return models[name].stage
 
 
-def desk_stream(desk: Desk, asked: ChatRequest, index: int) -> AsyncIterator[Started | Event]:
+def model_out(id: str, model: ModelFile | None) -> dict[str, Any]:
+    """A model in OpenAI's shape; None: its first one is still to come."""
+    return {"id": id, "object": "model", "created": int(model.made) if model else 0, "owned_by": "liuli"}
+
+
+def desk_stream(desk: Desk, asked: ChatRequest, stage: str, index: int) -> AsyncIterator[Started | Event]:
     """The index-th of the n answers asked for: seeds count up, so that they differ and all can be had again."""
     sampling = asked.sampling(asked.top_logprobs or 0, asked.max_completion_tokens)
     if sampling.seed is not None:
         sampling = replace(sampling, seed=sampling.seed + index)
-    return desk.answer(asked.conversation(), sampling, asked.tool_names())
+    return desk.answer(asked.conversation(), sampling, asked.tool_names(), stage=stage)
 
 
 async def unless_disconnected(request: Request, work: Any) -> Response:
@@ -116,11 +131,12 @@ class Collected:
     finish: str = "stop"
     prompt_tokens: int = 0
     tokens: int = 0
+    bytes_of: Callable[[int], bytes] = lambda _: b""
 
-    def take(self, desk: Desk, event: Started | Event, asked: ChatRequest) -> dict[str, Any]:
+    def take(self, event: Started | Event, asked: ChatRequest) -> dict[str, Any]:
         """Add one event; the same as a stream's delta, {} if there is nothing to send."""
         if isinstance(event, Started):
-            self.prompt_tokens = event.prompt_tokens
+            self.prompt_tokens, self.bytes_of = event.prompt_tokens, event.bytes_of
         elif isinstance(event, Ended):
             self.tokens = event.tokens
             self.finish = "length" if event.stopped_by == "length" else "stop"
@@ -130,21 +146,21 @@ class Collected:
         else:
             self.text += event.text
             if asked.logprobs:
-                self.logprobs.append(logprob_out(desk, event))
+                self.logprobs.append(logprob_out(self.bytes_of, event))
             if event.text:
                 return {"content": event.text}
         return {}
 
 
 async def complete(
-    desk: Desk, asked: ChatRequest, head: dict[str, Any], answers: Sequence[AsyncIterator[Started | Event]]
+    asked: ChatRequest, head: dict[str, Any], answers: Sequence[AsyncIterator[Started | Event]]
 ) -> dict[str, Any]:
     """The whole response of a request that does not stream."""
     choices, prompt_tokens, tokens = [], 0, 0
     for index, answer in enumerate(answers):
         said = Collected()
         async for event in answer:
-            said.take(desk, event, asked)
+            said.take(event, asked)
         message: dict[str, Any] = {"role": "assistant", "content": said.text, "refusal": None}
         if said.steps:
             message["steps"] = said.steps
@@ -155,7 +171,6 @@ async def complete(
 
 
 async def stream_chunks(
-    desk: Desk,
     asked: ChatRequest,
     head: dict[str, Any],
     answers: Sequence[AsyncIterator[Started | Event]],
@@ -174,10 +189,10 @@ async def stream_chunks(
         for index, answer in enumerate(answers):
             said = Collected()
             if index == 0:
-                said.take(desk, first, asked)
+                said.take(first, asked)
             yield chunk(index, {"role": "assistant", "content": "", "refusal": None})
             async for event in answer:
-                delta = said.take(desk, event, asked)
+                delta = said.take(event, asked)
                 if said.pending and isinstance(event, Message) and event.role == "tool":
                     delta, said.pending = {"steps": said.pending}, []
                 logprobs = (
@@ -220,11 +235,12 @@ def message_out(message: Message) -> dict[str, Any]:
     return {"role": "assistant", "content": message.content, "tool_calls": calls}
 
 
-def logprob_out(desk: Desk, token: Token) -> dict[str, Any]:
-    """A token's log-probability and its alternatives', in OpenAI's shape."""
+def logprob_out(bytes_of: Callable[[int], bytes], token: Token) -> dict[str, Any]:
+    """A token's log-probability and its alternatives', in OpenAI's shape; a control token's bytes are its name's."""
 
     def one(id: int, text: str, logprob: float) -> dict[str, Any]:
-        return {"token": text, "logprob": max(logprob, LOWEST_LOGPROB), "bytes": list(desk.keeper.bytes_of(id, text))}
+        spelt = list(bytes_of(id) or text.encode())
+        return {"token": text, "logprob": max(logprob, LOWEST_LOGPROB), "bytes": spelt}
 
     top = [one(other.id, other.text, other.logprob) for other in token.alternatives]
     return {**one(token.id, token.text, token.logprob), "top_logprobs": top}

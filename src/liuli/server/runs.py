@@ -29,6 +29,16 @@ class ModelFile:
     finished: bool
     made: float
 
+    def about(self) -> dict[str, Any]:
+        """What the page says of it: its folder's name, stage, step, when it was made."""
+        return {
+            "name": self.path.name,
+            "stage": self.stage,
+            "step": self.step,
+            "finished": self.finished,
+            "made": self.made,
+        }
+
 
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
@@ -92,7 +102,7 @@ def models_in(run: Path) -> list[ModelFile]:
 
 def talks(path: Path) -> bool:
     """Whether a model writes words; a reward model gives scores."""
-    return "score_offset" not in (read_json(path / "config.json") or {})
+    return "score_offsets" not in (read_json(path / "config.json") or {})
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

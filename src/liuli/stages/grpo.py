@@ -43,6 +43,9 @@ class GRPOOptions:
     no_end: float = -1.0
     temperature: float = 1.0
     max_tokens: int = 128
+    most_drift: float = 0.02  # nats a token between engine and trainer, mean; more stops the run
+    trace_every: int = 10  # steps between traces for the microscope; 0: none
+    save_every_s: float = 60.0
     seed: int = 0
 
     def __post_init__(self) -> None:

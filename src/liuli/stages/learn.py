@@ -20,7 +20,18 @@ from liuli.engine import Engine
 from liuli.errors import LiuliError
 from liuli.files import remove
 from liuli.model import Transformer, load
-from liuli.stages.rollout import Actor, Batches, Critic, ModelActor, Rollouts, Scores, parts, roll_out, score_all
+from liuli.stages.rollout import (
+    Actor,
+    Batches,
+    Critic,
+    ModelActor,
+    Rollouts,
+    Scores,
+    Writer,
+    parts,
+    roll_out,
+    score_all,
+)
 from liuli.stages.training import write_model
 from liuli.text import Loader, Rows, Tokenizer
 from liuli.text.chat import Messages
@@ -170,7 +181,7 @@ class Learner:
     policy: ModelActor
     reference: ModelActor
     optimizer: Optimizer
-    engine: Engine
+    engine: Writer
     prompts: Sequence[Messages]
     reward: Callable[[Rollouts], Reward]
     experience: Callable[[Rollouts, Scores, Tensor, Tensor, float], Experience]
@@ -191,6 +202,8 @@ class Learner:
     seed: int = 0
     checkpoints: Path | None = None
     save_every_s: float = 60.0
+    draw: Callable[..., Rollouts] = roll_out  # elsewhere: the engine is given the new weights first (docs: scale)
+    across: Callable[[Actor], Actor] = lambda actor: actor  # in several processes: train.parallel.Shared
     done: int = 0  # steps
     tokens: int = 0
 
@@ -218,7 +231,7 @@ class Learner:
         """One round: draw, score, learn."""
         numbers = [number for number in chosen for _ in range(self.group)]
         seeds = [((self.seed * 100_003 + self.done) * 8_192 + place) * 8 for place in range(len(numbers))]
-        rollouts = roll_out(
+        rollouts = self.draw(
             self.engine,
             [self.prompts[number] for number in numbers],
             temperature=self.policy.temperature,
@@ -229,13 +242,19 @@ class Learner:
         reward = self.reward(rollouts)
         if not torch.isfinite(reward.scores_B).all():
             raise LiuliError("the reward of an answer is not a number", f"step {self.done}", "look at the reward model")
-        old = score_all(self.policy, rollouts, self.step.micro_tokens)
-        reference = score_all(self.reference, rollouts, self.step.micro_tokens)
+        old = score_all(self.across(self.policy), rollouts, self.step.micro_tokens)
+        reference = score_all(self.across(self.reference), rollouts, self.step.micro_tokens)
         e = self.experience(rollouts, old, reference.log_probs_BT, reward.scores_B, self.beta)
         drift = self.check(rollouts)
         scale = schedule(self.pace.progress, self.warmup, self.cooldown, 0.02)
         means = update(
-            self.policy, self.optimizer, e, self.step, scale=scale, seed=self.seed + self.done, extra=self.extra
+            self.across(self.policy),
+            self.optimizer,
+            e,
+            self.step,
+            scale=scale,
+            seed=self.seed + self.done,
+            extra=self.extra,
         )
         self.check_ratio(means["first_ratio"])
         kl = float(e.kl_BT.sum(1).mean())
@@ -250,7 +269,8 @@ class Learner:
     def check(self, rollouts: Rollouts) -> float:
         """How far the engine's log-probabilities are from the trainer's, mean of nats a token; refuses a wide gap."""
         few = rollouts.part(torch.arange(min(32, len(rollouts))))
-        plain = score_all(replace(self.policy, temperature=1.0, ban_V=None, critic=None), few, self.step.micro_tokens)
+        bare = replace(self.policy, temperature=1.0, ban_V=None, critic=None)
+        plain = score_all(self.across(bare), few, self.step.micro_tokens)
         drift = float((plain.log_probs_BT - few.sampler_BT)[few.mask_BT].abs().mean())
         if drift > self.most_drift or math.isnan(drift):
             raise LiuliError(
@@ -272,7 +292,7 @@ class Learner:
         """The columnar record of this step: one row a token, one row an answer."""
         from liuli.train.trace import write_trace
 
-        new = score_all(self.policy, e.rollouts, self.step.micro_tokens)
+        new = score_all(self.across(self.policy), e.rollouts, self.step.micro_tokens)
         write_trace(
             self.log.folder, self.stage, self.done, *trace_columns(e, reward, old, new, self.engine, self.prompts)
         )
@@ -312,7 +332,7 @@ def round_figures(e: Experience, reward: Reward) -> dict[str, float]:
 
 
 def trace_columns(
-    e: Experience, reward: Reward, old: Scores, new: Scores, engine: Engine, prompts: Sequence[Messages]
+    e: Experience, reward: Reward, old: Scores, new: Scores, engine: Writer, prompts: Sequence[Messages]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The columns of a trace (train/trace.py): of every token, and of every answer."""
     r = e.rollouts
@@ -432,8 +452,11 @@ def reinforce(
         beta=options.beta,
         steer=steer,
         extra=ptx_loss(model, Loader(ptx_rows, 8, options.seed), options.ptx) if ptx_rows is not None else None,
+        most_drift=options.most_drift,
+        trace_every=options.trace_every,
         seed=options.seed,
         checkpoints=checkpoints,
+        save_every_s=options.save_every_s,
     )
     figures = learner.run()
     model.compute_dtype = None

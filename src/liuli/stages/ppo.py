@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from liuli.model import Transformer
-from liuli.model.scalar import load_scalars
+from liuli.model.scalar import load_scalar
 from liuli.stages.learn import Experience, Reward, Step, reinforce
 from liuli.stages.reward import score_answers
 from liuli.stages.rollout import Critic, Rollouts, Scores
@@ -48,6 +48,9 @@ class PPOOptions:
     temperature: float = 1.0
     max_tokens: int = 96
     ptx: float = 0.0  # weight of the pretraining loss beside PPO's
+    most_drift: float = 0.02  # nats a token between engine and trainer, mean; more stops the run
+    trace_every: int = 10  # steps between traces for the microscope; 0: none
+    save_every_s: float = 60.0
     seed: int = 0
 
 
@@ -102,17 +105,16 @@ def ppo(
     scores become one. ptx_rows: text for the pretraining loss (options.ptx).
     """
     machine = measure_machine()
-    members = load_scalars(reward_folder, machine.device)
-    for member in members:
-        member.body.compute_dtype = machine.compute_dtype
+    judge_model = load_scalar(reward_folder, machine.device)
+    judge_model.body.compute_dtype = machine.compute_dtype
 
     def judge(rollouts: Rollouts) -> Reward:
-        scores, each = score_answers(members, rollouts, combined)
+        scores, each = score_answers(judge_model, rollouts, combined)
         return Reward(scores, each, truth(rollouts) if truth is not None else None)
 
     def critic(model: Transformer) -> Critic:
         if options.critic == "reward":
-            return copy.deepcopy(members[0]).requires_grad_(True)
+            return copy.deepcopy(judge_model).requires_grad_(True)
         head = nn.Linear(model.config.width, 1).to(machine.device)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)

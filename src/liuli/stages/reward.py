@@ -1,7 +1,8 @@
 """The reward model: comparisons of two answers -> a model that gives an answer a number (arXiv 2203.02155, 3.5).
 
-It begins as the chat model with a new head on the state after the last token. An ensemble is several of them, each with
-a head and an order of data of its own; the first is the folder itself, the others lie in it as member2, member3.
+It begins as the chat model with new heads on the state after the last token. Each head is a member of an ensemble that
+learns from two thirds of the comparisons, its own choice of them; the body is shared, since a laptop has no time for
+three (docs/notebook.md).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from liuli.errors import LiuliError
 from liuli.files import remove
 from liuli.model import load
-from liuli.model.scalar import ScalarModel, save_scalars
+from liuli.model.scalar import ScalarModel, save_scalar
 from liuli.stages.rollout import Batches, Rollouts, as_rollouts, judge_all, parts
 from liuli.text import Preference, Tokenizer
 from liuli.text.chat import Messages
@@ -134,23 +135,20 @@ def reward(
     held_out: Comparisons | None = None,
     provenance: dict[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Train an ensemble from the chat model in `model_folder` and write it to `out`; figures on held-out comparisons.
+    """Train a reward model from the chat model in `model_folder`, write it to `out`; figures on held-out comparisons.
 
     reference: answers whose scores are brought to mean 0 and standard deviation 1; default: those that were compared.
     """
     out, tokenizer = Path(out), Tokenizer.load(model_folder)
-    began, members = time.monotonic(), []
+    began, checkpoints = time.monotonic(), log.folder / "checkpoints" / out.name
+    model = train_scores(model_folder, train, options, log, checkpoints)
     few = reference if reference is not None else train.answers.part(torch.arange(min(512, len(train.answers))))
-    for number in range(options.members):
-        checkpoints = log.folder / "checkpoints" / f"{out.name}-{number}"
-        seconds = None if options.minutes is None else 60 * options.minutes / options.members
-        members.append(train_member(model_folder, train, number, options, seconds, log, checkpoints))
-        normalise(members[-1], few)
+    normalise(model, few)
     figures = {"seconds": time.monotonic() - began, "pairs": float(len(train)), "skipped": float(train.skipped)}
     if held_out is not None:
-        figures |= examine(members, held_out)
-    save_scalars(
-        members,
+        figures |= examine(model, held_out)
+    save_scalar(
+        model,
         out,
         tokenizer_folder=model_folder,
         provenance={"stage": "reward", "parent": str(model_folder), "options": asdict(options), "figures": figures}
@@ -158,37 +156,31 @@ def reward(
         | (provenance or {}),
         special={"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad},
     )
-    for number in range(options.members):
-        remove(log.folder / "checkpoints" / f"{out.name}-{number}")
+    remove(checkpoints)
     return figures
 
 
-def train_member(
-    model_folder: str | Path,
-    data: Comparisons,
-    number: int,
-    options: RewardOptions,
-    seconds: float | None,
-    log: RunLog,
-    checkpoints: Path,
+def train_scores(
+    model_folder: str | Path, data: Comparisons, options: RewardOptions, log: RunLog, checkpoints: Path
 ) -> ScalarModel:
-    """One member, with a head and an order of data of its own; goes on from a checkpoint if there is one."""
+    """The ensemble, trained; goes on from a checkpoint if there is one."""
     machine = measure_machine()
-    torch.manual_seed(options.seed * 1_000 + number)
-    model = ScalarModel(load(model_folder)).to(machine.device)
+    torch.manual_seed(options.seed)
+    model = ScalarModel(load(model_folder), options.members).to(machine.device)
     model.body.compute_dtype = machine.compute_dtype
     rates = OptimizerOptions(matrix_lr=options.matrix_lr, adam_lr=options.adam_lr, adam_eps=1e-8)
     optimizer = Optimizer(model, rates, machine.compute_dtype)
     by_prompt = pairs_by_prompt(data)
     prompts = min(options.prompts, len(by_prompt))
     steps = max(1, math.ceil(options.epochs * len(by_prompt) / prompts))
-    journal = checkpoints / "pace.jsonl"
-    pace = Pace(seconds=seconds, journal=journal) if seconds else Pace(steps=steps)
-    batches = Batches(len(by_prompt), prompts, options.seed * 1_000 + number)
+    seconds = None if options.minutes is None else 60 * options.minutes
+    pace = Pace(seconds=seconds, journal=checkpoints / "pace.jsonl") if seconds else Pace(steps=steps)
+    batches = Batches(len(by_prompt), prompts, options.seed)
+    shares_PE = shares(data, options)
 
     def one_step(done: int) -> dict[str, float]:
         rows = torch.cat([by_prompt[prompt] for prompt in batches[done]])
-        return take_step(model, optimizer, data, rows, options, schedule(pace.progress, 0.05, 0.8, 0.0))
+        return take_step(model, optimizer, data, rows, shares_PE, options, schedule(pace.progress, 0.05, 0.8, 0.0))
 
     def load_state(state: dict[str, Any]) -> None:
         model.load_state_dict(state["model"])
@@ -203,14 +195,28 @@ def train_member(
         load_state=load_state,
         checkpoints=checkpoints,
         save_every_s=options.save_every_s,
-        part=(number, options.members),
         shown=("loss", "accuracy"),
     )
     return model.eval()
 
 
+def shares(data: Comparisons, options: RewardOptions) -> Tensor:
+    """Which members learn from which prompts' comparisons (P, E) bool: two thirds each, so that they differ."""
+    if options.members == 1:
+        return torch.ones(len(data), 1, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(options.seed)
+    by_group = torch.rand(data.prompts, options.members, generator=generator) < 2 / 3
+    return by_group[data.group_P]
+
+
 def take_step(
-    model: ScalarModel, optimizer: Optimizer, data: Comparisons, rows: Tensor, options: RewardOptions, scale: float
+    model: ScalarModel,
+    optimizer: Optimizer,
+    data: Comparisons,
+    rows: Tensor,
+    shares_PE: Tensor,
+    options: RewardOptions,
+    scale: float,
 ) -> dict[str, float]:
     """One step on the pairs `rows`: every answer among them is read once, whatever the number of its pairs."""
     unique, place = torch.unique(torch.cat((data.chosen_P[rows], data.rejected_P[rows])), return_inverse=True)
@@ -219,17 +225,23 @@ def take_step(
     pieces = parts(answers.lengths_B, options.micro_tokens)
     group = torch.unique(data.group_P[rows], return_inverse=True)[1].to(device)
     margin = data.margin_P[rows].to(device) if data.margin_P is not None else None
-
     each = [model.scores(p.tokens_BT.to(device), p.lengths_B.to(device)) for p in map(answers.part, pieces)]
-    scores = torch.cat(each)[torch.argsort(torch.cat(pieces)).to(device)]
-    chosen, rejected = scores[place[: len(rows)].to(device)], scores[place[len(rows) :].to(device)]
-    loss = pairwise_loss(chosen, rejected, group, margin) / (int(group.max()) + 1)
+    scores_BE = torch.cat(each)[torch.argsort(torch.cat(pieces)).to(device)]
+    chosen_PE, rejected_PE = scores_BE[place[: len(rows)].to(device)], scores_BE[place[len(rows) :].to(device)]
+    loss = torch.zeros((), device=device)
+    for member in range(options.members):
+        own = shares_PE[rows, member].to(device)
+        if own.any():
+            marginal = margin[own] if margin is not None else None
+            loss = loss + pairwise_loss(chosen_PE[own, member], rejected_PE[own, member], group[own], marginal)
+    loss = loss / (int(group.max()) + 1) / options.members
     if options.centring:
-        loss = loss + options.centring * (chosen + rejected).square().mean()
+        loss = loss + options.centring * (chosen_PE + rejected_PE).square().mean()
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step(scale)
     optimizer.zero_grad()
-    return {"loss": float(loss.detach()), "accuracy": float((chosen > rejected).float().mean())}
+    right = (chosen_PE.mean(1) > rejected_PE.mean(1)).float().mean()
+    return {"loss": float(loss.detach()), "accuracy": float(right)}
 
 
 def pairs_by_prompt(data: Comparisons) -> list[Tensor]:
@@ -240,29 +252,28 @@ def pairs_by_prompt(data: Comparisons) -> list[Tensor]:
 
 @torch.no_grad()
 def normalise(model: ScalarModel, answers: Rollouts) -> None:
-    """Scale the head and set the offset so that these answers' scores have mean 0 and standard deviation 1
+    """Scale the head and set the offsets so that these answers' scores have mean 0 and standard deviation 1
     (arXiv 1909.08593, section 2.1)."""
-    scores = judge_all(model, answers)
-    spread = float(scores.std(correction=0))
-    model.score.weight.div_(max(spread, 1e-6))
-    model.offset = float((model.offset - scores.mean()) / max(spread, 1e-6))
+    scores_BE = judge_all(model, answers).to(model.score.weight.device)
+    spread_E = scores_BE.std(0, correction=0).clamp_min(1e-6)
+    model.score.weight.div_(spread_E[:, None])
+    model.offsets_E.copy_((model.offsets_E - scores_BE.mean(0)) / spread_E)
 
 
-def score_answers(
-    members: Sequence[ScalarModel], answers: Rollouts, kind: Combine = "cautious"
-) -> tuple[Tensor, Tensor]:
+def score_answers(model: ScalarModel, answers: Rollouts, kind: Combine = "cautious") -> tuple[Tensor, Tensor]:
     """The ensemble's score of each answer (B,), and each member's (E, B)."""
-    each = torch.stack([judge_all(member, answers) for member in members])
-    return combine(each, kind), each
+    each_EB = judge_all(model, answers).T.contiguous()
+    return combine(each_EB, kind), each_EB
 
 
-def examine(members: Sequence[ScalarModel], data: Comparisons) -> dict[str, float]:
+def examine(model: ScalarModel, data: Comparisons) -> dict[str, float]:
     """Held-out comparisons: the share foretold by the members' mean, and how far its probabilities are from the truth.
 
-    calibration: mean distance, over tenths of the predicted probability, from the share that came true.
+    calibration: mean distance, over tenths of the predicted probability, from the share that came true. margin: mean
+    score of the chosen above that of the rejected, also by kind of pair where that is known.
     """
-    scores, each = score_answers(members, data.answers, "mean")
-    gap = scores[data.chosen_P] - scores[data.rejected_P]
+    scores_B, each_EB = score_answers(model, data.answers, "mean")
+    gap = scores_B[data.chosen_P] - scores_B[data.rejected_P]
     right = (gap > 0).float()
     predicted = torch.sigmoid(gap.abs())
     error = 0.0
@@ -270,16 +281,19 @@ def examine(members: Sequence[ScalarModel], data: Comparisons) -> dict[str, floa
         inside = (predicted >= low) & (predicted < low + 0.05)
         if inside.any():
             error += float(inside.float().mean() * (predicted[inside].mean() - right[inside].mean()).abs())
-    alone = [float((own[data.chosen_P] > own[data.rejected_P]).float().mean()) for own in each]
-    n, share = len(data), float(right.mean())
-    return {
-        "accuracy": share,
-        "held_out": float(n),
+    alone = [float((own[data.chosen_P] > own[data.rejected_P]).float().mean()) for own in each_EB]
+    figures = {
+        "accuracy": float(right.mean()),
+        "held_out": float(len(data)),
         "accuracy_alone": sum(alone) / len(alone),
         "calibration": error,
         "margin": float(gap.mean()),
-        "disagreement": float(each.std(0, correction=0).mean()),
+        "disagreement": float(each_EB.std(0, correction=0).mean()),
     }
+    for kind in dict.fromkeys(data.kinds):
+        own = torch.tensor([n for n, other in enumerate(data.kinds) if other == kind])
+        figures |= {f"accuracy, {kind}": float(right[own].mean()), f"margin, {kind}": float(gap[own].mean())}
+    return figures
 
 
 def check_better_than_chance(figures: dict[str, float], where: str | Path) -> None:

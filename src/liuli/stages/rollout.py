@@ -8,14 +8,14 @@ was drawn: the same temperature, and the same tokens barred, in both.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from liuli.engine import MAX_CALLS, TOOLS, Engine, Request, Sampling, Tool
+from liuli.engine import MAX_CALLS, TOOLS, Request, Sampling, Tool
 from liuli.engine.chat import answer_calls
 from liuli.errors import LiuliError
 from liuli.model import Transformer
@@ -75,8 +75,23 @@ class _Answering:
         self.log_probs += log_probs if log_probs is not None else [0.0] * len(tokens)
 
 
+class Writer(Protocol):
+    """What draws answers: our Engine, or a vLLM server behind a RemoteEngine."""
+
+    tokenizer: Tokenizer
+    names: list[str]
+    ban_V: Tensor
+
+    @property
+    def context(self) -> int: ...
+
+    def request(self, prompt: Sequence[int], sampling: Sampling, number: int = 0) -> Request: ...
+
+    def work(self, requests: Sequence[Request], then: Callable[[Request], Request | None] | None = None) -> None: ...
+
+
 def roll_out(
-    engine: Engine,
+    engine: Writer,
     prompts: Sequence[Messages],
     *,
     temperature: float = 1.0,
@@ -97,7 +112,10 @@ def roll_out(
 
     def begin(number: int) -> Request:
         own = each[number]
-        sampling = Sampling(temperature, max_tokens=max_tokens, seed=seeds[number] + own.calls)
+        room = engine.context - len(own.tokens)  # the engine may write one token more, which no one could score
+        if room < 1:
+            raise LiuliError(f"a prompt fills the context of {engine.context}", f"prompt {number}", "shorten it")
+        sampling = Sampling(temperature, max_tokens=min(max_tokens, room), seed=seeds[number] + own.calls)
         return engine.request(list(own.tokens), sampling, number)
 
     def then(request: Request) -> Request | None:
@@ -213,8 +231,8 @@ class ModelActor:
             return torch.zeros(len(x_ND), device=x_ND.device)
         if isinstance(self.critic, ScalarModel):
             before = rollouts.mask_BT[:, 1:].to(x_ND.device)
-            every_BT: Tensor = self.critic(rollouts.tokens_BT.to(x_ND.device))
-            return every_BT[:, :-1][before]
+            every_BTE: Tensor = self.critic(rollouts.tokens_BT.to(x_ND.device))
+            return every_BTE[:, :-1, 0][before]
         values: Tensor = self.critic(x_ND.float()).squeeze(-1)
         return values
 
@@ -251,13 +269,13 @@ def score_all(actor: Actor, rollouts: Rollouts, tokens: int = 8192) -> Scores:
 
 @torch.no_grad()
 def judge_all(judge: ScalarModel, rollouts: Rollouts, tokens: int = 8192) -> Tensor:
-    """The reward model's score of each answer (B,), on the CPU."""
-    scores_B = torch.zeros(len(rollouts))
+    """The members' scores of each answer (B, E), on the CPU."""
+    scores_BE = torch.zeros(len(rollouts), len(judge.offsets_E))
     device = judge.score.weight.device
     for index in parts(rollouts.lengths_B, tokens):
         part = rollouts.part(index)
-        scores_B[index] = judge.scores(part.tokens_BT.to(device), part.lengths_B.to(device)).cpu()
-    return scores_B
+        scores_BE[index] = judge.scores(part.tokens_BT.to(device), part.lengths_B.to(device)).cpu()
+    return scores_BE
 
 
 def sequence_log_probs(scores: Scores) -> Tensor:

@@ -136,7 +136,7 @@ class Shared(Generic[R, S]):
 
     Values are the same on every rank. Gradients flow through this rank's rows alone, times the number of ranks, for
     FSDP2 (and DDP) take the mean over ranks where the sum is wanted. Another loss, added beside (PPO-ptx), is thus
-    averaged: give each rank rows of its own.
+    averaged: give each rank rows of its own. Step.micro_tokens counts the tokens of a pass on all ranks together.
     """
 
     actor: Scorer[R, S]

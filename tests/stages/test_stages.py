@@ -1,0 +1,312 @@
+"""The stages that learn from preferences: from folders to folders, killed and gone on, refusing what is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from liuli.curriculum import key_of, practice, prefers, worth
+from liuli.curriculum.preferences import PRACTISED, pair_lines
+from liuli.engine import Engine
+from liuli.errors import LiuliError, UsageError
+from liuli.files import read_json
+from liuli.folder import folder_hash
+from liuli.model import load
+from liuli.model.scalar import load_scalar
+from liuli.stages.dpo import DPOOptions, Thumbs, dpo, thumbs
+from liuli.stages.grpo import GRPOOptions, grpo
+from liuli.stages.learn import Reward
+from liuli.stages.ppo import PPOOptions, ppo
+from liuli.stages.reward import (
+    RewardOptions,
+    check_better_than_chance,
+    compare,
+    examine,
+    normalise,
+    reward,
+    score_answers,
+)
+from liuli.stages.rollout import Rollouts, roll_out
+from liuli.stages.training import write_model
+from liuli.text import Judged, Message, Preference
+from liuli.train import RunLog, StageState
+from tests.engine.conftest import byte_tokenizer, make_model
+
+CONTEXT = 64
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    byte_tokenizer().save(tmp_path / "tokenizer")
+    write_model(make_model("qwen3", CONTEXT), tmp_path / "model", byte_tokenizer(), tmp_path / "tokenizer", {"seed": 0})
+    return tmp_path / "model"
+
+
+def quiet(folder: Path) -> RunLog:
+    log = RunLog(folder, [StageState("stage", "stage")], quiet=True, tensorboard=False)
+    log.begin("stage")
+    return log
+
+
+def say(text: str) -> tuple[Message, ...]:
+    return (Message("assistant", text),)
+
+
+def ask(text: str) -> tuple[Message, ...]:
+    return (Message("user", text),)
+
+
+# people like answers that end in "!"
+PAIRS = [Preference(ask(f"q{n}"), say(f"{n} yes!"), say(f"{n} well")) for n in range(40)]
+
+
+def comparisons(pairs: list[Preference] = PAIRS) -> Any:
+    return compare(pairs, byte_tokenizer(), CONTEXT)
+
+
+# --- the reward model ------------------------------------------------------------------------------------------------
+
+
+def test_a_reward_model_learns_what_is_preferred_and_its_scores_are_normal(model: Path, tmp_path: Path) -> None:
+    options = RewardOptions(epochs=8, prompts=8, members=3)
+    held_out = comparisons([Preference(ask(f"x{n}"), say(f"{n} so!"), say(f"{n} so")) for n in range(20)])
+    data = comparisons()
+    figures = reward(model, data, tmp_path / "reward", options=options, log=quiet(tmp_path), held_out=held_out)
+    assert figures["accuracy"] > 0.9 and figures["held_out"] == 20
+    judge = load_scalar(tmp_path / "reward")
+    scores, each = score_answers(judge, data.answers, "mean")
+    assert abs(float(scores.mean())) < 0.05
+    assert float((each.std(1, correction=0) - 1).abs().max()) < 0.05
+    assert len(each) == 3 and float(each.std(0).max()) > 0  # the members do not all say the same
+    assert read_json(tmp_path / "reward" / "liuli.json")["figures"]["accuracy"] == figures["accuracy"]
+    with pytest.raises(LiuliError, match="gives no scores"):
+        load_scalar(model)
+
+
+def test_a_reward_model_that_is_no_better_than_chance_is_refused() -> None:
+    check_better_than_chance({"accuracy": 0.6, "held_out": 400.0}, "here")
+    with pytest.raises(LiuliError, match="no better than chance"):
+        check_better_than_chance({"accuracy": 0.54, "held_out": 400.0}, "here")
+
+
+def test_swapped_comparisons_flip_the_gradient(model: Path, tmp_path: Path) -> None:
+    flipped = [replace(p, chosen=p.rejected, rejected=p.chosen) for p in PAIRS]
+    options = RewardOptions(epochs=4, prompts=8, members=1)
+    reward(model, comparisons(flipped), tmp_path / "bad", options=options, log=quiet(tmp_path))
+    assert examine(load_scalar(tmp_path / "bad"), comparisons())["accuracy"] < 0.1
+
+
+def test_answers_too_long_for_the_context_are_counted_and_left_out(model: Path) -> None:
+    long = Preference(ask("q"), say("a" * CONTEXT), say("b"), source="pairs.jsonl:7")
+    data = comparisons([*PAIRS, long])
+    assert data.skipped == 1 and len(data) == len(PAIRS)
+    with pytest.raises(LiuliError, match="context is 64") as error:
+        compare([long], byte_tokenizer(), CONTEXT, skip_bad=False)
+    assert "pairs.jsonl:7" in str(error.value)
+    with pytest.raises(LiuliError, match="no comparison is left"):
+        compare([long], byte_tokenizer(), CONTEXT)
+
+
+def test_normalising_scales_and_shifts_alone(model: Path) -> None:
+    from liuli.model.scalar import ScalarModel
+
+    judge, data = ScalarModel(load(model), 2).eval(), comparisons()
+    before = score_answers(judge, data.answers)[1]
+    normalise(judge, data.answers)
+    after = score_answers(judge, data.answers)[1]
+    expected = (before - before.mean(1, keepdim=True)) / before.std(1, correction=0, keepdim=True)
+    torch.testing.assert_close(after, expected, rtol=1e-3, atol=1e-3)
+
+
+# --- each stage: killed in the middle it goes on to the same bits ----------------------------------------------------
+
+
+def exclaims(rollouts: Rollouts) -> Reward:
+    marks = [float(said[-1].content.count("e")) if said else 0.0 for said in rollouts.produced]
+    return Reward(torch.tensor(marks), None, torch.tensor(marks))
+
+
+# random weights in bfloat16 are far from float32
+OFTEN = {"most_drift": 1.0, "trace_every": 1, "save_every_s": 0.0}
+
+
+def run_stage(kind: str, model: Path, folder: Path, rm: Path | None = None, **more: Any) -> Path:
+    """One stage of three steps or so into `folder/out`."""
+    out, log = folder / "out", quiet(folder)
+    prompts = [ask(f"say {n}") for n in range(6)]
+    if kind == "reward":
+        options = RewardOptions(epochs=1, prompts=10, members=2, save_every_s=0)
+        reward(model, comparisons(), out, options=options, log=log)
+    elif kind == "dpo":
+        dpo(model, comparisons(), out, options=DPOOptions(pairs=10, save_every_s=0), log=log)
+    elif kind == "grpo":
+        options = GRPOOptions(steps=3, answers=8, group=4, max_tokens=6, no_end=0.0, **(OFTEN | more))
+        grpo(model, prompts, out, reward=exclaims, options=options, log=log)
+    else:
+        assert rm is not None
+        options = PPOOptions(steps=3, answers=6, epochs=2, max_tokens=6, no_end=0.0, kl_target=6.0, **OFTEN)
+        ppo(model, rm, prompts, out, options=options, log=log)
+    return out
+
+
+@pytest.mark.parametrize("kind", ["reward", "ppo", "grpo", "dpo"])
+def test_a_stage_killed_in_the_middle_ends_in_the_same_weights(
+    kind: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rm = None
+    if kind == "ppo":
+        rm = tmp_path / "rm"
+        reward(model, comparisons(), rm, options=RewardOptions(members=2), log=quiet(tmp_path / "log"))
+    whole = run_stage(kind, model, tmp_path / "whole", rm)
+
+    import liuli.train.steps as steps
+
+    kept, calls = steps.save_checkpoint, 0
+
+    def dies(*args: Any, **more: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        done = kept(*args, **more)
+        if calls == 2:
+            raise MemoryError("killed")
+        return done
+
+    monkeypatch.setattr(steps, "save_checkpoint", dies)
+    with pytest.raises(MemoryError):
+        run_stage(kind, model, tmp_path / "parts", rm)
+    monkeypatch.setattr(steps, "save_checkpoint", kept)
+    parts = run_stage(kind, model, tmp_path / "parts", rm)
+    first, second = ((folder / "model.safetensors").read_bytes() for folder in (whole, parts))
+    assert first == second
+    if kind in ("ppo", "grpo"):
+        assert len(list((tmp_path / "parts" / "traces" / "out").glob("*.tokens.parquet"))) == 3
+
+
+# --- they learn ------------------------------------------------------------------------------------------------------
+
+
+def test_grpo_wins_what_its_reward_pays(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [ask(f"say {n}") for n in range(4)]
+    options = GRPOOptions(steps=25, answers=64, group=16, max_tokens=6, lr=3e-3, beta=0.0, most_drift=1.0)
+
+    def paid(rollouts: Rollouts) -> Reward:  # for every byte that is a vowel
+        vowels = torch.tensor([16 + ord(letter) for letter in "aeiou"])
+        hits = torch.isin(rollouts.tokens_BT, vowels) & rollouts.mask_BT
+        return Reward(hits.float().sum(1))
+
+    # an answer need not end by itself to be paid here
+    earned = []
+
+    def noted(rollouts: Rollouts) -> Reward:
+        earned.append(float(paid(rollouts).scores_B.mean()))
+        return paid(rollouts)
+
+    import liuli.stages.grpo as room
+
+    kept = room.grpo_experience
+
+    def all_finished(rollouts: Rollouts, *rest: Any) -> Any:
+        return kept(replace(rollouts, finished_B=torch.ones(len(rollouts), dtype=torch.bool)), *rest)
+
+    monkeypatch.setattr(room, "grpo_experience", all_finished)
+    grpo(model, prompts, tmp_path / "out", reward=noted, options=options, log=quiet(tmp_path))
+    assert sum(earned[-3:]) / 3 > sum(earned[:3]) / 3 + 0.5
+
+
+def test_dpo_makes_the_preferred_answers_likelier_than_the_others(model: Path, tmp_path: Path) -> None:
+    figures = dpo(
+        model, comparisons(), tmp_path / "out", options=DPOOptions(epochs=6, pairs=10, lr=1e-3), log=quiet(tmp_path)
+    )
+    assert figures["accuracy"] > 0.9 and figures["loss"] < 0.69
+    assert folder_hash(tmp_path / "out") != folder_hash(model)
+
+
+def test_kto_learns_from_thumbs_and_refuses_those_of_one_kind(model: Path, tmp_path: Path) -> None:
+    judged = [Judged(p.prompt, p.chosen, True) for p in PAIRS[:20]] + [
+        Judged(p.prompt, p.rejected, False) for p in PAIRS[20:]
+    ]
+    data = thumbs(judged, byte_tokenizer(), CONTEXT)
+    assert isinstance(data, Thumbs)
+    options = DPOOptions(kind="kto", epochs=6, pairs=10, lr=1e-3)
+    assert dpo(model, data, tmp_path / "out", options=options, log=quiet(tmp_path))["accuracy"] > 0.7
+    with pytest.raises(LiuliError, match="same way"):
+        thumbs(judged[:20], byte_tokenizer(), CONTEXT)
+    with pytest.raises(UsageError, match="does not learn from this"):
+        dpo(model, comparisons(), tmp_path / "other", options=options, log=quiet(tmp_path))
+
+
+# --- guards ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_engine_with_other_weights_is_noticed(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import liuli.stages.learn as room
+
+    stale = Engine(make_model("qwen3", CONTEXT, seed=5), byte_tokenizer())
+    monkeypatch.setattr(room, "Engine", lambda *args, **more: stale)
+    with pytest.raises(LiuliError, match="engine and trainer disagree"):
+        run_stage("grpo", model, tmp_path / "run", most_drift=0.2)
+
+
+def test_dropout_in_the_policy_is_noticed(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import liuli.stages.learn as room
+
+    def leaky(folder: Path, device: str | None = None) -> Any:
+        found = load(folder, device)
+        object.__setattr__(found.config, "dropout", 0.3)
+        for block in found.blocks:
+            object.__setattr__(block.config, "dropout", 0.3)
+        return found.train()
+
+    monkeypatch.setattr(room, "load", leaky)
+    with pytest.raises(LiuliError, match="is dropout on"):
+        run_stage("grpo", model, tmp_path / "run", most_drift=10.0)
+
+
+def test_a_reward_that_is_no_number_and_prompts_that_are_none_are_refused(model: Path, tmp_path: Path) -> None:
+    options, log = GRPOOptions(steps=1, answers=4, group=2, max_tokens=4), quiet(tmp_path)
+    with pytest.raises(LiuliError, match="not a number"):
+        grpo(
+            model,
+            [ask("a")],
+            tmp_path / "o",
+            reward=lambda r: Reward(torch.full((len(r),), torch.nan)),
+            options=options,
+            log=log,
+        )
+    with pytest.raises(LiuliError, match="no prompts"):
+        grpo(model, [], tmp_path / "o", reward=exclaims, options=options, log=log)
+    with pytest.raises(LiuliError, match="context"):
+        roll_out(Engine(load(model), byte_tokenizer()), [ask("x" * CONTEXT)], seeds=[0])
+    with pytest.raises(UsageError, match="2 or more"):
+        GRPOOptions(steps=1, group=1)
+
+
+# --- the classroom's preferences -------------------------------------------------------------------------------------
+
+
+def test_practice_asks_nothing_that_the_examination_asks_and_worth_is_the_judges() -> None:
+    examination = practice(0, 5, only=PRACTISED)
+    taken = {key_of(item) for item in examination}
+    items = practice(0, 5, without=taken, only=PRACTISED)
+    assert items and not taken & {key_of(item) for item in items}
+    item = next(item for item in items if item["skill"] == "capital" and item["language"] == "en")
+    answers = {item["answer"]: 1.0, "I don't know. I never learned that.": 0.0, "It is Atlantis.": -1.0}
+    for text, value in answers.items():
+        assert worth(item, [{"role": "assistant", "content": text}]) == value
+
+
+def test_the_labeller_chooses_as_often_as_its_odds_say() -> None:
+    import json
+
+    rows = [json.loads(line) for line in pair_lines(0, 6000)]
+    said = [row for row in rows if row["kind"] == "not known"]
+    likely = prefers(1.0, 0.0)
+    # the share of comparisons that went the likely way, within four standard errors
+    share = sum(row["odds"] > 0.5 for row in said) / len(said)
+    assert abs(share - likely) < 4 * (likely * (1 - likely) / len(said)) ** 0.5
+    assert all(row["chosen"] != row["rejected"] for row in rows)
+    assert list(pair_lines(0, 600)) == list(pair_lines(0, 600)) != list(pair_lines(1, 600))
