@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 PAGE := $(shell find web -type f -not -path '*/node_modules/*' 2>/dev/null)
 
-.PHONY: help chat test bench check clean
+.PHONY: help chat test mutants bench check clean
 
 help:
 	@echo "make chat             build a model (15 minutes) and talk to it in the browser, from the first minutes on"
 	@echo "make chat MINUTES=5   the same with another budget"
 	@echo "make test             all tests (under 10 minutes); those of the page need Chromium, or LIULI_NO_BROWSER=1"
+	@echo "make mutants          break the code of learning from rewards in 17 ways; the tests must notice each (2 minutes)"
 	@echo "make check            style, types and size of the code"
 	@echo "make bench            speed and quality as docs/benchmarks.md reports them (about 40 minutes)"
 	@echo "make bench TEXT=FOLDER SHAKESPEARE=FILE   also on real text (15 minutes more), on tinyshakespeare.txt (80 more)"
@@ -22,8 +23,11 @@ chat: .venv/installed
 test: .venv/installed-test
 	$(BIN)/python -m pytest
 
+mutants: .venv/installed-test
+	$(BIN)/python scripts/mutants.py
+
 check: .venv/installed-test
-	$(BIN)/ruff check src tests benchmarks && $(BIN)/ruff format --check src tests benchmarks && $(BIN)/mypy
+	$(BIN)/ruff check src tests benchmarks scripts && $(BIN)/ruff format --check src tests benchmarks scripts && $(BIN)/mypy
 	$(BIN)/python scripts/count.py
 
 bench: .venv/installed-test

@@ -166,7 +166,7 @@ def test_ppo_with_a_transformer_wins_nearly_all_that_can_be_won(seed: int) -> No
     options = PPOOptions(steps=1, beta=beta, value_weight=0.5, value_clip=0.0)
     generator, updates = torch.Generator().manual_seed(seed), 200
     for number in range(updates):
-        drawn = torch.multinomial(log_probs(actor).exp(), 64, replacement=True, generator=generator)
+        drawn = torch.multinomial(log_probs(actor).exp(), 128, replacement=True, generator=generator)
         index = (torch.arange(ASKED)[:, None] * len(WORDS) + drawn).flatten()
         rollouts = every.part(index)
         old = score_all(actor, rollouts, 100_000)

@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from liuli.model import Transformer, load, qwen3
-from liuli.model.scalar import ScalarModel, load_scalars, save_scalars
+from liuli.model.scalar import ScalarModel, load_scalar, save_scalar
 from liuli.stages.dpo import DPOOptions, pairs_loss, summed, thumbs, thumbs_loss
 from liuli.stages.grpo import GRPOOptions, grpo_experience, grpo_step
 from liuli.stages.learn import objective
-from liuli.stages.reward import Comparisons, RewardOptions, compare, take_step
+from liuli.stages.reward import Comparisons, RewardOptions, compare, shares, take_step
 from liuli.stages.rollout import ModelActor, Rollouts, Scores, as_rollouts, judge_all, score_all
 from liuli.stages.training import write_model
 from liuli.text import Judged, Loader, Message, Preference, Tokenizer, pack_conversations, render_many
@@ -387,27 +387,25 @@ def test_grpo_advantages_by_the_standard_deviation_differ_from_trl_by_a_known_fa
 # --- reward models ---------------------------------------------------------------------------------------------------
 
 
-def scalar_folder(pair: Pair, offset: float = 0.0, members: int = 1) -> tuple[Path, list[ScalarModel]]:
-    """A reward model of the policy with a random head, written to a folder."""
-    models = []
-    for number in range(members):
-        body = Transformer(pair.ours.config)
-        body.load_state_dict(pair.ours.state_dict())
-        torch.manual_seed(number)
-        models.append(ScalarModel(body).eval())
-        models[-1].offset = offset
+def scalar_folder(pair: Pair, members: int = 1) -> tuple[Path, ScalarModel]:
+    """A reward model of the policy with random heads and offsets, written to a folder."""
+    body = Transformer(pair.ours.config)
+    body.load_state_dict(pair.ours.state_dict())
+    torch.manual_seed(0)
+    model = ScalarModel(body, members).eval()
+    model.offsets_E.copy_(torch.randn(members))
     tokenizer, path = pair.tokenizer, pair.folder / "reward"
     special = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad}
-    save_scalars(
-        models, path, tokenizer_folder=pair.folder / "tokenizer", provenance={"stage": "test"}, special=special
-    )
-    return path, models
+    save_scalar(model, path, tokenizer_folder=pair.folder / "tokenizer", provenance={"stage": "test"}, special=special)
+    return path, model
 
 
 @pytest.mark.parametrize("centring", [0.0, 0.3])
 def test_reward_loss_is_that_of_trl(libraries: SimpleNamespace, pair: Pair, centring: float) -> None:
-    # one pair a prompt: TRL's mean is over pairs, ours over prompts (arXiv 2203.02155, eq. 1)
-    path, (model,) = scalar_folder(pair)
+    # one pair a prompt: TRL's mean is over pairs, ours over prompts (arXiv 2203.02155, eq. 1). The offset is not
+    # TRL's to see, and is 0 while a reward model is trained.
+    path, model = scalar_folder(pair)
+    model.offsets_E.zero_()
     trainer = libraries.trl.RewardTrainer(
         model=libraries.hf.AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32),
         args=libraries.trl.RewardConfig(**settings(pair.folder, center_rewards_coefficient=centring or None)),
@@ -418,15 +416,19 @@ def test_reward_loss_is_that_of_trl(libraries: SimpleNamespace, pair: Pair, cent
     answers = data.answers.part(torch.cat((data.chosen_P, data.rejected_P)))
     assert torch.equal(answers.tokens_BT, batch["input_ids"])
     wanted = their_loss(trainer, batch)
-    optimizer, options = Optimizer(model, OptimizerOptions()), RewardOptions(centring=centring, micro_tokens=100)
-    same(take_step(model, optimizer, data, torch.arange(len(data)), options, 0.0)["loss"], wanted)
+    options = RewardOptions(members=1, centring=centring, micro_tokens=100)
+    rows, optimizer = torch.arange(len(data)), Optimizer(model, OptimizerOptions())
+    same(take_step(model, optimizer, data, rows, shares(data, options), options, 0.0)["loss"], wanted)
 
 
-def test_a_reward_folder_gives_transformers_the_same_scores(libraries: SimpleNamespace, pair: Pair) -> None:
-    path, (model,) = scalar_folder(pair, offset=0.75)
+@pytest.mark.parametrize("members", [1, 3])
+def test_a_reward_folder_gives_transformers_the_same_scores(
+    libraries: SimpleNamespace, pair: Pair, members: int
+) -> None:
+    path, model = scalar_folder(pair, members)
     theirs = libraries.hf.AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32).eval()
     answers = compare(preferences(), pair.tokenizer, CONTEXT).answers
-    wanted = judge_all(model, answers)
+    wanted_BE, offsets_E = judge_all(model, answers), torch.tensor(theirs.config.score_offsets)
     pad = pair.tokenizer.pad
     rows = [tokens[:length] for tokens, length in zip(answers.tokens_BT, answers.lengths_B.tolist(), strict=True)]
     for side in ("left", "right"):
@@ -437,8 +439,8 @@ def test_a_reward_folder_gives_transformers_the_same_scores(libraries: SimpleNam
                 place = slice(T - len(row), T) if side == "left" else slice(0, len(row))
                 ids[number, place], real[number, place] = row, 1
             with torch.no_grad():
-                got = theirs(input_ids=ids, attention_mask=real).logits.squeeze(-1) + theirs.config.score_offset
-            assert (got - wanted).abs().max() < 1e-4
+                got_BE = theirs(input_ids=ids, attention_mask=real).logits + offsets_E
+            assert (got_BE - wanted_BE).abs().max() < 1e-4
 
 
 # --- SFT -------------------------------------------------------------------------------------------------------------
@@ -521,13 +523,14 @@ def test_a_lora_adapter_on_our_folder_merges_and_comes_back(libraries: SimpleNam
     )
 
 
-def test_a_reward_model_trained_by_peft_comes_back(libraries: SimpleNamespace, pair: Pair) -> None:
-    path, _ = scalar_folder(pair, offset=0.75)
+@pytest.mark.parametrize("members", [1, 3])
+def test_a_reward_model_trained_by_peft_comes_back(libraries: SimpleNamespace, pair: Pair, members: int) -> None:
+    path, before = scalar_folder(pair, members)
     theirs = libraries.hf.AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
     merged = adapted(libraries, theirs, pair.folder / "adapter", task_type="SEQ_CLS", modules_to_save=["score"]).eval()
     merged.save_pretrained(pair.folder / "merged")
-    (ours,) = load_scalars(pair.folder / "merged")
-    tokens = torch.randint(16, SMALLEST, (3, 40))
+    tokens, lengths = torch.randint(16, SMALLEST, (3, 40)), torch.full((3,), 40)
     with torch.no_grad():
-        wanted = merged(tokens).logits.squeeze(-1) + 0.75
-    assert (ours.scores(tokens, torch.full((3,), 40)) - wanted).abs().max() < 1e-4
+        wanted_BE = merged(tokens).logits + before.offsets_E
+        assert (load_scalar(pair.folder / "merged").scores(tokens, lengths) - wanted_BE).abs().max() < 1e-4
+        assert (before.scores(tokens, lengths) - wanted_BE).abs().max() > 0.1  # the adapter did something

@@ -1,15 +1,17 @@
 // One question with its answer: words that open, tool calls as cards, and what can be done with it.
 import { useState } from "preact/hooks";
+import { Better, ModelTitle } from "./compare";
 import { Icon } from "./icons";
 import { opened, tokensOf } from "./inspector";
 import { Markdown } from "./markdown";
 import { run } from "./run";
 import { answerText, regenerate, settings, show, shownAnswer, thumb, writing } from "./talk";
-import type { Answer, Part, ToolPart, Turn } from "./types";
+import type { Answer, Part, Side, ToolPart, Turn } from "./types";
 import { t, type Word } from "./words";
 
 export function TurnView({ turn, place, last, edit }: { turn: Turn; place: number; last: boolean; edit: (turn: number) => void }) {
   const answer = shownAnswer(turn);
+  const about = { turn, place, last };
   return (
     <>
       <article class="question" aria-label={t("you")}>
@@ -18,17 +20,33 @@ export function TurnView({ turn, place, last, edit }: { turn: Turn; place: numbe
         </button>
         <div class="bubble">{turn.question}</div>
       </article>
-      {answer && <AnswerView turn={turn} answer={answer} place={place} last={last} />}
+      {answer && !answer.other && <AnswerView {...about} answer={answer} side="main" />}
+      {answer?.other && (
+        <div class="pair">
+          <AnswerView {...about} answer={answer} side="main" pair />
+          <AnswerView {...about} answer={answer.other} side="other" pair />
+        </div>
+      )}
     </>
   );
 }
 
-function AnswerView({ turn, answer, place, last }: { turn: Turn; answer: Answer; place: number; last: boolean }) {
+interface AnswerProps {
+  turn: Turn;
+  answer: Answer;
+  place: number;
+  side: Side;
+  last: boolean;
+  pair?: boolean;
+}
+
+function AnswerView({ turn, answer, place, side, last, pair = false }: AnswerProps) {
   const busy = answer.state === "writing";
   return (
-    <article class="answer" data-turn={place} aria-busy={busy}>
+    <article class={pair ? "answer card glass" : "answer"} data-turn={place} data-side={side} aria-busy={busy}>
+      {pair && <ModelTitle model={answer.model} />}
       {answer.leftOut ? <p class="quiet small">{t("left_out", { n: answer.leftOut })}</p> : null}
-      <Words answer={answer} place={place} />
+      <Words answer={answer} place={place} side={side} />
       {busy && !answer.parts.length && (
         <p class="dots" role="status" aria-label={t("thinking")}>
           <i />
@@ -41,21 +59,27 @@ function AnswerView({ turn, answer, place, last }: { turn: Turn; answer: Answer;
           {answer.error}
         </p>
       )}
-      {!busy && <Foot turn={turn} answer={answer} place={place} last={last} />}
+      {!busy && <Foot turn={turn} answer={answer} place={place} side={side} last={last} pair={pair} />}
     </article>
   );
 }
 
-function Words({ answer, place }: { answer: Answer; place: number }) {
-  const open = opened.value?.turn === place ? opened.value.token : -1;
+/** The token of an answer that is open, or -1. */
+function openToken(place: number, side: Side): number {
+  const now = opened.value;
+  return now?.turn === place && now.side === side ? now.token : -1;
+}
+
+function Words({ answer, place, side }: { answer: Answer; place: number; side: Side }) {
+  const open = openToken(place, side);
   const click = (event: MouseEvent) => {
     const word = (event.target as Element).closest<HTMLElement>("[data-word]");
-    if (word && getSelection()?.isCollapsed !== false) opened.value = { turn: place, token: Number(word.dataset["word"]) };
+    if (word && getSelection()?.isCollapsed !== false) opened.value = { turn: place, side, token: Number(word.dataset["word"]) };
   };
   const key = (event: KeyboardEvent) => {
     if (opened.value || !["ArrowRight", "ArrowLeft", "Enter"].includes(event.key) || event.target !== event.currentTarget) return;
-    const count = tokensOf(place).length;
-    if (count) opened.value = { turn: place, token: event.key === "ArrowLeft" ? count - 1 : 0 };
+    const count = tokensOf(place, side).length;
+    if (count) opened.value = { turn: place, side, token: event.key === "ArrowLeft" ? count - 1 : 0 };
     event.preventDefault();
     event.stopPropagation();
   };
@@ -77,13 +101,13 @@ function Words({ answer, place }: { answer: Answer; place: number }) {
 }
 
 /** Ending is a choice of the model too: the token that ended the answer opens like a word. */
-function EndMark({ answer, place }: { answer: Answer; place: number }) {
+function EndMark({ answer, place, side }: { answer: Answer; place: number; side: Side }) {
   const tokens = answer.parts.flatMap((part: Part) => (part.kind === "text" ? part.tokens : []));
   if (answer.stoppedBy !== "end" || tokens.at(-1)?.text !== "") return null;
   const token = tokens.length - 1;
-  const open = opened.value?.turn === place && opened.value.token === token;
+  const open = openToken(place, side) === token;
   return (
-    <button class={open ? "word end selected" : "word end"} data-word={token} onClick={() => (opened.value = { turn: place, token })}>
+    <button class={open ? "word end selected" : "word end"} data-word={token} onClick={() => (opened.value = { turn: place, side, token })}>
       {t("end_mark")}
     </button>
   );
@@ -112,7 +136,7 @@ function argumentText(text: string): string {
   }
 }
 
-function Foot({ turn, answer, place, last }: { turn: Turn; answer: Answer; place: number; last: boolean }) {
+function Foot({ turn, answer, place, side, last, pair = false }: AnswerProps) {
   const [copied, setCopied] = useState(false);
   const copy = async () => {
     await navigator.clipboard.writeText(answerText(answer).trim()).catch(() => undefined);
@@ -127,8 +151,9 @@ function Foot({ turn, answer, place, last }: { turn: Turn; answer: Answer; place
   ].filter(Boolean);
   return (
     <footer class="foot">
-      {turn.answers.length > 1 && <Versions turn={turn} place={place} />}
-      {last && (
+      {pair && <Better turn={turn} place={place} side={side} />}
+      {side === "main" && turn.answers.length > 1 && <Versions turn={turn} place={place} />}
+      {side === "main" && last && (
         <button class="icon" aria-label={t("regenerate")} title={t("regenerate")} disabled={writing.value} onClick={regenerate}>
           <Icon name="again" />
         </button>
@@ -136,9 +161,11 @@ function Foot({ turn, answer, place, last }: { turn: Turn; answer: Answer; place
       <button class="icon" aria-label={t(copied ? "copied" : "copy")} title={t("copy")} onClick={() => void copy()}>
         <Icon name={copied ? "check" : "copy"} />
       </button>
-      {run.value?.judging && answer.state !== "failed" && answerText(answer).trim() && <Thumbs answer={answer} place={place} />}
-      <span class="quiet small">{facts.join(" · ")}</span>
-      <EndMark answer={answer} place={place} />
+      {!pair && run.value?.judging && answer.state !== "failed" && answerText(answer).trim() && <Thumbs answer={answer} place={place} />}
+      <span class="facts">
+        <span class="quiet small">{facts.join(" · ")}</span>
+        <EndMark answer={answer} place={place} side={side} />
+      </span>
     </footer>
   );
 }

@@ -35,6 +35,9 @@ export interface Ask {
   messages: WireMessage[];
   temperature: number;
   max_tokens: number;
+  seed?: number;
+  /** The stage whose model answers; without it, the newest model. */
+  model?: string;
 }
 
 /** Ask, and hand each event of the answer to `take` until the answer ends or `signal` aborts it. */

@@ -2,6 +2,7 @@
 import { signal } from "@preact/signals";
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { TurnView } from "./answer";
+import { CompareSwitch } from "./compare";
 import { Icon, Logo } from "./icons";
 import { opened } from "./inspector";
 import { reachable, run } from "./run";
@@ -40,6 +41,7 @@ export function Chat() {
       </div>
       <div class="column bottom">
         <Note />
+        <CompareSwitch />
         <Composer sent={() => (follow.current = true)} />
       </div>
       <div class="sr-only" role="status">

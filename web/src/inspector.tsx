@@ -3,29 +3,31 @@ import { signal } from "@preact/signals";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { Icon } from "./icons";
 import { shownAnswer, turns } from "./talk";
-import type { Token } from "./types";
+import type { Side, Token } from "./types";
 import { t } from "./words";
 
-/** The word that is open: which turn, and which token of all its text. */
+/** The word that is open: which turn, which of its answers where two are compared, which token of all its text. */
 export interface Opened {
   turn: number;
+  side: Side;
   token: number;
 }
 
 export const opened = signal<Opened | null>(null);
 
-/** All text tokens of the shown answer of a turn. */
-export function tokensOf(turn: number): Token[] {
+/** All text tokens of the shown answer of a turn, or of the one it is compared with. */
+export function tokensOf(turn: number, side: Side): Token[] {
   const each = turns.value[turn];
-  const answer = each && shownAnswer(each);
+  const main = each && shownAnswer(each);
+  const answer = side === "main" ? main : main?.other;
   return answer?.parts.flatMap((part) => (part.kind === "text" ? part.tokens : [])) ?? [];
 }
 
 export function move(by: number): void {
   const now = opened.value;
   if (!now) return;
-  const token = Math.min(tokensOf(now.turn).length - 1, Math.max(0, now.token + by));
-  opened.value = { turn: now.turn, token };
+  const token = Math.min(tokensOf(now.turn, now.side).length - 1, Math.max(0, now.token + by));
+  opened.value = { ...now, token };
 }
 
 export function percent(probability: number): string {
@@ -87,7 +89,7 @@ function Bars({ token }: { token: Token }) {
 function usePlace(now: Opened | null, pane: { current: HTMLElement | null }) {
   const [place, setPlace] = useState<{ left: string; top: string } | undefined>();
   useLayoutEffect(() => {
-    const word = now && document.querySelector(`[data-turn="${now.turn}"] [data-word="${now.token}"]`);
+    const word = now && document.querySelector(`[data-turn="${now.turn}"][data-side="${now.side}"] [data-word="${now.token}"]`);
     const box = pane.current?.getBoundingClientRect();
     if (!word || !box || innerWidth < 640) return setPlace(undefined);
     const at = word.getBoundingClientRect();
@@ -95,7 +97,7 @@ function usePlace(now: Opened | null, pane: { current: HTMLElement | null }) {
     const top = below + box.height < innerHeight - 8 ? below : Math.max(8, at.top - box.height - 10);
     const left = Math.min(innerWidth - box.width - 12, Math.max(12, at.left - 24));
     setPlace({ left: `${left}px`, top: `${top}px` });
-  }, [now?.turn, now?.token]);
+  }, [now?.turn, now?.side, now?.token]);
   return place;
 }
 
@@ -103,7 +105,7 @@ export function Inspector() {
   const now = opened.value;
   const pane = useRef<HTMLElement>(null);
   const place = usePlace(now, pane);
-  const tokens = now ? tokensOf(now.turn) : [];
+  const tokens = now ? tokensOf(now.turn, now.side) : [];
   const token = now && tokens[now.token];
 
   useEffect(() => {

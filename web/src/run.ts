@@ -1,12 +1,21 @@
 // The run being watched: asked for again and again, faster while it trains.
 import { signal } from "@preact/signals";
 import { getRun } from "./api";
-import type { Run } from "./types";
+import { load } from "./store";
+import type { Model, Run } from "./types";
 
 export const run = signal<Run | null>(null);
 /** What is in front on a phone: where there is nobody to talk to yet, the run. */
 export const front = signal<"chat" | "learn">("chat");
 export const reachable = signal(true);
+/** Whether every question goes to the model before the newest one, too. */
+export const comparing = signal(load("compare", false));
+
+/** The newest model and the one before it, where there are two. */
+export function newestTwo(): [Model, Model] | null {
+  const [newest, before] = run.value?.models ?? [];
+  return newest && before ? [newest, before] : null;
+}
 
 const TRAINING_MS = 2000;
 const RESTING_MS = 15000;

@@ -1,8 +1,9 @@
 // The conversation: what was asked and answered, and how an answer grows while it is written.
 import { signal } from "@preact/signals";
-import { chat, post, ServerError } from "./api";
+import { type Ask, chat, post, ServerError } from "./api";
+import { comparing, newestTwo } from "./run";
 import { load, save } from "./store";
-import type { Answer, ChatEvent, Part, Turn, WireMessage } from "./types";
+import type { Answer, ChatEvent, Model, Part, Side, Turn, WireMessage } from "./types";
 import { t } from "./words";
 
 export interface Settings {
@@ -100,13 +101,33 @@ export async function thumb(place: number, good: boolean): Promise<void> {
   if (!answer) return;
   const wanted = answer.thumb === good ? null : good;
   const messages = [...wireMessages(turns.value.slice(0, place + 1), settings.value.system), ...wireAnswer(answer)];
+  if (await tell("api/thumb", { messages, good: wanted, ...answer.by })) mark(place, answer, { thumb: wanted ?? undefined });
+}
+
+/** Tell the server which of the two answers of a turn is better. */
+export async function prefer(place: number, better: Side): Promise<void> {
+  const turn = turns.value[place];
+  const answer = turn && shownAnswer(turn);
+  if (!answer?.other || answer.better) return;
+  const messages = wireMessages(turns.value.slice(0, place + 1), settings.value.system);
+  const two = better === "main" ? [answer, answer.other] : [answer.other, answer];
+  const answers = two.map((each) => ({ messages: wireAnswer(each), ...each.by }));
+  if (await tell("api/prefer", { messages, answers })) mark(place, answer, { better });
+}
+
+/** A judgement, in the name that is kept; false, and said aloud, where the server did not take it. */
+async function tell(path: string, body: object): Promise<boolean> {
   try {
-    await post("api/thumb", { messages, good: wanted, who: load("who", ""), ...answer.by });
+    await post(path, { ...body, who: load("who", "") });
+    return true;
   } catch (error) {
     announcement.value = explain(error);
-    return;
+    return false;
   }
-  const marked = (each: Answer): Answer => (each === answer ? { ...each, thumb: wanted ?? undefined } : each);
+}
+
+function mark(place: number, answer: Answer, change: Partial<Answer>): void {
+  const marked = (each: Answer): Answer => (each === answer ? { ...each, ...change } : each);
   turns.value = turns.value.map((each, i) => (i === place ? { ...each, answers: each.answers.map(marked) } : each));
   store();
 }
@@ -115,39 +136,65 @@ async function write(): Promise<void> {
   const mine = new AbortController();
   abort = mine;
   writing.value = true;
-  const messages = wireMessages(turns.value, settings.value.system);
   const place = turns.value.length - 1;
-  const asked = { temperature: settings.value.temperature, max_tokens: settings.value.maxTokens };
-  let answer: Answer = { parts: [], state: "writing", by: { model: "", sampling: asked } };
   const count = turns.value[place]?.answers.length ?? 0;
+  const two = comparing.value ? newestTwo() : null;
+  const asked: Ask = {
+    messages: wireMessages(turns.value, settings.value.system),
+    temperature: settings.value.temperature,
+    max_tokens: settings.value.maxTokens,
+    ...(two && { seed: Math.floor(Math.random() * 2 ** 31) }), // the same for both
+  };
+  let main: Answer | undefined;
+  let other: Answer | undefined;
   const put = () => {
-    if (abort !== mine) return; // the conversation was cleared or taken back meanwhile
+    if (abort !== mine || !main) return; // the conversation was cleared or taken back meanwhile
+    const answer = other ? { ...main, other } : main;
     turns.value = turns.value.map((turn, i) =>
       i === place ? { ...turn, answers: [...turn.answers.slice(0, count), answer], shown: count } : turn,
     );
   };
-  put();
+  const keepMain = (answer: Answer) => {
+    main = answer;
+    put();
+  };
+  const keepOther = (answer: Answer) => {
+    other = answer;
+    put();
+  };
+  const [ended] = await Promise.all([
+    draw(asked, two?.[0], mine.signal, keepMain),
+    two && draw({ ...asked, model: two[1].stage }, two[1], mine.signal, keepOther),
+  ]);
+  if (abort === mine) {
+    abort = null;
+    writing.value = false;
+    announcement.value = t(ended.state === "done" ? "answer_done" : "stopped");
+    store();
+  }
+}
+
+/** Ask for one answer, hand it to `put` as it grows, and return it when it is over. */
+async function draw(ask: Ask, model: Model | undefined, signal: AbortSignal, put: (answer: Answer) => void): Promise<Answer> {
+  const sampling = { temperature: ask.temperature, max_tokens: ask.max_tokens };
+  let answer: Answer = { parts: [], state: "writing", model, by: { model: "", sampling } };
+  put(answer);
   let timer: ReturnType<typeof setTimeout> | undefined;
   try {
-    await chat({ messages, ...asked }, mine.signal, (event) => {
+    await chat(ask, signal, (event) => {
       answer = grow(answer, event);
       timer ??= setTimeout(() => {
         timer = undefined;
-        put();
+        put(answer);
       }, FLUSH_MS);
     });
     if (answer.state === "writing") answer = { ...answer, state: "failed", error: t("unreachable") };
   } catch (error) {
-    answer = mine.signal.aborted ? { ...answer, state: "stopped" } : { ...answer, state: "failed", error: explain(error) };
+    answer = signal.aborted ? { ...answer, state: "stopped" } : { ...answer, state: "failed", error: explain(error) };
   }
   clearTimeout(timer);
-  put();
-  if (abort === mine) {
-    abort = null;
-    writing.value = false;
-    announcement.value = t(answer.state === "done" ? "answer_done" : "stopped");
-    store();
-  }
+  put(answer);
+  return answer;
 }
 
 export function explain(error: unknown): string {
@@ -164,7 +211,8 @@ export function grow(answer: Answer, event: ChatEvent): Answer {
     case "start": {
       const sampling = { ...answer.by?.sampling, ...(event.seed === undefined ? {} : { seed: event.seed }) };
       const by = { model: event.model?.name ?? "", sampling };
-      return event.left_out ? { ...answer, by, leftOut: event.left_out } : { ...answer, by };
+      const model = event.model ?? answer.model;
+      return event.left_out ? { ...answer, by, model, leftOut: event.left_out } : { ...answer, by, model };
     }
     case "token": {
       const { type: _, ...token } = event;
@@ -193,10 +241,13 @@ export function grow(answer: Answer, event: ChatEvent): Answer {
 /** What a reload left unfinished was stopped. */
 function settle(stored: Turn[]): Turn[] {
   if (!Array.isArray(stored)) return [];
-  return stored.map((turn) => ({
-    ...turn,
-    answers: turn.answers.map((answer) => (answer.state === "writing" ? { ...answer, state: "stopped" as const } : answer)),
-  }));
+  const settled = (answer: Answer): Answer => (answer.state === "writing" ? { ...answer, state: "stopped" } : answer);
+  return stored.map((turn) => ({ ...turn, answers: turn.answers.map((answer) => each(answer, settled)) }));
+}
+
+/** A change to an answer and to the one it is compared with. */
+function each(answer: Answer, change: (answer: Answer) => Answer): Answer {
+  return answer.other ? { ...change(answer), other: change(answer.other) } : change(answer);
 }
 
 export function store(): void {
@@ -208,7 +259,8 @@ export function store(): void {
 function withoutAlternatives(turn: Turn): Turn {
   const lighten = (part: Part): Part =>
     part.kind === "text" ? { ...part, tokens: part.tokens.map((token) => ({ ...token, alternatives: [] })) } : part;
-  return { ...turn, answers: turn.answers.map((answer) => ({ ...answer, parts: answer.parts.map(lighten) })) };
+  const lightened = (answer: Answer): Answer => ({ ...answer, parts: answer.parts.map(lighten) });
+  return { ...turn, answers: turn.answers.map((answer) => each(answer, lightened)) };
 }
 
 addEventListener("pagehide", store);

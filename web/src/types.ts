@@ -35,8 +35,16 @@ export interface Answer {
   tokens?: number;
   seconds?: number;
   by?: By;
+  model?: Model | undefined;
   thumb?: boolean | undefined;
+  /** What the model before this one answered, where two are compared; the conversation goes on without it. */
+  other?: Answer;
+  /** Which of the two was said to be better. */
+  better?: Side;
 }
+
+/** Of two answers that are compared: the one the conversation goes on with, or the other. */
+export type Side = "main" | "other";
 
 /** Which model gave an answer, and how it was drawn. */
 export interface By {
@@ -118,6 +126,7 @@ export interface Run {
   training: boolean;
   judging: boolean;
   model: Model | null;
+  models: Model[];
   now: number;
   status: Status | null;
   curves: { stage: string; points: Point[] }[];

@@ -1,5 +1,4 @@
-"""What the label page asks: a prompt with answers to judge, and what a person said of them;
-thumbs and choices between two models from the chat too.
+"""What the label page asks: a prompt with answers to judge, and a person's word on them; the chat's judgements too.
 
 In: the desk, a store of judgements (None: this server keeps none, and every route says so), a file of prompts. What is
 kept is told as JSON; what is learned from it is downloaded as .jsonl.
@@ -82,7 +81,7 @@ class PreferIn(Strict):
 
 
 def label_routes(desk: Desk, store: Judgements | None, prompts: Path | None = None) -> APIRouter:
-    """The routes under /api/label, and /api/thumb. Raises LiuliError for a file of prompts that holds none."""
+    """The routes under /api/label, /api/thumb, /api/prefer. Raises LiuliError for a file of prompts that holds none."""
     routes = APIRouter(prefix="/api")
     given = Prompts(read_prompts(prompts, None)) if prompts else None
 
