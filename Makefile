@@ -34,6 +34,7 @@ bench: .venv/installed-test
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/text.py $(TEXT)
+	$(BIN)/python benchmarks/preferences.py
 	$(BIN)/liuli build recipes/laptop.toml --out runs/bench/laptop
 	$(BIN)/liuli build recipes/laptop.toml --minutes 5 --out runs/bench/five
 	$(if $(TEXT),$(BIN)/liuli build recipes/laptop.toml --text $(TEXT) --out runs/bench/text)

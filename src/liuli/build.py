@@ -331,7 +331,12 @@ class Build:
         share = 1 - r.align_share / (1 - r.pretrain_share * (1 - r.align_share))  # of what is left now
         options = self.stage_options("chat", share, {"seed": r.seed + 1} | r.sft)
         sft(
-            self.folder / "pretrain", self.folder / "rows" / "chat", self.folder / "chat", options=options, log=self.log
+            self.folder / "pretrain",
+            self.folder / "rows" / "chat",
+            self.folder / "chat",
+            options=options,
+            log=self.log,
+            replay=self.folder / "rows" / "pretrain",
         )
 
     def reward(self) -> None:

@@ -266,6 +266,9 @@ def sft_command(
     minutes: Minutes = None,
     steps: Steps = None,
     tokens: Tokens = None,
+    replay: Annotated[
+        Path | None, typer.Option(help="Rows of pretraining to go on with; how many: --option replay=0.2")
+    ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count bad conversations and go on.")] = False,
     option: Options = None,
     quiet: Quiet = False,
@@ -277,7 +280,7 @@ def sft_command(
     from liuli import running
 
     budget = {"minutes": minutes, "steps": steps, "tokens": tokens}
-    running.sft_here(model, data, out, budget, option or [], skip_bad, quiet)
+    running.sft_here(model, data, out, budget, option or [], replay, skip_bad, quiet)
 
 
 Preferences = Annotated[list[Path], typer.Argument(help="Comparisons, in any known format (docs/preferences.md).")]

@@ -86,6 +86,7 @@ def sft_here(
     out: Path,
     budget: dict[str, float | None],
     changes: Sequence[str],
+    replay: Path | None,
     skip_bad: bool,
     quiet: bool,
 ) -> None:
@@ -103,7 +104,7 @@ def sft_here(
             if read.skipped:
                 reasons = "".join(f"\n  {reason}" for reason in read.reasons)
                 log.warn(f"{read.skipped:,} bad rows were skipped, the first of them:{reasons}")
-        finish(log, out, sft(model, rows, out, options=options, log=log))
+        finish(log, out, sft(model, rows, out, options=options, log=log, replay=replay))
 
 
 def context_of(config: dict[str, Any]) -> int:

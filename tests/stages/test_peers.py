@@ -375,13 +375,14 @@ def test_rloo_advantages_with_the_leash_in_the_reward_are_those_of_trl(libraries
     torch.testing.assert_close(advantages_B, d.batch["advantages"], rtol=1e-5, atol=1e-5)
 
 
-def test_grpo_advantages_by_the_standard_deviation_differ_from_trl_by_a_known_factor() -> None:
-    """TRL divides by the sample's deviation (n - 1) plus 1e-4; ours by the population's, as arXiv 2402.03300 and the
-    fixed points in test_optimum.py have it: larger by sqrt(n / (n - 1)), one factor for all groups of one size."""
-    utils = pytest.importorskip("trl.trainer.utils", reason="TRL is not installed: pip install 'trl>=1.0'")
-    scores_NG = torch.tensor([[1.0, 2.0, 4.0, 0.5], [0.0, 0.0, 3.0, 1.0]])
-    theirs_NG = (scores_NG - scores_NG.mean(1, keepdim=True)) / (utils.nanstd(scores_NG, dim=1)[:, None] + 1e-4)
-    torch.testing.assert_close(group_advantages(scores_NG, "std") / (4 / 3) ** 0.5, theirs_NG, rtol=1e-3, atol=0)
+def test_grpo_advantages_by_the_standard_deviation_are_those_of_trl_but_for_a_factor(
+    libraries: SimpleNamespace, pair: Pair
+) -> None:
+    """TRL divides by the sample's deviation (n - 1), ours by the group's own (n); arXiv 2402.03300 does not say which.
+    Ours are larger by sqrt(n / (n - 1)), one factor for all groups. TRL adds 1e-4 to the deviation: 1e-3 of it here."""
+    d = drawn_by_trl(libraries, pair, "GRPO", scale_rewards="group")
+    ours_NG = group_advantages(d.scores_B.view(-1, GROUP), "std") / (GROUP / (GROUP - 1)) ** 0.5
+    torch.testing.assert_close(ours_NG.flatten(), d.batch["advantages"], rtol=1e-3, atol=0)
 
 
 # --- reward models ---------------------------------------------------------------------------------------------------

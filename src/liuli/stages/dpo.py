@@ -17,7 +17,7 @@ from liuli.stages.reward import Comparisons
 from liuli.stages.rollout import Batches, ModelActor, Rollouts, as_rollouts, parts, score_all
 from liuli.stages.training import write_model
 from liuli.text import Judged, Tokenizer
-from liuli.train import Optimizer, OptimizerOptions, Pace, RunLog, measure_machine, schedule
+from liuli.train import Optimizer, Pace, RunLog, measure_machine, one_rate, schedule
 from liuli.train.preference import dpo_loss, kto_loss, mismatched_kl
 from liuli.train.steps import run_steps
 
@@ -53,7 +53,14 @@ def thumbs(judged: Sequence[Judged], tokenizer: Tokenizer, context: int) -> Thum
     if good.all() or not good.any():
         raise LiuliError("every thumb points the same way", "thumbs", "give good answers and bad ones")
     prompts, answers = [one.prompt for one in judged], [one.answer for one in judged]
-    turned = [*answers[1:], answers[0]]
+    # the answer of another prompt for each: one prompt's answers often stand side by side
+    turned = [
+        next(
+            (answers[(n + k) % len(answers)] for k in range(1, len(answers)) if prompts[(n + k) % len(answers)] != own),
+            answers[n],
+        )
+        for n, own in enumerate(prompts)
+    ]
     return Thumbs(
         as_rollouts(prompts, answers, tokenizer, context), as_rollouts(prompts, turned, tokenizer, context), good
     )
@@ -83,7 +90,7 @@ def dpo(
     count = len(data.good_B) if isinstance(data, Thumbs) else len(data)
     size = min(options.pairs, count)
     batches = Batches(count, size, options.seed)
-    optimizer = Optimizer(model, OptimizerOptions(kind="adamw", adam_lr=options.lr, beta2=0.98, adam_eps=1e-8))
+    optimizer = Optimizer(model, one_rate(options.lr, beta2=0.98, adam_eps=1e-8))
     checkpoints = log.folder / "checkpoints" / out.name
     seconds = None if options.minutes is None else 60 * options.minutes
     steps = max(1, round(options.epochs * count / size))

@@ -49,6 +49,8 @@ class GRPOOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise UsageError("at temperature 0 there is nothing to explore", "temperature", "give a number above 0")
         if self.group < 2:
             raise UsageError("a group of one answer has nothing to be compared with", "group", "give 2 or more")
 

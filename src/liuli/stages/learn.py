@@ -6,7 +6,6 @@ policy learns from it is `update`. Both are pure but for the weights, and the te
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -35,7 +34,7 @@ from liuli.stages.rollout import (
 from liuli.stages.training import write_model
 from liuli.text import Loader, Rows, Tokenizer
 from liuli.text.chat import Messages
-from liuli.train import Optimizer, OptimizerOptions, Pace, RunLog, measure_machine, schedule
+from liuli.train import Optimizer, Pace, RunLog, measure_machine, one_rate, schedule
 from liuli.train.policy import KL, Spread, clipped_loss, explained_variance, kl_terms, token_weights, value_loss
 from liuli.train.steps import run_steps
 
@@ -423,14 +422,12 @@ def reinforce(
     torch.manual_seed(options.seed)
     model, before = load(model_folder, machine.device), load(model_folder, machine.device)
     model.compute_dtype = before.compute_dtype = machine.compute_dtype
-    sampler = copy.copy(model)  # the same weights; on the CPU a token at a time is faster in float32
-    sampler.compute_dtype = None if machine.device == "cpu" else machine.compute_dtype
-    engine = Engine(sampler, tokenizer, rows=256)
+    engine = Engine(model, tokenizer, rows=256)
     ban_V = engine.ban_V.to(machine.device)
     values = critic(model)
     policy = ModelActor(model, options.temperature, ban_V, values)
     whole = torch.nn.ModuleList([model, *([values] if values is not None else [])])
-    optimizer = Optimizer(whole, OptimizerOptions(kind="adamw", adam_lr=options.lr, beta2=0.95, adam_eps=1e-5))
+    optimizer = Optimizer(whole, one_rate(options.lr, beta2=0.95, adam_eps=1e-5))
     checkpoints = log.folder / "checkpoints" / out.name
     seconds = None if options.minutes is None else 60 * options.minutes
     pace = Pace(seconds=seconds, journal=checkpoints / "pace.jsonl") if seconds else Pace(steps=options.steps or 1)

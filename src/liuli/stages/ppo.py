@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from liuli.errors import UsageError
 from liuli.model import Transformer
 from liuli.model.scalar import load_scalar
 from liuli.stages.learn import Experience, Reward, Step, reinforce
@@ -52,6 +53,10 @@ class PPOOptions:
     trace_every: int = 10  # steps between traces for the microscope; 0: none
     save_every_s: float = 60.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise UsageError("at temperature 0 there is nothing to explore", "temperature", "give a number above 0")
 
 
 def ppo_experience(

@@ -168,7 +168,13 @@ def train_scores(
     torch.manual_seed(options.seed)
     model = ScalarModel(load(model_folder), options.members).to(machine.device)
     model.body.compute_dtype = machine.compute_dtype
-    rates = OptimizerOptions(matrix_lr=options.matrix_lr, adam_lr=options.adam_lr, adam_eps=1e-8)
+    rates = OptimizerOptions(
+        matrix_lr=options.matrix_lr,
+        adam_lr=options.adam_lr,
+        embedding_lr=options.adam_lr,
+        lookup_lr=options.adam_lr,
+        adam_eps=1e-8,
+    )
     optimizer = Optimizer(model, rates, machine.compute_dtype)
     by_prompt = pairs_by_prompt(data)
     prompts = min(options.prompts, len(by_prompt))

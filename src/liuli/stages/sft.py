@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from liuli.errors import LiuliError
+from liuli.errors import LiuliError, UsageError
 from liuli.model import Transformer, load
 from liuli.stages.pretrain import check_vocabulary
 from liuli.stages.training import TrainOptions, train_model
@@ -20,8 +20,11 @@ def sft(
     *,
     options: TrainOptions,
     log: RunLog,
+    replay: str | Path | None = None,
 ) -> FitResult:
     """Train the model in `model_folder` on packed conversations (`text.pack_conversations`) and write it to `out`.
+
+    replay: a folder of pretraining rows, of which `options.replay` of each batch is made, against forgetting.
 
     Raises LiuliError when rows and model do not belong together: other vocabulary, rows longer than the context, rows
     without loss weights.
@@ -31,6 +34,8 @@ def sft(
     model.load_state_dict(parent.state_dict())
     rows, tokenizer = Rows.open(rows_folder), Tokenizer.load(model_folder)
     check_vocabulary(rows, tokenizer, rows_folder)
+    if options.replay and replay is None:
+        raise UsageError("there are no rows to replay", "replay", "give the rows of pretraining (--replay FOLDER)")
     if rows.weights is None:
         raise LiuliError("these rows have no loss weights: they are text, not conversations", rows_folder)
     if model.config.context < rows.T:
@@ -48,5 +53,6 @@ def sft(
         tokenizer=tokenizer,
         tokenizer_folder=Path(model_folder),
         log=log,
+        replay=Rows.open(replay) if replay is not None and options.replay else None,
         provenance={"stage": "sft", "parent": str(model_folder), "data": {"rows": str(rows_folder)}},
     )

@@ -56,6 +56,7 @@ class TrainOptions:
     adam_lr: float = 0.003
     decay: float = 0.0  # weight decay
     dropout: float = 0.0  # share of each block's output set to zero; helps where the same rows come many times
+    replay: float = 0.0  # fine-tuning: share of each batch that is rows of pretraining, against forgetting
     warmup: float = 0.02  # share of the run
     cooldown: float = 0.6  # share of the run over which learning rates fall
     compile: str = "auto"  # auto, yes or no
@@ -94,6 +95,8 @@ def check_option(name: str, value: Any, default: Any) -> None:
         raise UsageError(f"{name} = {value!r} is not a {'whole number' if whole else 'number'}", where)
     if not 0 <= value < math.inf or (value == 0 and name in POSITIVE):
         raise UsageError(f"{name} = {value} is out of range", where, "give a number above 0")
+    if name == "replay" and value >= 1:
+        raise UsageError(f"replay = {value} leaves nothing to learn from", where, "give a number below 1")
     if name == "dropout" and value >= 1:
         raise UsageError(f"dropout = {value} leaves nothing to learn from", where, "give a number below 1")
 
@@ -172,6 +175,7 @@ def train_model(
     tokenizer_folder: Path,
     log: RunLog,
     provenance: dict[str, Any],
+    replay: Rows | None = None,
 ) -> FitResult:
     """Train `model` (changed in place) on rows and write it to the folder `out`.
 
@@ -205,7 +209,7 @@ def train_model(
     result = fit(
         model,
         optimizer,
-        Loader(rows, batch_rows, options.seed),
+        Loader(rows, batch_rows, options.seed, replay=replay, share=options.replay),
         objective,
         pace,
         log=log,

@@ -30,39 +30,68 @@ class Batch:
 
 
 class Loader:
-    """Deal batches for ever. batch_rows: R, rows of a global batch over all processes; position: rows dealt before."""
+    """Deal batches for ever. batch_rows: R, rows of a global batch over all processes; position: rows dealt before.
+
+    replay, share: part of every batch comes from other rows, those of an earlier stage, so that it is not forgotten.
+    """
 
     def __init__(
-        self, rows: Rows, batch_rows: int, seed: int, rank: int = 0, world: int = 1, position: int = 0
+        self,
+        rows: Rows,
+        batch_rows: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        position: int = 0,
+        replay: Rows | None = None,
+        share: float = 0.0,
     ) -> None:
-        if batch_rows < 1 or batch_rows % world:
+        again = round(share * batch_rows) if replay is not None else 0
+        if batch_rows < 1 or batch_rows % world or again % world or again >= batch_rows:
             raise UsageError(f"a batch of {batch_rows} rows cannot be shared by {world} processes", fix="a multiple")
         if not 0 <= rank < world:
             raise UsageError(f"process {rank} of {world} does not exist", fix="ranks count from 0")
+        if replay is not None and replay.T != rows.T:
+            raise UsageError(
+                f"rows of {replay.T} tokens cannot be dealt beside rows of {rows.T}", fix="pack them alike"
+            )
         self.rows, self.batch_rows, self.seed, self.rank, self.world = rows, batch_rows, seed, rank, world
         self.position = position
-        self._epoch = -1
-        self._order: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._decks = [(_Deck(rows, seed), (batch_rows - again) // world)]
+        if again and replay is not None:
+            self._decks.append((_Deck(replay, seed), again // world))
 
     def __iter__(self) -> Loader:
         return self
 
     def __next__(self) -> Batch:
-        share = self.batch_rows // self.world
-        first = self.position + self.rank * share
-        numbers = np.array([self._row(first + n) for n in range(share)])
+        number = self.position // self.batch_rows
         self.position += self.batch_rows
-        tokens = self.rows.tokens[numbers].astype(np.int64)
-        if self.rows.weights is None:
-            weights = np.ones(tokens[:, 1:].shape, np.float32)
-        else:
-            weights = self.rows.weights[numbers, 1:].astype(np.float32)
+        dealt = [deck.deal((number * self.world + self.rank) * count, count) for deck, count in self._decks]
+        tokens, weights = (np.concatenate(parts) for parts in zip(*dealt, strict=True))
         return Batch(tokens[:, :-1], tokens[:, 1:], weights, self.position)
 
     @property
     def epoch(self) -> int:
         """How many times all rows have been dealt."""
         return self.position // len(self.rows)
+
+
+class _Deck:
+    """Rows in an order of chance, a new one each epoch."""
+
+    def __init__(self, rows: Rows, seed: int) -> None:
+        self.rows, self.seed = rows, seed
+        self._epoch = -1
+        self._order: NDArray[np.int64] = np.zeros(0, np.int64)
+
+    def deal(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Tokens (count, T+1) and weights (count, T) of the rows dealt as these numbers since training began."""
+        numbers = np.array([self._row(first + n) for n in range(count)])
+        tokens = self.rows.tokens[numbers].astype(np.int64)
+        if self.rows.weights is None:
+            return tokens, np.ones(tokens[:, 1:].shape, np.float32)
+        return tokens, self.rows.weights[numbers, 1:].astype(np.float32)
 
     def _row(self, number: int) -> int:
         """The row dealt as that number since the beginning of training."""

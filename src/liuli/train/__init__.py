@@ -9,7 +9,7 @@ from liuli.train.log import RunLog, StageState
 from liuli.train.loop import FitResult, LoopOptions, fit
 from liuli.train.loss import Objective, TensorBatch, next_token
 from liuli.train.machine import Machine, measure_machine
-from liuli.train.optimizer import Optimizer, OptimizerOptions
+from liuli.train.optimizer import Optimizer, OptimizerOptions, one_rate
 from liuli.train.pace import Pace, schedule
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "load_checkpoint",
     "measure_machine",
     "next_token",
+    "one_rate",
     "save_checkpoint",
     "schedule",
 ]

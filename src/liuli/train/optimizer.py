@@ -41,6 +41,12 @@ class OptimizerOptions:
     adam_eps: float = 1e-10  # keeps AdamW's steps small where gradients all but vanish; reinforcement wants 1e-5
 
 
+def one_rate(rate: float, **others: Any) -> OptimizerOptions:
+    """AdamW with one learning rate for all weights, as tuning wants it. others: fields of OptimizerOptions."""
+    rates = {"adam_lr": rate, "embedding_lr": rate, "head_lr": rate, "lookup_lr": rate}
+    return OptimizerOptions(kind="adamw", **rates | others)
+
+
 def orthogonalise(matrices_NRC: Tensor, steps: int = 5) -> Tensor:
     """The nearest semi-orthogonal matrix of each (Polar Express): U V^T of the singular value decomposition, roughly.
 
@@ -149,13 +155,14 @@ def _copied(values: dict[str, Any], device: torch.device | None = None) -> dict[
 
 def group_of(name: str, weight: nn.Parameter, kind: str) -> str:
     """Which rule updates a weight: "muon", "embedding", "head", "lookup", "matrix" or "vector"."""
+    name = name.removeprefix("body.")  # of a reward model
     if name == "embedding.weight":
         return "embedding"
     if name == "head.weight":
         return "head"
     if name.startswith("bigram") or "value_embedding" in name:
         return "lookup"
-    if weight.dim() < 2 or "value_gate" in name:
+    if weight.dim() < 2 or "value_gate" in name or name == "score.weight":
         return "vector"
     return "muon" if kind == "muon" else "matrix"
 

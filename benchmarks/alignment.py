@@ -1,0 +1,210 @@
+"""What each way of learning from preferences makes of one chat model, judged by the ground truth.
+
+    python benchmarks/alignment.py runs/laptop --minutes 2 --seeds 0 1 2 --methods ppo grpo dpo best-of-16 cautious one
+
+RUN is a build's folder (chat, reward, curriculum, rows). Every method starts from `chat`; `ppo`, `grpo`, `best-of-16`
+follow `reward`, `dpo` the same comparisons. `cautious` and `one` are PPO without a leash, by the ensemble and by its
+first member alone: how the true worth falls while the score still rises is drawn to over-optimisation.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from liuli.build import messages_of, split_by_prompt, worths
+from liuli.curriculum import key_of, practice
+from liuli.curriculum.preferences import PRACTISED
+from liuli.engine import Model
+from liuli.evals.bits import bits_by_language
+from liuli.evals.evaluate import read_held_out
+from liuli.evals.versus import held_out, versus
+from liuli.evals.versus import worths as worths_of
+from liuli.files import read_lines
+from liuli.model.scalar import ScalarModel, load_scalar, save_scalar
+from liuli.stages.dpo import DPOOptions, dpo
+from liuli.stages.grpo import GRPOOptions, grpo
+from liuli.stages.learn import Reward
+from liuli.stages.ppo import PPOOptions, ppo
+from liuli.stages.reward import compare, score_answers
+from liuli.stages.rollout import Rollouts, roll_out
+from liuli.text import Preference, Rows, Tokenizer
+from liuli.train import RunLog, StageState
+
+METHODS = ("ppo", "grpo", "dpo", "best-of-16", "cautious", "one")
+
+
+def prompts_of(run: Path) -> list[dict[str, Any]]:
+    """The questions to practise on: none of the examination's."""
+    examined = {key_of(item) for item in read_lines(run / "curriculum" / "eval.jsonl")}
+    return practice(1, 150, without=examined, only=PRACTISED)
+
+
+def train(method: str, run: Path, out: Path, minutes: float, seed: int) -> list[dict[str, Any]]:
+    """One method, from `run/chat` to `out`; the lines of its log."""
+    log = RunLog(out.parent, [StageState(out.name, method)], quiet=True, tensorboard=False)
+    log.begin(out.name)
+    items, judge, chat = prompts_of(run), run / "reward", run / "chat"
+    asked = [messages_of(item["messages"]) for item in items]
+    budget: dict[str, Any] = {"minutes": minutes, "seed": seed}
+
+    def truth(rollouts: Rollouts) -> torch.Tensor:
+        return worths(items, rollouts)
+
+    if method == "ppo":
+        options = PPOOptions(**budget, beta=0.1, ptx=0.5, max_tokens=160)
+        ppo(chat, judge, asked, out, options=options, log=log, truth=truth, ptx_rows=Rows.open(run / "rows" / "chat"))
+    elif method in ("cautious", "one"):
+        folder = judge if method == "cautious" else first_member(judge, out.parent / "one-member")
+        options = PPOOptions(**budget, beta=0.0, lr=6e-4, max_tokens=160)
+        ppo(chat, folder, asked, out, options=options, log=log, truth=truth)
+    elif method == "grpo":
+        model = load_scalar(judge)
+
+        def earn(rollouts: Rollouts) -> Reward:
+            return Reward(*score_answers(model, rollouts), truth(rollouts))
+
+        grpo(chat, asked, out, reward=earn, options=GRPOOptions(**budget, beta=0.1, max_tokens=160), log=log)
+    else:
+        pairs = read_lines(run / "curriculum" / "pairs.jsonl")
+        preferences = [Preference(*map(messages_of, (p["prompt"], p["chosen"], p["rejected"]))) for p in pairs]
+        data = compare([preferences[n] for n in split_by_prompt(preferences)[0]], Tokenizer.load(chat), 256)
+        dpo(chat, data, out, options=DPOOptions(**budget), log=log)
+    log.finish()
+    return [line for line in read_lines(out.parent / "log.jsonl") if "kl" in line and "score" in line]
+
+
+def first_member(judge: Path, out: Path) -> Path:
+    """The reward model with its first head alone."""
+    whole = load_scalar(judge)
+    alone = ScalarModel(whole.body, 1)
+    with torch.no_grad():
+        alone.score.weight.copy_(whole.score.weight[:1])
+        alone.offsets_E.copy_(whole.offsets_E[:1])
+    save_scalar(alone, out, tokenizer_folder=judge, provenance={"stage": "reward", "parent": str(judge)}, special={})
+    return out
+
+
+def best_of(run: Path, items: Sequence[dict[str, Any]], n: int = 16) -> list[float]:
+    """What the answer is worth that the reward model likes best of n."""
+    model, judge = Model(run / "chat"), load_scalar(run / "reward")
+    found: list[float] = []
+    for start in range(0, len(items), 64):
+        some = items[start : start + 64]
+        asked = [messages_of(item["messages"]) for item in some for _ in range(n)]
+        rollouts = roll_out(model.engine, asked, max_tokens=160, seeds=[8 * i for i in range(len(asked))])
+        scores = torch.where(rollouts.finished_B, score_answers(judge, rollouts)[0], torch.tensor(-9.0)).view(-1, n)
+        best = scores.argmax(1) + torch.arange(len(some)) * n
+        chosen = rollouts.part(best)
+        numbers = torch.arange(len(some))
+        found += worths(some, Rollouts(**vars(chosen) | {"prompt_B": numbers})).tolist()
+    return found
+
+
+def curve(lines: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Score and true worth against KL, a colour a run."""
+    from html import escape
+
+    points = {
+        f"{name}: {key}": sorted((max(line["kl"], 0.0), line[key]) for line in own)
+        for name, own in lines.items()
+        for key in ("score", "true_score")
+    }
+    right = max(x for own in points.values() for x, _ in own) or 1.0
+    low, high = min(y for own in points.values() for _, y in own), max(y for own in points.values() for _, y in own)
+    colours = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444")
+    parts = [
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 360" font-family="sans-serif" font-size="12">',
+        '<rect width="640" height="360" fill="white"/>',
+        '<text x="320" y="352" text-anchor="middle">KL, nats an answer</text>',
+        f'<text x="4" y="16">{high:.2f}</text><text x="4" y="328">{low:.2f}</text>'
+        f'<text x="600" y="340">{right:.1f}</text>',
+    ]
+    for number, (name, own) in enumerate(points.items()):
+        path_text = " ".join(
+            f"{40 + 580 * x / right:.1f},{320 - 300 * (y - low) / (high - low):.1f}" for x, y in smooth(own)
+        )
+        dash = ' stroke-dasharray="5 4"' if "true" not in name else ""
+        colour = colours[number // 2 * 2 % 4 + number % 2]
+        parts.append(f'<polyline points="{path_text}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
+        parts.append(f'<text x="420" y="{30 + 16 * number}" fill="{colour}">{escape(name)}</text>')
+    path.write_text("".join(parts) + "</svg>", encoding="utf-8")
+
+
+def smooth(points: Sequence[tuple[float, float]], width: int = 5) -> list[tuple[float, float]]:
+    return [
+        (
+            x,
+            sum(y for _, y in points[max(0, i - width) : i + width + 1])
+            / len(points[max(0, i - width) : i + width + 1]),
+        )
+        for i, (x, _) in enumerate(points)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", default=["ppo", "grpo", "dpo", "best-of-16"], choices=METHODS)
+    parser.add_argument("--count", type=int, default=12, help="held-out questions of each skill, language and split")
+    parser.add_argument("--out", type=Path, default=Path("runs/alignment"))
+    options = parser.parse_args()
+    items = held_out(3, options.count)
+    before = worths_of(Model(options.run / "chat").engine, items)
+    texts = read_held_out(options.run / "rows" / "held_out.jsonl")
+    drawn: dict[str, list[dict[str, Any]]] = {}
+    for method in options.methods:
+        for seed in options.seeds[:1] if method in ("best-of-16", "cautious", "one") else options.seeds:
+            began, figures = time.monotonic(), dict[str, Any]()
+            if method == "best-of-16":
+                few = items[: len(items) // 3]
+                result = versus(before[: len(few)], best_of(options.run, few), few)
+            else:
+                out = options.out / f"{method}-{seed}" / "model"
+                lines = train(method, options.run, out, options.minutes, seed)
+                model = Model(out)
+                result = versus(before, worths_of(model.engine, items), items)
+                bits = bits_by_language(model.transformer, model.tokenizer, texts, context=256, seconds=10)
+                figures = {"bits": round(bits["all"]["per_byte"], 3)} | ({"kl": lines[-1]["kl"]} if lines else {})
+                if method in ("cautious", "one"):
+                    drawn[method] = lines
+            print(json.dumps({"method": method, "seed": seed} | figures | short(result) | since(began)), flush=True)
+    if drawn:
+        curve(drawn, options.out / "over-optimisation.svg")
+
+
+def since(began: float) -> dict[str, float]:
+    return {"seconds": round(time.monotonic() - began, 1)}
+
+
+def short(result: dict[str, Any]) -> dict[str, Any]:
+    """The figures that the table shows."""
+    falls = {
+        name: round(cells["after"]["accuracy"] - cells["before"]["accuracy"], 3)
+        for name, cells in result["skills"].items()
+    }
+    worst = min(falls, key=lambda name: falls[name])
+    table = {
+        name: [round(result[name][when]["accuracy"], 4) for when in ("before", "after")]
+        for name in ("right", "claims", "refusals")
+    }
+    wins = result["wins"]
+    return table | {
+        "win_rate": round(wins["accuracy"], 4),
+        "interval": [round(wins["low"], 3), round(wins["high"], 3)],
+        "decided": wins["n"],
+        "asked": result["asked"],
+        "worst": [worst, falls[worst]],
+    }
+
+
+if __name__ == "__main__":
+    main()
