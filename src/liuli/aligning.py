@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from liuli.build import check_keys, messages_of, parse_value, split_by_prompt, worths
+from liuli.build import check_choice, check_keys, messages_of, parse_value, split_by_prompt, worths
 from liuli.curriculum import judge, practice
 from liuli.errors import LiuliError, UsageError
 from liuli.evals.proportion import wilson
@@ -27,6 +27,7 @@ from liuli.text import (
     Message,
     Preference,
     ReadReport,
+    Rows,
     Task,
     Tokenizer,
     read_conversations,
@@ -53,6 +54,7 @@ def options_of(kind: type[O], budget: dict[str, Any], changes: Sequence[str]) ->
         wanted: Any = (int, float) if default is None or isinstance(default, float) else type(default)
         if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool):
             raise UsageError(f"{key} = {text!r} is not like its default {default!r}", "--option")
+        check_choice(kind, key, value)
         values[key] = value
     return kind(**values)
 
@@ -145,17 +147,21 @@ def ppo_here(
     out: Path,
     budget: dict[str, Any],
     changes: Sequence[str],
+    texts: Path | None,
     skip_bad: bool,
     quiet: bool,
 ) -> None:
     """`liuli ppo`."""
     options = options_of(PPOOptions, budget, changes)
     check_tokenizers(model, judge_folder)
+    if bool(options.ptx) != (texts is not None):
+        raise UsageError("the pretraining loss needs its weight and its rows", "ptx", "--option ptx=0.5 --replay ROWS")
     with own_run(out, "learning what the reward model likes", quiet) as log:
         report = ReadReport()
         asked, truth = questions(prompts, skip_bad, report)
         tell_skipped(report, log)
-        figures = ppo(model, judge_folder, asked, out, options=options, log=log, truth=truth)
+        rows = Rows.open(texts) if texts is not None else None
+        figures = ppo(model, judge_folder, asked, out, options=options, log=log, truth=truth, ptx_rows=rows)
         done(log, out, figures, ("score", "true_score", "kl"))
 
 

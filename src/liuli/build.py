@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -124,6 +124,14 @@ def check_section(values: Any, where: str, options: type[Any]) -> None:
     check_keys(values, list(defaults), where)
     for name, value in values.items():
         check_option(name, value, defaults[name])
+        check_choice(options, name, value)
+
+
+def check_choice(kind: type[Any], key: str, value: Any) -> None:
+    """An option of a few words must be one of them."""
+    known = get_args(get_type_hints(kind)[key])
+    if known and all(isinstance(word, str) for word in known) and value not in known:
+        raise UsageError(f"{key} = {value!r} is not known", "options", f"use one of {', '.join(known)}")
 
 
 def check_values(recipe: Recipe, where: str | Path) -> None:
@@ -384,7 +392,7 @@ class Build:
             options=options,
             log=self.log,
             truth=lambda rollouts: worths(items, rollouts),
-            # what it was tuned on keeps its skills where they are (InstructGPT mixes text in, to the same end)
+            # with the option ptx, what it was tuned on goes on beside (InstructGPT mixes text in, to the same end)
             ptx_rows=Rows.open(self.folder / "rows" / "chat"),
         )
 
@@ -439,7 +447,7 @@ class Build:
     # --- text --------------------------------------------------------------------------------------------------------
 
     def lessons(self, kind: str) -> Iterator[dict[str, Any]]:
-        """Lines of the curriculum: kind is "text", "chat" or "eval"."""
+        """Lines of the curriculum: kind is "text", "chat", "pairs" or "eval"."""
         with (self.folder / "curriculum" / f"{kind}.jsonl").open(encoding="utf-8") as lines:
             yield from map(json.loads, lines)
 

@@ -300,7 +300,7 @@ def reward_command(
 ) -> None:
     """Train a reward model: which of two answers do people prefer?
 
-    Example: liuli reward runs/laptop/chat pairs.jsonl --out runs/laptop/reward --minutes 2
+    Example: liuli reward runs/laptop/chat pairs.jsonl --out runs/mine/reward --minutes 2
     """
     from liuli import aligning
 
@@ -314,19 +314,20 @@ def ppo_command(
     prompts: Annotated[Path, typer.Argument(help="Conversations whose last question is asked, or a curriculum.")],
     out: Trained,
     minutes: Minutes = None,
-    steps: Steps = None,
+    steps: Annotated[int | None, typer.Option(help="Budget: rounds of answers.")] = None,
+    replay: Annotated[Path | None, typer.Option(help="Rows that go on beside it, with --option ptx=0.5")] = None,
     skip_bad: SkipBad = False,
     option: Options = None,
     quiet: Quiet = False,
 ) -> None:
     """Teach a chat model what a reward model likes, on a leash to where it began.
 
-    Example: liuli ppo runs/laptop/chat runs/laptop/reward runs/laptop/curriculum runs/laptop/ppo --minutes 3
+    Example: liuli ppo runs/laptop/chat runs/mine/reward runs/laptop/curriculum runs/mine/ppo --minutes 3
     """
     from liuli import aligning
 
     budget = {"minutes": minutes, "steps": steps}
-    aligning.ppo_here(model, judge, prompts, out, budget, option or [], skip_bad, quiet)
+    aligning.ppo_here(model, judge, prompts, out, budget, option or [], replay, skip_bad, quiet)
 
 
 @app.command(name="grpo")
@@ -346,7 +347,7 @@ def grpo_command(
 ) -> None:
     """Teach a model by comparing its own answers to one question with each other.
 
-    Example: liuli grpo runs/laptop/chat runs/laptop/adder --skill add_steps --minutes 3
+    Example: liuli grpo runs/laptop/chat runs/mine/adder --skill add_steps --minutes 3
     """
     from liuli import aligning
 
@@ -366,7 +367,7 @@ def dpo_command(
 ) -> None:
     """Teach a model by comparisons alone, without a reward model (option kind=ipo, kind=kto: its relatives).
 
-    Example: liuli dpo runs/laptop/chat pairs.jsonl --out runs/laptop/dpo --minutes 2
+    Example: liuli dpo runs/laptop/chat pairs.jsonl --out runs/mine/dpo --minutes 2
     """
     from liuli import aligning
 

@@ -7,7 +7,7 @@ policy learns from it is `update`. Both are pure but for the weights, and the te
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,9 +34,11 @@ from liuli.stages.rollout import (
 from liuli.stages.training import write_model
 from liuli.text import Loader, Rows, Tokenizer
 from liuli.text.chat import Messages
-from liuli.train import Optimizer, Pace, RunLog, measure_machine, one_rate, schedule
+from liuli.train import Optimizer, Pace, RunLog, measure_machine, next_token, one_rate, schedule
+from liuli.train.loop import to_tensors
 from liuli.train.policy import KL, Spread, clipped_loss, explained_variance, kl_terms, token_weights, value_loss
 from liuli.train.steps import run_steps
+from liuli.train.trace import write_trace
 
 
 class Experience(NamedTuple):
@@ -192,8 +194,9 @@ class Learner:
     group: int = 1  # answers of one prompt
     max_tokens: int = 128
     beta: float = 0.05
-    steer: Callable[[float, int], float] | None = None  # (KL, answers) -> the next beta
-    extra: Callable[[], Tensor] | None = None
+    steer: Callable[[float, float, int], float] | None = None  # (beta, KL, answers) -> the next beta
+    texts: Loader | None = None  # rows for the pretraining loss of PPO-ptx, and its weight
+    ptx: float = 0.0
     most_drift: float = 0.02  # nats a token between engine and trainer, mean
     warmup: float = 0.05
     cooldown: float = 1.0
@@ -253,7 +256,7 @@ class Learner:
             self.step,
             scale=scale,
             seed=self.seed + self.done,
-            extra=self.extra,
+            extra=self.text_loss if self.texts is not None else None,
         )
         self.check_ratio(means["first_ratio"])
         kl = float(e.kl_BT.sum(1).mean())
@@ -261,7 +264,7 @@ class Learner:
         if self.trace_every and self.done % self.trace_every == 0:
             self.trace(e, reward, old)
         if self.steer is not None:
-            self.beta = self.steer(kl, len(rollouts))
+            self.beta = self.steer(self.beta, kl, len(rollouts))
         self.tokens += int(rollouts.lengths_B.sum())
         return figures | {"tokens": float(self.tokens)}
 
@@ -289,12 +292,23 @@ class Learner:
 
     def trace(self, e: Experience, reward: Reward, old: Scores) -> None:
         """The columnar record of this step: one row a token, one row an answer."""
-        from liuli.train.trace import write_trace
-
         new = score_all(self.across(self.policy), e.rollouts, self.step.micro_tokens)
         write_trace(
-            self.log.folder, self.stage, self.done, *trace_columns(e, reward, old, new, self.engine, self.prompts)
+            self.log.folder,
+            self.stage,
+            self.done + 1,  # rounds count from 1, as in the log
+            *trace_columns(e, reward, old, new, self.step, self.engine, self.prompts),
         )
+
+    def text_loss(self) -> Tensor:
+        """PPO-ptx: the loss of the next rows of text, times its weight (arXiv 2203.02155, eq. 2)."""
+        assert self.texts is not None
+        batch = next(self.texts)
+        device = str(self.policy.model.embedding.weight.device)
+        # documents of a row are kept apart, as in every stage
+        part = to_tensors(batch, slice(None), device, self.engine.tokenizer.bos)
+        loss: Tensor = self.ptx * next_token(self.policy.model, part) / float(batch.weights_BT.sum())
+        return loss
 
     def state(self) -> dict[str, Any]:
         critic = self.policy.critic
@@ -304,6 +318,7 @@ class Learner:
             "optimizer": self.optimizer.state(),
             "beta": self.beta,
             "tokens": self.tokens,
+            "texts": self.texts.position if self.texts is not None else 0,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -312,6 +327,8 @@ class Learner:
             self.policy.critic.load_state_dict(state["critic"])
         self.optimizer.load_state(state["optimizer"])
         self.beta, self.tokens = state["beta"], state["tokens"]
+        if self.texts is not None:
+            self.texts.position = state["texts"]
 
 
 def round_figures(e: Experience, reward: Reward) -> dict[str, float]:
@@ -331,7 +348,13 @@ def round_figures(e: Experience, reward: Reward) -> dict[str, float]:
 
 
 def trace_columns(
-    e: Experience, reward: Reward, old: Scores, new: Scores, engine: Writer, prompts: Sequence[Messages]
+    e: Experience,
+    reward: Reward,
+    old: Scores,
+    new: Scores,
+    step: Step,
+    engine: Writer,
+    prompts: Sequence[Messages],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The columns of a trace (train/trace.py): of every token, and of every answer."""
     r = e.rollouts
@@ -355,7 +378,8 @@ def trace_columns(
     ids = r.tokens_BT[real_BT].tolist()
     tokens |= {"sequence": sequence_N.numpy(), "position": position_N.numpy(), "token": ids}
     tokens |= {"text": [engine.names[id] for id in ids], "drawn": r.mask_BT[real_BT].numpy()}
-    tokens["clipped"] = ((table["ratio"] - 1).abs() > 0.2)[real_BT].numpy()
+    held_BT = clipped_loss(new.log_probs_BT, e.log_probs_BT, e.advantages_BT, step.clip_low, step.clip_high)[1]
+    tokens["clipped"] = (held_BT & r.mask_BT)[real_BT].numpy()
     truth = reward.truth_B if reward.truth_B is not None else torch.full((len(r),), math.nan)
     members = reward.members_EB if reward.members_EB is not None else reward.scores_B[None]
     sequences: dict[str, Any] = {
@@ -377,20 +401,6 @@ def _last_words(prompt: Messages) -> str:
     return str(message["content"] if isinstance(message, dict) else getattr(message, "content", ""))
 
 
-def ptx_loss(model: Transformer, batches: Iterator[Any], weight: float) -> Callable[[], Tensor]:
-    """PPO-ptx: the pretraining loss on the next batch of rows, times a weight (arXiv 2203.02155, eq. 2)."""
-    from liuli.train.loop import to_tensors
-    from liuli.train.loss import next_token
-
-    def loss() -> Tensor:
-        batch = next(batches)
-        device = str(model.embedding.weight.device)
-        part = to_tensors(batch, slice(None), device, None)
-        return weight * next_token(model, part) / float(batch.weights_BT.sum())
-
-    return loss
-
-
 # --- from a model folder to a better one -----------------------------------------------------------------------------
 
 
@@ -406,7 +416,7 @@ def reinforce(
     options: Any,
     log: RunLog,
     critic: Callable[[Transformer], Critic | None] = lambda model: None,
-    steer: Callable[[float, int], float] | None = None,
+    steer: Callable[[float, float, int], float] | None = None,
     ptx_rows: Rows | None = None,
     group: int = 1,
     provenance: dict[str, Any] | None = None,
@@ -448,7 +458,8 @@ def reinforce(
         max_tokens=options.max_tokens,
         beta=options.beta,
         steer=steer,
-        extra=ptx_loss(model, Loader(ptx_rows, 8, options.seed), options.ptx) if ptx_rows is not None else None,
+        texts=Loader(ptx_rows, 8, options.seed) if ptx_rows is not None else None,
+        ptx=getattr(options, "ptx", 0.0),
         most_drift=options.most_drift,
         trace_every=options.trace_every,
         seed=options.seed,

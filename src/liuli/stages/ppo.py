@@ -42,7 +42,7 @@ class PPOOptions:
     clip: float = 0.2
     value_clip: float = 0.2
     value_weight: float = 0.1
-    whiten_rewards: Literal["off", "scale", "full"] = "off"  # "scale" pays for every token: another optimum
+    whiten_rewards: Literal["off", "scale", "full"] = "off"  # both have another optimum
     whiten_advantages: bool = True
     no_end: float = -1.0  # the score of an answer that did not end by itself
     critic: Literal["shared", "reward"] = "shared"  # a head on the policy's states, or the reward model as a start
@@ -125,7 +125,9 @@ def ppo(
         nn.init.zeros_(head.bias)
         return head
 
-    steer = AdaptiveKL(options.beta, options.kl_target).update if options.kl_target else None
+    def steer(beta: float, kl: float, answers: int) -> float:
+        return AdaptiveKL(beta, options.kl_target).update(kl, answers)
+
     return reinforce(
         Path(model_folder),
         Path(out),
@@ -137,7 +139,7 @@ def ppo(
         options=options,
         log=log,
         critic=critic,
-        steer=steer,
+        steer=steer if options.kl_target else None,
         ptx_rows=ptx_rows if options.ptx else None,
         provenance={"data": {"reward": str(reward_folder), "prompts": len(prompts)}},
     )

@@ -34,7 +34,7 @@ from liuli.train.steps import run_steps
 class RewardOptions:
     """How reward models are trained."""
 
-    minutes: float | None = None  # all members together
+    minutes: float | None = None
     epochs: float = 1.0  # where no minutes are given; more than one overfits (arXiv 2203.02155)
     members: int = 3
     prompts: int = 16  # of one step, with all their answers
@@ -143,10 +143,10 @@ def reward(
     began, checkpoints = time.monotonic(), log.folder / "checkpoints" / out.name
     model = train_scores(model_folder, train, options, log, checkpoints)
     few = reference if reference is not None else train.answers.part(torch.arange(min(512, len(train.answers))))
-    normalise(model, few)
     figures = {"seconds": time.monotonic() - began, "pairs": float(len(train)), "skipped": float(train.skipped)}
     if held_out is not None:
-        figures |= examine(model, held_out)
+        figures |= examine(model, held_out)  # before its scores are scaled: then they are log-odds
+    normalise(model, few)
     save_scalar(
         model,
         out,
@@ -259,7 +259,7 @@ def pairs_by_prompt(data: Comparisons) -> list[Tensor]:
 @torch.no_grad()
 def normalise(model: ScalarModel, answers: Rollouts) -> None:
     """Scale the head and set the offsets so that these answers' scores have mean 0 and standard deviation 1
-    (arXiv 1909.08593, section 2.1)."""
+    (arXiv 1909.08593, section 2.2)."""
     scores_BE = judge_all(model, answers).to(model.score.weight.device)
     spread_E = scores_BE.std(0, correction=0).clamp_min(1e-6)
     model.score.weight.div_(spread_E[:, None])
@@ -275,8 +275,8 @@ def score_answers(model: ScalarModel, answers: Rollouts, kind: Combine = "cautio
 def examine(model: ScalarModel, data: Comparisons) -> dict[str, float]:
     """Held-out comparisons: the share foretold by the members' mean, and how far its probabilities are from the truth.
 
-    calibration: mean distance, over tenths of the predicted probability, from the share that came true. margin: mean
-    score of the chosen above that of the rejected, also by kind of pair where that is known.
+    calibration: mean distance, over twentieths of the predicted probability, from the share that came true. margin:
+    mean score of the chosen above that of the rejected, also by kind of pair where that is known.
     """
     scores_B, each_EB = score_answers(model, data.answers, "mean")
     gap = scores_B[data.chosen_P] - scores_B[data.rejected_P]

@@ -129,7 +129,7 @@ def _read_parquet(file: Path) -> Iterator[tuple[int, Mapping[str, Any] | LiuliEr
 
     number = 0
     try:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=256):
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=256, use_threads=False):
             for row in batch.to_pylist():
                 number += 1
                 yield number, row

@@ -330,7 +330,7 @@ def _read_parquet(file: Path, field: str) -> Iterator[Row]:
             row = dict.fromkeys(table.schema_arrow.names)
             yield 1, _missing(field, row, file, 1)
             return
-        for batch in table.iter_batches(batch_size=1024, columns=[field]):
+        for batch in table.iter_batches(batch_size=1024, columns=[field], use_threads=False):
             for scalar in batch.column(0):
                 number += 1
                 try:

@@ -27,13 +27,12 @@ def run_steps(
     load_state: Callable[[dict[str, Any]], None],
     checkpoints: Path | None,
     save_every_s: float = 60.0,
-    part: tuple[int, int] = (0, 1),
     shown: tuple[str, ...] = (),
 ) -> tuple[int, Figures]:
     """Take steps until `pace` is done, going on from `checkpoints`; the number of steps and the last one's figures.
 
     take_step(number of steps done before): the figures of one step; whatever is random in it must follow from that
-    number. state, load_state: everything that changes. part: (which, of how many) such runs this is, for the bar.
+    number. state, load_state: everything that changes.
     shown: figures for the bar. Ctrl-C saves after the step and raises KeyboardInterrupt.
     """
     done, figures, saved = 0, Figures(), time.monotonic()
@@ -47,9 +46,8 @@ def run_steps(
             figures = take_step(done)
             done += 1
             pace.advance(done)
-            overall = (part[0] + pace.progress) / part[1]
-            log.progress(overall, pace.seconds_left(), step=done, **{key: figures[key] for key in shown})
-            log.figures(step=done, progress=overall, **figures)
+            log.progress(pace.progress, pace.seconds_left(), step=done, **{key: figures[key] for key in shown})
+            log.figures(step=done, progress=pace.progress, **figures)
             stop = stopping.is_set()
             if checkpoints is not None and (stop or time.monotonic() - saved >= save_every_s):
                 save_checkpoint(checkpoints, done, {"own": state(), "pace": pace.state()})

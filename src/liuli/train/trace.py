@@ -142,7 +142,9 @@ def _array(values: Any, kind: pa.DataType, count: int) -> pa.Array:
 def _read(file: Path, schema: pa.Schema) -> pa.Table:
     fix = "choose another step; remove this file if it is of no more use"
     try:
-        table = pq.ParquetFile(pa.BufferReader(file.read_bytes()), page_checksum_verification=True).read()
+        table = pq.ParquetFile(pa.BufferReader(file.read_bytes()), page_checksum_verification=True).read(
+            use_threads=False  # its threads and torch's do not leave the interpreter together
+        )
         if wrong := _differences(table.schema.names, schema):
             raise DamagedError(f"{file.name} has {wrong}: another version of Liuli wrote it", file, fix)
         return table.select(schema.names).cast(schema)
