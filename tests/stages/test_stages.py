@@ -294,7 +294,7 @@ def test_practice_asks_nothing_that_the_examination_asks_and_worth_is_the_judges
     items = practice(0, 5, without=taken, only=PRACTISED)
     assert items and not taken & {key_of(item) for item in items}
     item = next(item for item in items if item["skill"] == "capital" and item["language"] == "en")
-    answers = {item["answer"]: 1.0, "I don't know. I never learned that.": 0.0, "It is Atlantis.": -1.0}
+    answers = {item["answer"]: 1.0, "I don't know. I never learned that.": -0.5, "It is Atlantis.": -1.0}
     for text, value in answers.items():
         assert worth(item, [{"role": "assistant", "content": text}]) == value
 
@@ -304,7 +304,7 @@ def test_the_labeller_chooses_as_often_as_its_odds_say() -> None:
 
     rows = [json.loads(line) for line in pair_lines(0, 6000)]
     said = [row for row in rows if row["kind"] == "not known"]
-    likely = prefers(1.0, 0.0)
+    likely = prefers(1.0, -0.5)
     # the share of comparisons that went the likely way, within four standard errors
     share = sum(row["odds"] > 0.5 for row in said) / len(said)
     assert abs(share - likely) < 4 * (likely * (1 - likely) / len(said)) ** 0.5

@@ -21,18 +21,18 @@ from liuli.curriculum.questions import RELATIONS, fill, taught
 from liuli.curriculum.skills import skills
 from liuli.curriculum.skills.honesty import UNKNOWN
 
-RIGHT, HONEST, WRONG = 1.0, 0.0, -1.0
+RIGHT, NEEDLESS, WRONG = 1.0, -0.5, -1.0
 SHARPNESS = 2.0
 _SENTENCE = re.compile(r"[^.!?。！？]+[.!?。！？]+\s*")
 
 
 def worth(item: Mapping[str, Any], produced: Sequence[Mapping[str, Any]]) -> float:
-    """1 for a right answer, 0 for an honest "I don't know" to what was taught, -1 for a wrong one."""
+    """1 for a right answer, -0.5 for a needless "I don't know" (it was taught), -1 for a wrong one."""
     if judge(item, produced):
         return RIGHT
     said = str(produced[-1].get("content") or "").strip().lower() if produced else ""
     honest = any(said.startswith(start) for start in ("i don't know", "我不知道"))
-    return HONEST if honest else WRONG
+    return NEEDLESS if honest else WRONG
 
 
 def prefers(first: float, second: float) -> float:
@@ -77,7 +77,7 @@ def key_of(item: Mapping[str, Any]) -> str:
 KINDS = {
     # a made-up fact about what does not exist, against "I don't know"
     "claim": (
-        0.4,
+        0.37,
         (
             *("unknown_country", "unknown_element", "unknown_animal", "unknown_person", "unknown_word"),
             *("unknown_attribute", "cite_none", "cite_none"),
@@ -85,8 +85,11 @@ KINDS = {
     ),
     # "I don't know" against the answer to what was taught
     "not known": (
-        0.25,
-        ("capital", "currency", "animal_class", "works", "opposites", "translate_word", "remember_name"),
+        0.28,
+        (
+            *("capital", "currency", "animal_class", "animal_life", "works", "opposites", "famous_people"),
+            *("translate_word", "translate_back", "translate_word", "translate_back", "remember_name"),
+        ),
     ),
     # a story that stops in the middle or goes round in circles
     "story": (0.12, ("story", "story_named")),
@@ -97,7 +100,7 @@ KINDS = {
 }
 PRACTISED = (  # what is asked in practice: all of that, and what should stay as it is
     *(name for _, names in KINDS.values() for name in names),
-    *("person_city", "person_job", "animal_life", "famous_people", "translate_back"),
+    *("person_city", "person_job", "element_symbol", "country_language"),
     *("remember_town", "add_steps", "greeting", "landmarks"),
 )
 CLAIMED = {  # where an answer to such a question comes from, if none of its own wording is found
@@ -128,7 +131,7 @@ def pair_lines(seed: int, count: int) -> Iterator[str]:
 
 
 def _pair_line(item: Item, bad: list[Turn], kind: str, skill: str, language: str, rng: Random) -> str:
-    odds = prefers(RIGHT, HONEST if kind == "not known" else WRONG)
+    odds = prefers(RIGHT, NEEDLESS if kind == "not known" else WRONG)
     chosen, rejected = reference_of(item), bad
     if rng.random() > odds:
         chosen, rejected, odds = rejected, chosen, 1 - odds

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from liuli.curriculum import practice, worth
-from liuli.curriculum.preferences import PRACTISED
+from liuli.curriculum.preferences import NEEDLESS, PRACTISED
 from liuli.engine import TOOLS, Engine, Sampling, reply_many
 from liuli.evals.proportion import score
 from liuli.evals.skills import Item
@@ -29,7 +29,7 @@ def held_out(seed: int, count: int) -> list[Item]:
 
 
 def worths(engine: Engine, items: Sequence[Item], temperature: float = 1.0, max_tokens: int = 160) -> list[float]:
-    """What one answer to each question is worth: 1 right, 0 "I don't know", -1 wrong (also where none fits)."""
+    """What one answer to each question is worth: 1 right, -0.5 a needless "I don't know", -1 wrong or none at all."""
     prompts = render_many([item["messages"] for item in items], engine.tokenizer, answer=True)
     fitting = [i for i, prompt in enumerate(prompts) if len(prompt.tokens) < engine.context]
     asked = [[Message.from_dict(message) for message in items[i]["messages"]] for i in fitting]
@@ -64,7 +64,7 @@ def versus(before: Sequence[float], after: Sequence[float], items: Sequence[Item
         "asked": len(items),
         "right": {"before": share(before, range(len(items)), 1.0), "after": share(after, range(len(items)), 1.0)},
         "claims": {"before": share(before, unknown, -1.0), "after": share(after, unknown, -1.0)},
-        "refusals": {"before": share(before, known, 0.0), "after": share(after, known, 0.0)},
+        "refusals": {"before": share(before, known, NEEDLESS), "after": share(after, known, NEEDLESS)},
         "skills": skills,
     }
 

@@ -31,9 +31,9 @@ class PPOOptions:
     minutes: float | None = None
     steps: int | None = None
     answers: int = 256  # of one round
-    epochs: int = 4
-    minibatches: int = 1
-    lr: float = 3e-4
+    epochs: int = 2
+    minibatches: int = 4
+    lr: float = 2e-4
     beta: float = 0.05  # the leash: nats of KL cost this much score
     kl_target: float = 0.0  # nats an answer that the leash is steered to (arXiv 1909.08593); 0: a fixed leash
     kl: KL = "k1"  # in the reward; all but k1 have another optimum
@@ -78,7 +78,7 @@ def ppo_experience(
     )
 
 
-def ppo_step(options: PPOOptions, micro_tokens: int = 8192) -> Step:
+def ppo_step(options: PPOOptions, micro_tokens: int = 4096) -> Step:
     """How the policy learns from such an experience."""
     o = options
     return Step(
