@@ -280,7 +280,7 @@ def sft_command(
     from liuli import running
 
     budget = {"minutes": minutes, "steps": steps, "tokens": tokens}
-    running.sft_here(model, data, out, budget, option or [], replay, skip_bad, quiet)
+    running.sft_here(model, data, out, budget, option or [], skip_bad, quiet, replay)
 
 
 Preferences = Annotated[list[Path], typer.Argument(help="Comparisons, in any known format (docs/preferences.md).")]

@@ -86,9 +86,9 @@ def sft_here(
     out: Path,
     budget: dict[str, float | None],
     changes: Sequence[str],
-    replay: Path | None,
     skip_bad: bool,
     quiet: bool,
+    replay: Path | None = None,
 ) -> None:
     """`liuli sft`: conversations are packed into rows first, beside the output."""
     options = train_options(budget, changes)

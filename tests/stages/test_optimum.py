@@ -29,7 +29,8 @@ from tests.stages.tabular import (
     small_transformer,
 )
 
-PPO = PPOOptions(steps=1, value_clip=0.0)  # the values of a table need no clip
+# the values of a table need no clip
+PPO = PPOOptions(steps=1, value_clip=0.0, epochs=4, minibatches=1)
 
 
 def learn(problem: Problem, options: PPOOptions = PPO, seed: int = 0, updates: int = 300, **changes: Any) -> Table:
@@ -163,7 +164,7 @@ def test_ppo_with_a_transformer_wins_nearly_all_that_can_be_won(seed: int) -> No
     actor = ModelActor(policy, 1.0, BAN_V, head)
     rates = OptimizerOptions(kind="adamw", adam_lr=3e-3, beta2=0.99, adam_eps=1e-5)
     optimizer = Optimizer(torch.nn.ModuleList([policy, head]), rates)
-    options = PPOOptions(steps=1, beta=beta, value_weight=0.5, value_clip=0.0)
+    options = replace(PPO, beta=beta, value_weight=0.5)
     generator, updates = torch.Generator().manual_seed(seed), 200
     for number in range(updates):
         drawn = torch.multinomial(log_probs(actor).exp(), 128, replacement=True, generator=generator)

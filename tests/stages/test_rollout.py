@@ -311,7 +311,7 @@ def test_every_drawn_token_counts_alike_by_default(algorithm: str, micro_tokens:
     e = Experience(rollouts, old.log_probs_BT, old.log_probs_BT, zeros_BT, zeros_BT, zeros_BT, advantages_BT, zeros_BT)
     one = ppo_step(PPOOptions(steps=1)) if algorithm == "ppo" else grpo_step(GRPOOptions(steps=1))
     kept = Kept([actor.log_probs])
-    update(actor, kept, e, replace(one, epochs=1, value_weight=0.0, micro_tokens=micro_tokens))  # type: ignore[arg-type]
+    update(actor, kept, e, replace(one, epochs=1, minibatches=1, value_weight=0.0, micro_tokens=micro_tokens))  # type: ignore[arg-type]
     torch.testing.assert_close(kept.gradients[0], -advantages_BT / 10)  # at a ratio of 1
 
 
