@@ -131,7 +131,10 @@ def dpo_here(
             report = ReadReport()
             judged = list(read_judged(list(data), skip_bad, report))
             tell_skipped(report, log)
-            figures = dpo(model, thumbs(judged, tokenizer, context), out, options=options, log=log)
+            data_here = thumbs(judged, tokenizer, context)
+            if data_here.skipped:
+                log.warn(f"{data_here.skipped} answers were too long for the context and left out")
+            figures = dpo(model, data_here, out, options=options, log=log)
         else:
             figures = dpo(model, read_pairs(data, tokenizer, context, skip_bad, log)[0], out, options=options, log=log)
         done(log, out, figures, ("loss", "accuracy"))

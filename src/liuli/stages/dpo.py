@@ -16,7 +16,8 @@ from liuli.model import Transformer, load
 from liuli.stages.reward import Comparisons
 from liuli.stages.rollout import Batches, ModelActor, Rollouts, as_rollouts, parts, score_all
 from liuli.stages.training import write_model
-from liuli.text import Judged, Tokenizer
+from liuli.text import Judged, Tokenizer, as_messages, render
+from liuli.text.chat import Messages
 from liuli.train import Optimizer, Pace, RunLog, measure_machine, one_rate, schedule
 from liuli.train.preference import dpo_loss, kto_loss, mismatched_kl
 from liuli.train.steps import run_steps
@@ -45,25 +46,42 @@ class Thumbs:
     answers: Rollouts
     mismatched: Rollouts
     good_B: Tensor
+    skipped: int = 0
 
 
 def thumbs(judged: Sequence[Judged], tokenizer: Tokenizer, context: int) -> Thumbs:
-    """Thumbs to train on. Raises LiuliError if all of them point one way."""
-    good = torch.tensor([one.good for one in judged])
-    if good.all() or not good.any():
+    """Thumbs to train on; answers too long for the context are left out and counted.
+
+    Raises LiuliError if all that are left point one way.
+    """
+    kept = [one for one in judged if fits(one.prompt, one.answer, tokenizer, context)]
+    good = torch.tensor([one.good for one in kept])
+    if not kept or good.all() or not good.any():
         raise LiuliError("every thumb points the same way", "thumbs", "give good answers and bad ones")
-    prompts, answers = [one.prompt for one in judged], [one.answer for one in judged]
-    # the answer of another prompt for each: one prompt's answers often stand side by side
-    turned = [
-        next(
-            (answers[(n + k) % len(answers)] for k in range(1, len(answers)) if prompts[(n + k) % len(answers)] != own),
-            answers[n],
-        )
-        for n, own in enumerate(prompts)
-    ]
+    prompts, answers = [one.prompt for one in kept], [one.answer for one in kept]
+    turned = [another(n, prompts, answers, tokenizer, context) for n in range(len(kept))]
     return Thumbs(
-        as_rollouts(prompts, answers, tokenizer, context), as_rollouts(prompts, turned, tokenizer, context), good
+        as_rollouts(prompts, answers, tokenizer, context),
+        as_rollouts(prompts, turned, tokenizer, context),
+        good,
+        len(judged) - len(kept),
     )
+
+
+def another(
+    number: int, prompts: Sequence[Messages], answers: Sequence[Messages], tokenizer: Tokenizer, context: int
+) -> Messages:
+    """An answer to another prompt that fits behind this one: one prompt's answers often stand side by side."""
+    count = len(prompts)
+    for place in ((number + step) % count for step in range(1, count)):
+        if prompts[place] != prompts[number] and fits(prompts[number], answers[place], tokenizer, context):
+            return answers[place]
+    return answers[number]
+
+
+def fits(prompt: Messages, answer: Messages, tokenizer: Tokenizer, context: int) -> bool:
+    """Whether prompt and answer together are no longer than the context."""
+    return len(render([*as_messages(prompt), *as_messages(answer)], tokenizer).tokens) <= context
 
 
 def dpo(
