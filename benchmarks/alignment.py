@@ -62,7 +62,7 @@ def train(method: str, run: Path, out: Path, minutes: float, seed: int) -> list[
         ppo(chat, judge, asked, out, options=options, log=log, truth=truth, ptx_rows=Rows.open(run / "rows" / "chat"))
     elif method in ("cautious", "one"):
         folder = judge if method == "cautious" else first_member(judge, out.parent / "one-member")
-        options = PPOOptions(**budget, beta=0.0, lr=6e-4, max_tokens=160)
+        options = PPOOptions(**budget, beta=0.0, lr=6e-4, max_tokens=160, most_drift=0.1)
         ppo(chat, folder, asked, out, options=options, log=log, truth=truth)
     elif method == "grpo":
         model = load_scalar(judge)
@@ -133,7 +133,7 @@ def curve(lines: dict[str, list[dict[str, Any]]], path: Path) -> None:
         dash = ' stroke-dasharray="5 4"' if "true" not in name else ""
         colour = colours[number // 2 * 2 % 4 + number % 2]
         parts.append(f'<polyline points="{path_text}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
-        parts.append(f'<text x="420" y="{30 + 16 * number}" fill="{colour}">{escape(name)}</text>')
+        parts.append(f'<text x="420" y="{100 + 16 * number}" fill="{colour}">{escape(name)}</text>')
     path.write_text("".join(parts) + "</svg>", encoding="utf-8")
 
 
