@@ -18,9 +18,7 @@ from typing import Any
 
 import torch
 
-from liuli.build import messages_of, split_by_prompt, worths
-from liuli.curriculum import key_of, practice
-from liuli.curriculum.preferences import PRACTISED
+from liuli.build import messages_of, practice_items, split_by_prompt, worths
 from liuli.engine import Model
 from liuli.evals.bits import bits_by_language
 from liuli.evals.evaluate import read_held_out
@@ -40,17 +38,11 @@ from liuli.train import RunLog, StageState
 METHODS = ("ppo", "grpo", "dpo", "best-of-16", "cautious", "one")
 
 
-def prompts_of(run: Path) -> list[dict[str, Any]]:
-    """The questions to practise on: none of the examination's."""
-    examined = {key_of(item) for item in read_lines(run / "curriculum" / "eval.jsonl")}
-    return practice(1, 150, without=examined, only=PRACTISED)
-
-
 def train(method: str, run: Path, out: Path, minutes: float, seed: int) -> list[dict[str, Any]]:
     """One method, from `run/chat` to `out`; the lines of its log."""
     log = RunLog(out.parent, [StageState(out.name, method)], quiet=True, tensorboard=False)
     log.begin(out.name)
-    items, judge, chat = prompts_of(run), run / "reward", run / "chat"
+    items, judge, chat = practice_items(run / "curriculum", 0), run / "reward", run / "chat"
     asked = [messages_of(item["messages"]) for item in items]
     budget: dict[str, Any] = {"minutes": minutes, "seed": seed}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -11,17 +10,25 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from liuli.build import check_choice, check_keys, messages_of, parse_value, split_by_prompt, worths
+from liuli.build import check_choice, check_keys, messages_of, parse_value, practice_items, split_by_prompt, worths
 from liuli.curriculum import judge, practice
 from liuli.errors import LiuliError, UsageError
 from liuli.evals.proportion import wilson
-from liuli.model.scalar import load_scalar
-from liuli.running import own_run
+from liuli.folder import read_model_folder
+from liuli.running import context_of, end, own_run, tell_skipped
 from liuli.stages.dpo import DPOOptions, dpo, thumbs
 from liuli.stages.grpo import GRPOOptions, grpo
 from liuli.stages.learn import Reward
 from liuli.stages.ppo import PPOOptions, ppo
-from liuli.stages.reward import Comparisons, RewardOptions, check_better_than_chance, compare, reward, score_answers
+from liuli.stages.reward import (
+    Comparisons,
+    RewardOptions,
+    check_better_than_chance,
+    compare,
+    load_judge,
+    reward,
+    score_answers,
+)
 from liuli.stages.rollout import Rollouts
 from liuli.text import (
     Message,
@@ -35,7 +42,7 @@ from liuli.text import (
     read_preferences,
     read_tasks,
 )
-from liuli.train import RunLog, measure_machine
+from liuli.train import RunLog
 
 Prompt = tuple[Message, ...]
 O = TypeVar("O", RewardOptions, PPOOptions, GRPOOptions, DPOOptions)
@@ -81,12 +88,6 @@ def hold_out(pairs: Sequence[Preference], tokenizer: Tokenizer, context: int) ->
     return first, second
 
 
-def tell_skipped(report: ReadReport, log: RunLog) -> None:
-    if report.skipped:
-        reasons = "".join(f"\n  {reason}" for reason in report.reasons)
-        log.warn(f"{report.skipped:,} bad rows were skipped, the first of them:{reasons}")
-
-
 def reward_here(
     model: Path,
     data: Sequence[Path],
@@ -103,11 +104,10 @@ def reward_here(
         figures = reward(model, train, out, options=options, log=log, held_out=held_out)
         n = round(figures["held_out"])
         low, high = wilson(round(figures["accuracy"] * n), n)
-        log.finish()
-        log.end("done")
-        log.say(
+        end(
+            log,
             f"{out}: right about {figures['accuracy']:.1%} of {n:,} held-out comparisons "
-            f"(95%: {low:.1%} to {high:.1%}), learned from {len(train):,} in {figures['seconds']:.0f} s"
+            f"(95%: {low:.1%} to {high:.1%}), learned from {len(train):,} in {figures['seconds']:.0f} s",
         )
         if figures["skipped"]:
             log.warn(f"{figures['skipped']:.0f} comparisons were too long for the context and left out")
@@ -209,11 +209,7 @@ def questions(
     """Prompts of a file of conversations (each up to its last question), or of a curriculum folder, whose answers the
     ground truth can grade."""
     if (path / "eval.jsonl").exists():
-        examination = [json.loads(line) for line in (path / "eval.jsonl").open(encoding="utf-8")]
-        from liuli.curriculum import key_of
-        from liuli.curriculum.preferences import PRACTISED
-
-        items = practice(1, 150, without={key_of(item) for item in examination}, only=PRACTISED)
+        items = practice_items(path, 0)
         return [messages_of(item["messages"]) for item in items], lambda rollouts: worths(items, rollouts)
     return list(last_questions(read_conversations([path], skip_bad, report))), None
 
@@ -256,10 +252,8 @@ def ends_with(answer: str, expected: str) -> bool:
 
 def judged_by(judge_folder: Path) -> Callable[[Rollouts], Reward]:
     """The score of a reward model."""
-    machine = measure_machine()
-    model = load_scalar(judge_folder, machine.device)
-    model.body.compute_dtype = machine.compute_dtype
-    return lambda rollouts: Reward(*score_answers(model, rollouts))
+    judge_model = load_judge(judge_folder)
+    return lambda rollouts: Reward(*score_answers(judge_model, rollouts))
 
 
 # --- small things ----------------------------------------------------------------------------------------------------
@@ -267,9 +261,6 @@ def judged_by(judge_folder: Path) -> Callable[[Rollouts], Reward]:
 
 def facts_of(model: Path) -> tuple[Tokenizer, int]:
     """Tokenizer and context of a model folder."""
-    from liuli.folder import read_model_folder
-    from liuli.running import context_of
-
     return Tokenizer.load(model), context_of(read_model_folder(model).config)
 
 
@@ -285,9 +276,4 @@ def check_tokenizers(model: Path, judge_folder: Path) -> None:
 
 
 def done(log: RunLog, out: Path, figures: dict[str, float], shown: Sequence[str]) -> None:
-    log.finish()
-    log.end("done")
-    log.say(f"{out}: " + ", ".join(f"{name} {figures[name]:.3f}" for name in shown if name in figures))
-
-
-__all__ = ["dpo_here", "grpo_here", "ppo_here", "reward_here"]
+    end(log, f"{out}: " + ", ".join(f"{name} {figures[name]:.3f}" for name in shown if name in figures))

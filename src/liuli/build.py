@@ -23,7 +23,7 @@ from torch import Tensor
 from liuli.curriculum import key_of, practice, worth
 from liuli.curriculum.preferences import PRACTISED
 from liuli.errors import LiuliError, UsageError
-from liuli.files import lock, read_json, write_file, write_json
+from liuli.files import lock, read_json, read_lines, write_file, write_json
 from liuli.stages.ppo import PPOOptions, ppo
 from liuli.stages.pretrain import Shape, pretrain
 from liuli.stages.reward import RewardOptions, check_better_than_chance, compare, reward
@@ -379,8 +379,7 @@ class Build:
             self.keep(not_aligned=error.what)
             self.log.warn(f"PPO is left out: {error.what}")
             return
-        examined = {key_of(item) for item in self.lessons("eval")}
-        items = practice(self.recipe.seed + 1, PRACTICE, without=examined, only=PRACTISED)
+        items = practice_items(self.folder / "curriculum", self.recipe.seed)
         options = PPOOptions(
             **{"seed": self.recipe.seed, "minutes": self.stage_minutes("aligned", 1.0)} | self.recipe.ppo
         )
@@ -493,6 +492,12 @@ class Build:
                     room[document.language] -= len(document.text.encode())
                     kept.append(document)
         return kept
+
+
+def practice_items(curriculum: Path, seed: int) -> list[dict[str, Any]]:
+    """Questions to practise on, none of which the examination of this curriculum asks."""
+    examined = {key_of(item) for item in read_lines(curriculum / "eval.jsonl")}
+    return practice(seed + 1, PRACTICE, without=examined, only=PRACTISED)
 
 
 def messages_of(messages: Sequence[dict[str, Any]]) -> tuple[Message, ...]:

@@ -101,10 +101,15 @@ def sft_here(
             read = ReadReport()
             rendered = render_many(read_conversations([data], skip_bad, read), tokenizer)
             pack_conversations(rendered, T, rows, vocab_size=tokenizer.vocab_size, replace=True)
-            if read.skipped:
-                reasons = "".join(f"\n  {reason}" for reason in read.reasons)
-                log.warn(f"{read.skipped:,} bad rows were skipped, the first of them:{reasons}")
+            tell_skipped(read, log)
         finish(log, out, sft(model, rows, out, options=options, log=log, replay=replay))
+
+
+def tell_skipped(read: ReadReport, log: RunLog) -> None:
+    """How many bad rows were left out, and why."""
+    if read.skipped:
+        reasons = "".join(f"\n  {reason}" for reason in read.reasons)
+        log.warn(f"{read.skipped:,} bad rows were skipped, the first of them:{reasons}")
 
 
 def context_of(config: dict[str, Any]) -> int:
@@ -132,12 +137,18 @@ def own_run(out: Path, title: str, quiet: bool) -> Iterator[RunLog]:
 
 
 def finish(log: RunLog, out: Path, result: FitResult) -> None:
+    end(
+        log,
+        f"{out}: {result.steps} steps, {result.tokens / 1e6:.2f}M tokens in {result.seconds:.0f} s, "
+        f"{result.bpb:.3f} bits per byte, {result.peak_share:.0%} of the matmul peak",
+    )
+
+
+def end(log: RunLog, text: str) -> None:
+    """A stage by itself is over: say what came of it."""
     log.finish()
     log.end("done")
-    log.say(
-        f"{out}: {result.steps} steps, {result.tokens / 1e6:.2f}M tokens in {result.seconds:.0f} s, "
-        f"{result.bpb:.3f} bits per byte, {result.peak_share:.0%} of the matmul peak"
-    )
+    log.say(text)
 
 
 def build_here(

@@ -7,7 +7,7 @@ Answers are drawn at temperature 1, as people meet them, with the same seeds; wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -19,7 +19,6 @@ from liuli.evals.skills import Item
 from liuli.text import Message, render_many
 
 SPLITS = ("names", "templates")
-Answerer = Callable[[Sequence[Item]], list[float]]
 
 
 def held_out(seed: int, count: int) -> list[Item]:

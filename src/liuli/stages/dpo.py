@@ -12,9 +12,9 @@ from torch import Tensor
 
 from liuli.errors import LiuliError, UsageError
 from liuli.files import remove
-from liuli.model import Transformer, load
+from liuli.model import load
 from liuli.stages.reward import Comparisons
-from liuli.stages.rollout import Batches, ModelActor, Rollouts, as_rollouts, parts, score_all
+from liuli.stages.rollout import Batches, ModelActor, Rollouts, as_rollouts, parts, score_all, sequence_log_probs
 from liuli.stages.training import write_model
 from liuli.text import Judged, Tokenizer, as_messages, render
 from liuli.text.chat import Messages
@@ -101,10 +101,10 @@ def dpo(
     model.compute_dtype = machine.compute_dtype
     actor = ModelActor(model)
     # the reference is the model as it is now: its log-probabilities are taken once
-    reference_B = score_all(actor, data.answers, options.micro_tokens).log_probs_BT.sum(1)
+    reference_B = sequence_log_probs(score_all(actor, data.answers, options.micro_tokens))
     far_B = None
     if isinstance(data, Thumbs):
-        far_B = score_all(actor, data.mismatched, options.micro_tokens).log_probs_BT.sum(1)
+        far_B = sequence_log_probs(score_all(actor, data.mismatched, options.micro_tokens))
     count = len(data.good_B) if isinstance(data, Thumbs) else len(data)
     size = min(options.pairs, count)
     batches = Batches(count, size, options.seed)
@@ -150,7 +150,7 @@ def dpo(
 def summed(actor: ModelActor, answers: Rollouts, micro_tokens: int) -> Tensor:
     """log p(answer | prompt) of each answer (B,), with gradients."""
     pieces = parts(answers.lengths_B, micro_tokens)
-    each = torch.cat([actor.score(answers.part(index)).log_probs_BT.sum(1) for index in pieces])
+    each = torch.cat([sequence_log_probs(actor.score(answers.part(index))) for index in pieces])
     return each[torch.argsort(torch.cat(pieces)).to(each.device)]
 
 
@@ -189,9 +189,3 @@ def thumbs_loss(
     gain = (log_probs - reference).detach()
     right = torch.where(good, gain > kl, gain < kl).float().mean()
     return loss, {"loss": float(loss.detach()), "accuracy": float(right), "kl": float(kl)}
-
-
-def implicit_reward(model: Transformer, before: Transformer, answers: Rollouts, beta: float) -> Tensor:
-    """beta * log(policy / reference) of each answer: the reward that DPO has learned, up to a constant a prompt."""
-    ours, theirs = (score_all(ModelActor(one), answers).log_probs_BT.sum(1) for one in (model, before))
-    return beta * (ours - theirs)

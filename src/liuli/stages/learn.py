@@ -177,7 +177,7 @@ class Reward(NamedTuple):
 
 @dataclass
 class Learner:
-    """Everything of a run that changes, and what it needs to go on. Prompts come as (number, seed of the answer)."""
+    """Everything of a run that changes, and what it needs to go on."""
 
     policy: ModelActor
     reference: ModelActor
@@ -204,7 +204,7 @@ class Learner:
     seed: int = 0
     checkpoints: Path | None = None
     save_every_s: float = 60.0
-    draw: Callable[..., Rollouts] = roll_out  # elsewhere: the engine is given the new weights first (docs: scale)
+    draw: Callable[..., Rollouts] = roll_out  # elsewhere: the engine is given the new weights first (stages/remote.py)
     across: Callable[[Actor], Actor] = lambda actor: actor  # in several processes: train.parallel.Shared
     done: int = 0  # steps
     tokens: int = 0

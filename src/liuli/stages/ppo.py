@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from liuli.errors import UsageError
 from liuli.model import Transformer
-from liuli.model.scalar import load_scalar
 from liuli.stages.learn import Experience, Reward, Step, reinforce
-from liuli.stages.reward import score_answers
+from liuli.stages.reward import load_judge, score_answers
 from liuli.stages.rollout import Critic, Rollouts, Scores
 from liuli.text import Rows
 from liuli.text.chat import Messages
-from liuli.train import RunLog, measure_machine
+from liuli.train import RunLog
 from liuli.train.policy import KL, AdaptiveKL, gae, kl_terms, token_rewards, whiten
 from liuli.train.preference import Combine
 
@@ -109,9 +108,7 @@ def ppo(
     truth: the ground truth's grade of each answer, reported and never learned from. combined: how the ensemble's
     scores become one. ptx_rows: text for the pretraining loss (options.ptx).
     """
-    machine = measure_machine()
-    judge_model = load_scalar(reward_folder, machine.device)
-    judge_model.body.compute_dtype = machine.compute_dtype
+    judge_model = load_judge(reward_folder)
 
     def judge(rollouts: Rollouts) -> Reward:
         scores, each = score_answers(judge_model, rollouts, combined)
@@ -120,7 +117,7 @@ def ppo(
     def critic(model: Transformer) -> Critic:
         if options.critic == "reward":
             return copy.deepcopy(judge_model).requires_grad_(True)
-        head = nn.Linear(model.config.width, 1).to(machine.device)
+        head = nn.Linear(model.config.width, 1).to(model.embedding.weight.device)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
         return head

@@ -21,10 +21,9 @@ from torch import Tensor
 from liuli.errors import LiuliError
 from liuli.files import remove
 from liuli.model import load
-from liuli.model.scalar import ScalarModel, save_scalar
-from liuli.stages.rollout import Batches, Rollouts, as_rollouts, judge_all, parts
+from liuli.model.scalar import ScalarModel, load_scalar, save_scalar
+from liuli.stages.rollout import Answering, Batches, Rollouts, given, judge_all, padded, parts
 from liuli.text import Preference, Tokenizer
-from liuli.text.chat import Messages
 from liuli.train import Optimizer, OptimizerOptions, Pace, RunLog, measure_machine, schedule
 from liuli.train.preference import Combine, combine, pairwise_loss
 from liuli.train.steps import run_steps
@@ -81,8 +80,7 @@ def compare(
     Raises LiuliError if nothing is left.
     """
     found: dict[tuple[Any, Any], int] = {}
-    prompts: list[Messages] = []
-    answers: list[Messages] = []
+    answers: list[Answering] = []
     groups: dict[str, int] = {}
     pairs: list[tuple[int, int, int]] = []
     margins: list[float] = []
@@ -94,14 +92,12 @@ def compare(
             key = (p.prompt, said)
             if key not in found:
                 try:
-                    as_rollouts([p.prompt], [said], tokenizer, context)
-                except LiuliError as error:
+                    answers.append(given(p.prompt, said, tokenizer, context, p.source or f"pair {number}"))
+                except LiuliError:
                     if not skip_bad:
-                        raise LiuliError(error.what, p.source or f"pair {number}", error.fix) from error
+                        raise
                     break
-                found[key] = len(answers)
-                prompts.append(p.prompt)
-                answers.append(said)
+                found[key] = len(answers) - 1
             sides.append(found[key])
         if len(sides) < 2:
             skipped += 1
@@ -114,7 +110,7 @@ def compare(
         raise LiuliError("no comparison is left to learn from", "preferences", "give shorter answers, or others")
     table = torch.tensor(pairs)
     return Comparisons(
-        as_rollouts(prompts, answers, tokenizer, context),
+        padded(answers, tokenizer.pad),
         table[:, 0],
         table[:, 1],
         table[:, 2],
@@ -264,6 +260,14 @@ def normalise(model: ScalarModel, answers: Rollouts) -> None:
     spread_E = scores_BE.std(0, correction=0).clamp_min(1e-6)
     model.score.weight.div_(spread_E[:, None])
     model.offsets_E.copy_((model.offsets_E - scores_BE.mean(0)) / spread_E)
+
+
+def load_judge(folder: str | Path) -> ScalarModel:
+    """The reward model in a folder, where and in the dtype in which this machine is fastest."""
+    machine = measure_machine()
+    judge = load_scalar(folder, machine.device)
+    judge.body.compute_dtype = machine.compute_dtype
+    return judge
 
 
 def score_answers(model: ScalarModel, answers: Rollouts, kind: Combine = "cautious") -> tuple[Tensor, Tensor]:

@@ -59,7 +59,7 @@ class Rollouts:
 
 
 @dataclass
-class _Answering:
+class Answering:
     """One conversation while it is written: all tokens so far, and which of them were drawn."""
 
     tokens: list[int]
@@ -106,7 +106,7 @@ def roll_out(
     """
     histories = [list(as_messages(prompt)) for prompt in prompts]
     each = [
-        _Answering(tokens, [False] * len(tokens), [0.0] * len(tokens), [])
+        Answering(tokens, [False] * len(tokens), [0.0] * len(tokens), [])
         for tokens in (render(history, engine.tokenizer, answer=True).tokens for history in histories)
     ]
 
@@ -139,10 +139,11 @@ def roll_out(
         return begin(request.number)
 
     engine.work([begin(number) for number in range(len(each))], then)
-    return _padded(each, engine.tokenizer.pad)
+    return padded(each, engine.tokenizer.pad)
 
 
-def _padded(each: Sequence[_Answering], pad: int) -> Rollouts:
+def padded(each: Sequence[Answering], pad: int) -> Rollouts:
+    """Answers side by side, padded right to the longest."""
     T = max(len(own.tokens) for own in each)
 
     def rows(name: str, fill: int | float, dtype: torch.dtype) -> Tensor:
@@ -167,19 +168,19 @@ def as_rollouts(
 
     Raises LiuliError for an answer that does not fit the context or holds nothing to learn from.
     """
-    each = []
-    for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        history, said = as_messages(prompt), as_messages(answer)
-        whole = render([*(replace(message, train=False) for message in history), *said], tokenizer)
-        if len(whole.tokens) > context:
-            where = f"answer {number}"
-            raise LiuliError(f"{len(whole.tokens)} tokens, the model's context is {context}", where, "shorten it")
-        if not any(whole.weights):
-            raise LiuliError("there is no token of the assistant's", f"answer {number}", "give a whole answer")
-        each.append(
-            _Answering(whole.tokens, [w > 0 for w in whole.weights], [0.0] * len(whole.tokens), list(said), 0, True)
-        )
-    return _padded(each, tokenizer.pad)
+    pairs = enumerate(zip(prompts, answers, strict=True))
+    return padded([given(*pair, tokenizer, context, f"answer {number}") for number, pair in pairs], tokenizer.pad)
+
+
+def given(prompt: Messages, answer: Messages, tokenizer: Tokenizer, context: int, where: str) -> Answering:
+    """One given answer, not yet padded; see `as_rollouts`."""
+    history, said = as_messages(prompt), as_messages(answer)
+    whole = render([*(replace(message, train=False) for message in history), *said], tokenizer)
+    if len(whole.tokens) > context:
+        raise LiuliError(f"{len(whole.tokens)} tokens, the model's context is {context}", where, "shorten it")
+    if not any(whole.weights):
+        raise LiuliError("there is no token of the assistant's", where, "give a whole answer")
+    return Answering(whole.tokens, [w > 0 for w in whole.weights], [0.0] * len(whole.tokens), list(said), 0, True)
 
 
 # --- scoring ---------------------------------------------------------------------------------------------------------

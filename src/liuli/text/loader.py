@@ -65,9 +65,12 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
-        number = self.position // self.batch_rows
+        # of all rows dealt before, each deck has dealt its share
+        dealt = [
+            deck.deal(self.position * count * self.world // self.batch_rows + self.rank * count, count)
+            for deck, count in self._decks
+        ]
         self.position += self.batch_rows
-        dealt = [deck.deal((number * self.world + self.rank) * count, count) for deck, count in self._decks]
         tokens, weights = (np.concatenate(parts) for parts in zip(*dealt, strict=True))
         return Batch(tokens[:, :-1], tokens[:, 1:], weights, self.position)
 
