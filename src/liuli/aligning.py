@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from liuli.build import check_choice, check_keys, messages_of, parse_value, practice_items, split_by_prompt, worths
+from liuli.build import messages_of, option_values, practice_items, split_by_prompt, worths
 from liuli.curriculum import judge, practice
 from liuli.errors import LiuliError, UsageError
 from liuli.evals.proportion import wilson
@@ -50,20 +49,7 @@ O = TypeVar("O", RewardOptions, PPOOptions, GRPOOptions, DPOOptions)
 
 def options_of(kind: type[O], budget: dict[str, Any], changes: Sequence[str]) -> O:
     """The budget and key=value changes as the options of a stage; an unknown key names the nearest."""
-    defaults = {part.name: part.default for part in fields(kind)}
-    values = {key: value for key, value in budget.items() if value is not None}
-    for change in changes:
-        key, separator, text = change.partition("=")
-        if not separator:
-            raise UsageError(f"{change!r} is not of the form key=value", "--option")
-        check_keys({key: text}, list(defaults), "--option")
-        value, default = parse_value(text), defaults[key]
-        wanted: Any = (int, float) if default is None or isinstance(default, float) else type(default)
-        if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool):
-            raise UsageError(f"{key} = {text!r} is not like its default {default!r}", "--option")
-        check_choice(kind, key, value)
-        values[key] = value
-    return kind(**values)
+    return kind(**option_values(kind, budget, changes))
 
 
 # --- comparisons -----------------------------------------------------------------------------------------------------

@@ -123,15 +123,25 @@ def check_section(values: Any, where: str, options: type[Any]) -> None:
     defaults = {part.name: part.default for part in fields(options)}
     check_keys(values, list(defaults), where)
     for name, value in values.items():
-        check_option(name, value, defaults[name])
-        check_choice(options, name, value)
+        check_option(name, value, defaults[name], words_of(options, name))
 
 
-def check_choice(kind: type[Any], key: str, value: Any) -> None:
-    """An option of a few words must be one of them."""
-    known = get_args(get_type_hints(kind)[key])
-    if known and all(isinstance(word, str) for word in known) and value not in known:
-        raise UsageError(f"{key} = {value!r} is not known", "options", f"use one of {', '.join(known)}")
+def words_of(options: type[Any], name: str) -> tuple[str, ...]:
+    """The words that an option may be, where it may be but a few."""
+    known = get_args(get_type_hints(options)[name])
+    return known if known and all(isinstance(word, str) for word in known) else ()
+
+
+def option_values(options: type[Any], budget: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """The budget and key=value changes as fields of a stage's options; an unknown key names the nearest."""
+    values: dict[str, Any] = {key: value for key, value in budget.items() if value is not None}
+    for change in changes:
+        key, separator, value = change.partition("=")
+        if not separator:
+            raise UsageError(f"{change!r} is not of the form key=value", "--option")
+        values[key] = parse_value(value)
+    check_section(values, "--option", options)
+    return values
 
 
 def check_values(recipe: Recipe, where: str | Path) -> None:

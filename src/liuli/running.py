@@ -10,12 +10,12 @@ import time
 import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from liuli.build import Recipe, build, check_keys, parse_value, read_recipe
-from liuli.errors import LiuliError, UsageError
+from liuli.build import Recipe, build, option_values, read_recipe
+from liuli.errors import LiuliError
 from liuli.files import lock
 from liuli.folder import read_model_folder
 from liuli.model import ModelConfig
@@ -31,14 +31,7 @@ STOPPED = "\nStopped. The same command goes on where this one was."
 
 def train_options(budget: dict[str, float | None], changes: Sequence[str]) -> TrainOptions:
     """The budget and key=value changes as TrainOptions; an unknown key names the nearest."""
-    values: dict[str, Any] = {key: value for key, value in budget.items() if value is not None}
-    for change in changes:
-        key, separator, value = change.partition("=")
-        if not separator:
-            raise UsageError(f"{change!r} is not of the form key=value", "--option")
-        values[key] = parse_value(value)
-    check_keys(values, [f.name for f in fields(TrainOptions)], "--option")
-    return TrainOptions(**values)
+    return TrainOptions(**option_values(TrainOptions, budget, changes))
 
 
 def pretrain_here(

@@ -81,19 +81,24 @@ POSITIVE = ("minutes", "steps", "tokens", "flops", "batch_tokens", "micro_tokens
 CHOICES = {"optimizer": ("muon", "adamw"), "compile": ("auto", "yes", "no")}
 
 
-def check_option(name: str, value: Any, default: Any) -> None:
-    """One training option: its type (that of the default), its range, its choices."""
+def check_option(name: str, value: Any, default: Any, words: Sequence[str] = ()) -> None:
+    """One option of a stage: its type (that of the default), its range, or that it is one of a few words."""
     where = "training options"
-    if name in CHOICES:
-        if value not in CHOICES[name]:
-            raise UsageError(f"{name} = {value!r} is not known", where, f"use one of {', '.join(CHOICES[name])}")
+    if words := words or CHOICES.get(name, ()):
+        if value not in words:
+            raise UsageError(f"{name} = {value!r} is not known", where, f"use one of {', '.join(words)}")
         return
     if value is None and default is None:
+        return
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise UsageError(f"{name} = {value!r} is not true or false", where)
         return
     whole = isinstance(default, int) or name == "steps"
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
         raise UsageError(f"{name} = {value!r} is not a {'whole number' if whole else 'number'}", where)
-    if not 0 <= value < math.inf or (value == 0 and name in POSITIVE):
+    low = 0 if default is None or default >= 0 else -math.inf
+    if not low <= value < math.inf or (value == 0 and name in POSITIVE):
         raise UsageError(f"{name} = {value} is out of range", where, "give a number above 0")
     if name == "replay" and value >= 1:
         raise UsageError(f"replay = {value} leaves nothing to learn from", where, "give a number below 1")
