@@ -1,68 +1,29 @@
-"""Judgements: every answer that was shown to a person, and what the person said of it, in one SQLite file.
+"""Judgements: every answer that was shown to a person, and what the person said of it, in the store.
 
 In: prompts with candidate answers, then judgements on them. Out: the same, counted; and .jsonl of comparisons ("dpo"),
 of good answers ("sft") and of thumbs ("kto") in the format of `liuli.text.preferences`. Any number of processes may
-write at once. SQLite keeps this file whole by itself; all that is exported goes through files.py.
+write at once. A database keeps itself whole; all that is exported goes through files.py.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import sqlite3
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sql
-from sqlalchemy import Column
-from sqlalchemy.exc import DatabaseError, OperationalError
 
 from liuli import files
-from liuli.errors import DamagedError, LiuliError, UsageError
+from liuli.assistant.store import ANSWERS, FILE, JUDGEMENTS, PROMPTS, Store, insert
+from liuli.errors import UsageError
 from liuli.text.chat import Message
 from liuli.text.preferences import Judged, Preference, judged_line, preference_line
 
-VERSION = 1  # of the tables; SQLite keeps it as user_version
-WAIT_SECONDS = 30.0  # for another process that is writing
-FILE = "judgements.sqlite"
-
 _ANSWERS_OF = {"choice": (2, 2), "ranking": (2, 9), "edit": (1, 1), "thumb": (1, 1)}  # fewest, most
-_TABLES = sql.MetaData()
-
-
-def _table(name: str, *columns: Column[Any]) -> sql.Table:
-    made = _column("time", sql.Float, default=time.time)
-    return sql.Table(name, _TABLES, Column("id", sql.Integer, primary_key=True), *columns, made)
-
-
-def _column(name: str, *kind: Any, **more: Any) -> Column[Any]:
-    return Column(name, *kind, nullable=False, **more)
-
-
-_PROMPTS = _table("prompts", _column("digest", sql.String, unique=True), _column("messages", sql.Text))
-_ANSWERS = _table(
-    "answers",
-    _column("prompt", sql.ForeignKey("prompts.id")),
-    _column("messages", sql.Text),
-    _column("model", sql.String),  # "": written by a person
-    _column("model_hash", sql.String),
-    Column("sampling", sql.JSON),
-)
-_JUDGEMENTS = _table(
-    "judgements",
-    _column("prompt", sql.ForeignKey("prompts.id"), index=True),
-    _column("kind", sql.String),
-    _column("answers", sql.JSON),  # their ids, the best first
-    Column("good", sql.Boolean),  # of a thumb
-    _column("skipped", sql.Boolean),
-    _column("who", sql.String),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +79,18 @@ def default_store(run: Path) -> Path:
 
 
 class Judgements:
-    """The store at `path`; the file is made with the first answer. Every method raises LiuliError when it cannot."""
+    """The judgements in a store, or at a path or URL. Every method raises LiuliError when it cannot."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, store: Store | str | Path) -> None:
+        self.store = store if isinstance(store, Store) else Store(store)
+        self.path = self.store.path
 
     def show(self, prompt: Sequence[Message], candidates: Sequence[Candidate]) -> list[int]:
         """Keep a prompt and the answers that a person will see; return the answers' ids."""
         digest = digest_of(prompt)
-        with self._transaction() as connection:
-            known = connection.scalar(sql.select(_PROMPTS.c.id).where(_PROMPTS.c.digest == digest))
-            number = known or _insert(connection, _PROMPTS, digest=digest, messages=_text(prompt))
+        with self.store.writing() as connection:
+            known = connection.scalar(sql.select(PROMPTS.c.id).where(PROMPTS.c.digest == digest))
+            number = known or insert(connection, PROMPTS, digest=digest, messages=_text(prompt))
             return [_keep(connection, number, each) for each in candidates]
 
     def judge(self, judgement: Judgement) -> int:
@@ -140,8 +102,8 @@ class Judgements:
         _text([Message("user", judgement.who)])  # a name is text, too
         if judgement.kind == "thumb" and (judgement.good is None) != judgement.skipped:
             raise UsageError("A thumb is up or down, or taken back.")
-        with self._transaction() as connection:
-            found = connection.execute(sql.select(_ANSWERS).where(_ANSWERS.c.id.in_(ids))).all()
+        with self.store.writing() as connection:
+            found = connection.execute(sql.select(ANSWERS).where(ANSWERS.c.id.in_(ids))).all()
             prompts = {row.prompt for row in found}
             if len(found) != len(ids) or len(prompts) != 1:
                 raise UsageError(f"These are not answers to one prompt: {ids}.")
@@ -149,83 +111,34 @@ class Judgements:
             if judgement.kind == "edit" and not judgement.skipped:
                 ids = [_keep(connection, prompt, Candidate(_edited(found[0].messages, judgement.edited))), *ids]
             about = {"good": judgement.good, "skipped": judgement.skipped, "who": judgement.who.strip()}
-            return _insert(connection, _JUDGEMENTS, prompt=prompt, kind=judgement.kind, answers=ids, **about)
+            return insert(connection, JUDGEMENTS, prompt=prompt, kind=judgement.kind, answers=ids, **about)
 
     def counts(self) -> dict[str, int]:
         """How many judgements of each kind there are, and how many were skipped."""
-        kind, skipped = _JUDGEMENTS.c.kind, _JUDGEMENTS.c.skipped
+        kind, skipped = JUDGEMENTS.c.kind, JUDGEMENTS.c.skipped
         counts = dict.fromkeys((*_ANSWERS_OF, "skipped"), 0)
-        for row in self._rows(sql.select(kind, skipped, sql.func.count().label("n")).group_by(kind, skipped)):
+        for row in self.store.rows(sql.select(kind, skipped, sql.func.count().label("n")).group_by(kind, skipped)):
             counts["skipped" if row.skipped else row.kind] += row.n
         return counts
 
     def times_judged(self) -> dict[str, int]:
         """How often each prompt (by its digest) was judged or skipped; thumbs, which nobody asked for, do not count."""
-        query = sql.select(_PROMPTS.c.digest, sql.func.count().label("n")).join_from(_JUDGEMENTS, _PROMPTS)
-        rows = self._rows(query.where(_JUDGEMENTS.c.kind != "thumb").group_by(_PROMPTS.c.digest))
+        query = sql.select(PROMPTS.c.digest, sql.func.count().label("n")).join_from(JUDGEMENTS, PROMPTS)
+        rows = self.store.rows(query.where(JUDGEMENTS.c.kind != "thumb").group_by(PROMPTS.c.digest))
         return {row.digest: row.n for row in rows}
 
     def said(self) -> list[_Said]:
         """Every judgement in order, without those that were skipped."""
-        j, p = _JUDGEMENTS.c, _PROMPTS.c
-        query = sql.select(j.id, j.kind, j.who, j.good, p.digest, p.messages, j.answers).join_from(
-            _JUDGEMENTS, _PROMPTS
-        )
-        rows = self._rows(query.where(~j.skipped | (j.kind == "thumb")).order_by(j.id))
-        texts = {row.id: row.messages for row in self._rows(sql.select(_ANSWERS))}  # after: others write meanwhile
+        j, p = JUDGEMENTS.c, PROMPTS.c
+        query = sql.select(j.id, j.kind, j.who, j.good, p.digest, p.messages, j.answers).join_from(JUDGEMENTS, PROMPTS)
+        rows = self.store.rows(query.where(~j.skipped | (j.kind == "thumb")).order_by(j.id))
+        texts = {row.id: row.messages for row in self.store.rows(sql.select(ANSWERS))}  # after: others write meanwhile
         return [_Said._make((*row[:6], [texts[number] for number in row.answers])) for row in rows]
-
-    def _rows(self, query: sql.Select[Any]) -> list[Any]:
-        if not self.path.exists():
-            return []
-        with self._transaction() as connection:
-            return list(connection.execute(query).all())
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sql.Connection]:
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except (OperationalError, OSError) as error:
-            what = f"The judgements cannot be read or written: {getattr(error, 'orig', error)}."
-            raise LiuliError(what, self.path, "make room there, or choose another file: --store PATH") from error
-        except DatabaseError as error:
-            what = f"The judgements are damaged: {error.orig}."
-            raise DamagedError(what, self.path, "use a copy of this file, or move it away") from error
-
-    @functools.cached_property
-    def _engine(self) -> sql.Engine:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        url = sql.URL.create("sqlite", database=str(self.path))
-        engine = sql.create_engine(url, connect_args={"timeout": WAIT_SECONDS, "isolation_level": None})
-        sql.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
-        with engine.begin() as connection:
-            self._make_tables(connection)
-        with closing(engine.raw_connection()) as raw, suppress(sqlite3.OperationalError):
-            raw.cursor().execute("PRAGMA journal_mode=WAL")  # refused while another process writes: then next time
-        return engine
-
-    def _make_tables(self, connection: sql.Connection) -> None:
-        version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-        if version > VERSION:
-            what = f"These judgements were written by a newer Liuli (tables {version}, this one knows {VERSION})."
-            raise LiuliError(what, self.path, "update Liuli, or choose another file: --store PATH")
-        if version == 0:
-            if others := sql.inspect(connection).get_table_names():
-                what = f"This file holds something else: the table {others[0]}."
-                raise UsageError(what, self.path, "choose another file: --store PATH")
-            _TABLES.create_all(connection)
-            connection.exec_driver_sql(f"PRAGMA user_version = {VERSION}")
-
-
-def _insert(connection: sql.Connection, table: sql.Table, **values: Any) -> int:
-    key = connection.execute(table.insert().values(**values)).inserted_primary_key
-    return int(key[0]) if key else 0
 
 
 def _keep(connection: sql.Connection, prompt: int, candidate: Candidate) -> int:
     about = {"model": candidate.model, "model_hash": candidate.model_hash, "sampling": candidate.sampling}
-    return _insert(connection, _ANSWERS, prompt=prompt, messages=_text(candidate.messages), **about)
+    return insert(connection, ANSWERS, prompt=prompt, messages=_text(candidate.messages), **about)
 
 
 def _edited(original: str, text: str | None) -> tuple[Message, ...]:
