@@ -60,7 +60,7 @@ def test_tokens_come_as_often_as_the_definitions_say(sampling: Sampling) -> None
 @given(weights, st.integers(0, 12), st.sampled_from([0.05, 0.31, 0.5, 0.77, 0.93, 1.0]))
 def test_top_k_and_top_p_keep_the_smallest_set_that_reaches_p(counts: list[int], k: int, p: float) -> None:
     sorted_counts = sorted(counts, reverse=True)
-    probs = torch.tensor([sorted_counts], dtype=torch.float64)
+    probs = torch.tensor([sorted_counts], dtype=torch.float32)
     kept = keep_top(probs, torch.tensor([[float(k)]]), torch.tensor([[p]], dtype=torch.float64))[0].tolist()
     size = sum(value > 0 for value in kept)
     among = sorted_counts[: k or None]

@@ -8,6 +8,7 @@ It does not know how the model computes, how it was trained, who asks, or what H
 from liuli.engine.answer import Alternative, Answer, StoppedBy, Token
 from liuli.engine.cache import KeyValueCache
 from liuli.engine.chat import MAX_CALLS, Turn, reply, reply_many, turns
+from liuli.engine.constraints import Constraint, check
 from liuli.engine.engine import Engine, Request
 from liuli.engine.loaded import Model, pick_device
 from liuli.engine.sampling import Sampling
@@ -19,6 +20,7 @@ __all__ = [
     "TOOLS",
     "Alternative",
     "Answer",
+    "Constraint",
     "Engine",
     "KeyValueCache",
     "Model",
@@ -30,6 +32,7 @@ __all__ = [
     "Tool",
     "Turn",
     "calculate",
+    "check",
     "number_text",
     "pick_device",
     "reply",
