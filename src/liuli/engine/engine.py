@@ -197,7 +197,8 @@ class Batch:
                 device=device,
             )
         # tokens are drawn in float64, which Apple's GPUs lack
-        self.sampler = Sampler(config.vocab_size, torch.device("cpu") if device.type == "mps" else device)
+        drawn_on = torch.device("cpu") if device.type == "mps" else device
+        self.sampler = Sampler(config.vocab_size, drawn_on, engine.tokenizer.stops, engine.tokenizer)
         self.fed_B1 = torch.empty(0, 1, dtype=torch.int64, device=device)  # the newest token, to be fed next
         self.previous_B1 = self.positions_B1 = self.fed_B1  # the token before it, and its own position
         self.decode = engine.decoder()
