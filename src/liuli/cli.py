@@ -23,6 +23,10 @@ data_app = typer.Typer(no_args_is_help=True, help="Look at text, clean it, remov
 curriculum_app = typer.Typer(no_args_is_help=True, help="The built-in classroom: make its data, look at it.")
 app.add_typer(data_app, name="data")
 app.add_typer(curriculum_app, name="curriculum")
+keys_app = typer.Typer(no_args_is_help=True, help="Who may use a server: make keys, list them, remove them.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure.")
+app.add_typer(keys_app, name="keys")
+app.add_typer(bench_app, name="bench")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text for people.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on the terminal.")]
@@ -37,6 +41,7 @@ Sources = Annotated[
 ]
 Field = Annotated[str, typer.Option(help="The key or column that holds the text, in .jsonl and .parquet.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count bad rows and go on.")]
+STORE = "Where keys, chats and judgements are kept: a path or URL. Default: in the run folder."
 
 
 @app.callback()
@@ -203,6 +208,8 @@ def serve(
     path: Annotated[Path, typer.Argument(help="A model folder, or a run folder, also one that is still training.")],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8365,
+    store: Annotated[str | None, typer.Option(envvar="LIULI_STORE", help=STORE)] = None,
+    drain: Annotated[int, typer.Option(min=0, help="Seconds that running answers have to end, once stopped.")] = 30,
 ) -> None:
     """Open a model as a web page and as an OpenAI-compatible API.
 
@@ -210,7 +217,71 @@ def serve(
     """
     from liuli import server
 
-    server.serve(path, host=host, port=port, ready=lambda url: print(f"Liuli: {url}  (Ctrl-C stops it)", flush=True))
+    def ready(url: str) -> None:
+        print(f"Liuli: {url}  (Ctrl-C stops it)", flush=True)
+
+    server.serve(path, host=host, port=port, store=store, drain=drain, ready=ready)
+
+
+StoreOption = Annotated[str, typer.Option("--store", envvar="LIULI_STORE", help="The server's store: a path or URL.")]
+PerMinute = Annotated[int | None, typer.Option(min=1, help="Limit. Default: none.")]
+
+
+@keys_app.command(name="add")
+def keys_add(
+    name: Annotated[str, typer.Argument(help="Whose key it is; chats belong to this name.")],
+    store: StoreOption,
+    requests_per_minute: PerMinute = None,
+    tokens_per_minute: PerMinute = None,
+) -> None:
+    """Make a key and print it, this once. Example: liuli keys add ada --store runs/laptop/judgements.sqlite"""
+    from liuli import server
+
+    print(server.keys_in(store).add(name, requests_per_minute, tokens_per_minute))
+
+
+@keys_app.command(name="list")
+def keys_list(store: StoreOption, as_json: Json = False) -> None:
+    """The names of the keys and their limits. Example: liuli keys list --store runs/laptop/judgements.sqlite"""
+    from liuli import server
+
+    server.list_keys_here(store, as_json)
+
+
+@keys_app.command(name="remove")
+def keys_remove(
+    name: Annotated[str, typer.Argument(help="Whose key it is.")],
+    store: StoreOption,
+) -> None:
+    """Remove a key. A running server refuses it within two seconds. Example: liuli keys remove ada --store …"""
+    from liuli import server
+
+    server.keys_in(store).remove(name)
+
+
+@bench_app.command(name="serve")
+def bench_serve(
+    url: Annotated[str, typer.Argument(help="The server, for example http://127.0.0.1:8365")],
+    model: Annotated[str, typer.Option(help="Which model. Default: the server's first.")] = "",
+    clients: Annotated[int, typer.Option(min=1, help="Closed load: how many ask at once.")] = 64,
+    requests: Annotated[int, typer.Option(min=1, help="Questions in all.")] = 256,
+    rate: Annotated[float, typer.Option(min=0, help="Open load: questions a second, at random. 0: closed.")] = 0.0,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of a question, about.")] = 64,
+    shared_prefix: Annotated[int, typer.Option(min=0, help="Of these tokens, how many all questions share.")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Answers as long as allowed.")] = False,
+    warm_up: Annotated[int, typer.Option(min=1, help="Questions before the clock starts.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of the questions, their times and the answers.")] = 0,
+    key: Annotated[str, typer.Option(envvar="LIULI_KEY", help="The key, if the server wants one.")] = "",
+    as_json: Json = False,
+) -> None:
+    """How fast a running server answers many at once. Example: liuli bench serve http://127.0.0.1:8365 --clients 16"""
+    from liuli.server import load
+
+    asked = load.Load(
+        url, model, clients, requests, rate, prompt_tokens, shared_prefix, max_tokens, ignore_eos, warm_up, seed
+    )
+    load.bench_here(asked, key, as_json)
 
 
 @app.command(name="plan")
@@ -380,7 +451,7 @@ def label_command(
     prompts: Annotated[
         Path | None, typer.Option(help="What to ask: conversations, or .txt, one prompt a line. Default: the run's.")
     ] = None,
-    store: Annotated[Path | None, typer.Option(help="Where judgements are kept. Default: in the run folder.")] = None,
+    store: Annotated[str | None, typer.Option(envvar="LIULI_STORE", help=STORE)] = None,
     export: Annotated[str | None, typer.Option(help="Write what was judged and stop: dpo, sft or kto.")] = None,
     out: Annotated[Path | None, typer.Option(help="The file for --export. Default: dpo.jsonl and so on.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")] = "127.0.0.1",

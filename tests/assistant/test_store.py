@@ -1,4 +1,4 @@
-"""One store for keys, chats and judgements: in a file or in PostgreSQL, brought up to date, whole when a disk is not."""
+"""One store for keys, chats and judgements: a file or PostgreSQL, brought up to date, whole when a disk is not."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from fastapi import FastAPI, Request
@@ -14,12 +14,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from liuli.assistant import Judgements
+from liuli.assistant import Judgements, Store
 from liuli.server.app_api import app_routes
-from liuli.server.desk import Desk
+from liuli.server.desk import Desk, missing
 from liuli.server.errors import ApiError, error_response
-from liuli.server.guard import Guard
+from liuli.server.guard import Guard, is_local
+from liuli.server.keys import Door, Keys, Logins, login_routes
 from liuli.server.label_api import label_routes
+from liuli.server.limits import Limits
+from liuli.server.metrics import Front, Measured, Metrics, metrics_routes
 from liuli.server.openai_api import openai_routes
 from liuli.server.runs import store_of
 from liuli.server.trace_api import trace_routes
@@ -42,38 +45,53 @@ def create_app(
     *,
     host: str = "127.0.0.1",
     load: Callable[[Path], Voice] = ModelVoice,
-    store: Path | None = None,
+    store: str | Path | None = None,
     prompts: Path | None = None,
 ) -> FastAPI:
     """The ASGI application that serves a model folder or a run folder.
 
     host: the address it will listen on, which decides the Host headers it answers to. load: how a model folder becomes
-    a voice. store: where judgements are kept, by default in the run folder; prompts: what is asked to be judged.
+    a voice. store: path or URL for keys, chats and judgements, by default in the run folder. prompts: what is to be
+    judged. The app's `state` has the desk, and `logins` for its page.
     Raises UsageError when `path` is neither.
     """
     keeper = Keeper(path, load)
-    worker = Worker()
-    desk = Desk(keeper, worker, before=share_cores(keeper))
+    place = store_of(path, store)
+    kept = Store(place) if place else None
+    keys, logins, limits, metrics = Keys(kept), Logins(), Limits(), Metrics(reused=lambda: 0.0)
+    worker = Measured(Worker(), metrics, limits)
+    desk = Desk(keeper, cast(Worker, worker), before=share_cores(keeper))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         worker.close()
+        if kept:
+            kept.close()
 
     app = FastAPI(title="Liuli", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    app.state.desk = desk
+    app.state.desk, app.state.logins = desk, logins
+    # the last one added is passed first
+    app.add_middleware(Door, keys=keys, logins=logins, limits=limits, local=is_local(host))
+    app.add_middleware(Front, metrics=metrics)
     app.add_middleware(Guard, bound_to=host)
     app.include_router(openai_routes(desk))
-    place = store_of(path, store)
-    judgements = Judgements(place) if place else None
-    app.include_router(app_routes(desk, judging=judgements is not None))
-    app.include_router(label_routes(desk, judgements, prompts))
+    app.include_router(app_routes(desk, kept))
+    app.include_router(label_routes(desk, Judgements(kept) if kept else None, prompts))
     app.include_router(trace_routes(keeper.run))
+    app.include_router(login_routes(logins))
+    app.include_router(metrics_routes(metrics))
     add_errors(app)
 
     @app.get("/health")
     def health() -> dict[str, Any]:
         return {"status": "ok", "model": keeper.name if keeper.newest() else None, "answers": len(worker)}
+
+    @app.get("/ready")
+    def ready() -> dict[str, Any]:
+        if keeper.newest() is None:
+            raise missing(keeper, "")
+        return {"status": "ready"}
 
     @app.get("/report.html")
     def report() -> Response:
@@ -99,7 +117,7 @@ def share_cores(keeper: Keeper) -> Callable[[], None]:
 
 
 def add_errors(app: FastAPI) -> None:
-    """Every error leaves in OpenAI's shape."""
+    """Every error leaves in OpenAI's shape (one that nobody expected: see Front)."""
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Response:
@@ -108,10 +126,6 @@ def add_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         return error_response(ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}."))
-
-    @app.exception_handler(Exception)
-    async def other_error(request: Request, error: Exception) -> Response:
-        return error_response(ApiError(500, "The server failed; its log says why."))
 
 
 def add_page(app: FastAPI) -> None:

@@ -31,6 +31,14 @@ HEADERS = {
 }
 
 
+def is_local(bound_to: str) -> bool:
+    """Whether a server that listens on `bound_to` is heard on this machine only."""
+    try:
+        return bound_to == "localhost" or ipaddress.ip_address(bound_to).is_loopback
+    except ValueError:
+        return False
+
+
 def host_name(host: str) -> str:
     """The name in a Host header without port and brackets, in lower case; "" if it is malformed."""
     try:
@@ -64,7 +72,10 @@ def refusal(method: str, headers: Headers, bound_to: str) -> ApiError | None:
     foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
     if method not in ("GET", "HEAD") and (foreign or headers.get("sec-fetch-site") == "cross-site"):
         return ApiError(403, "Requests from other sites' pages are refused.", code="origin_not_allowed")
-    if method == "POST" and headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+    if (
+        method in ("POST", "PUT")
+        and headers.get("content-type", "").split(";")[0].strip().lower() != "application/json"
+    ):
         return ApiError(415, "The body must be JSON: send the header Content-Type: application/json.")
     return None
 

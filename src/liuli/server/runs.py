@@ -65,8 +65,8 @@ def run_of(path: Path) -> Path | None:
     return run if is_run_folder(run) else None
 
 
-def store_of(path: Path, named: Path | None) -> Path | None:
-    """Where judgements on the answers of `path` are kept: as named, else in its run folder, if it lies in one."""
+def store_of(path: Path, named: str | Path | None) -> str | Path | None:
+    """Where the keys, chats and judgements of `path` are kept: as named, else in its run folder, if it lies in one."""
     run = run_of(path)
     return named or (default_store(run) if run else None)
 

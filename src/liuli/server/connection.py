@@ -1,0 +1,109 @@
+"""Connections that nobody holds by being slow, and a server that lets answers end before it does.
+
+uvicorn waits for ever for a request's headers and for a reader that does not read; both have a time here. SIGTERM and
+Ctrl-C stop the accepting, let running answers end, and exit with code 0; a second signal ends at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import Generator
+from types import FrameType
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEADER_BYTES = 32_768
+HEADER_SECONDS = 10.0  # from the first byte (or the connection) to the last of a request's headers
+WRITE_SECONDS = 60.0  # without a byte taken by who asked
+IDLE_SECONDS = 65  # a connection kept open between requests; longer than the usual proxy's
+
+
+class Connection(H11Protocol):
+    """uvicorn's connection with limits on time."""
+
+    _reading: asyncio.TimerHandle | None = None
+    _writing: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Headers must come."""
+        super().connection_made(transport)
+        self._reading = self.loop.call_later(HEADER_SECONDS, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        """Headers that have begun must end."""
+        super().data_received(data)
+        begun = self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
+        if begun and self._reading is None:
+            self._reading = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
+        elif not begun:
+            self._headers_are_here()
+
+    def pause_writing(self) -> None:
+        """The reader is slow: it may be so for a while."""
+        super().pause_writing()
+        self._writing = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It reads on."""
+        self._is_read()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """No more to wait for."""
+        self._headers_are_here()
+        self._is_read()
+        super().connection_lost(exc)
+
+    def _headers_are_here(self) -> None:
+        if self._reading:
+            self._reading.cancel()
+        self._reading = None
+
+    def _is_read(self) -> None:
+        if self._writing:
+            self._writing.cancel()
+        self._writing = None
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server that takes SIGTERM for an order, not for a failure."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Take SIGINT and SIGTERM while it serves; uvicorn would raise them again at the end."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal begins the end, the second is the end."""
+        if self.should_exit:
+            self.force_exit = True
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
+        self.should_exit = True
+
+
+def settings(drain: int) -> dict[str, Any]:
+    """uvicorn's configuration. drain: seconds that running answers have to end."""
+    return {
+        "http": Connection,
+        "ws": "none",
+        "log_level": "warning",
+        "access_log": False,
+        "h11_max_incomplete_event_size": HEADER_BYTES,
+        "timeout_keep_alive": IDLE_SECONDS,
+        "timeout_graceful_shutdown": drain,
+    }

@@ -1,0 +1,204 @@
+"""What Prometheus reads at /metrics, and the measuring: of each request as it passes, of each answer as it is written.
+
+The names and buckets are near vLLM's, so that its dashboards need little change. A request's path is its route's, never
+what was asked for, so that a stranger cannot make a thousand series.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Generator
+from typing import TypeVar
+
+from fastapi import APIRouter
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from liuli.engine import Token
+from liuli.server.desk import Started
+from liuli.server.errors import ApiError, error_response
+from liuli.server.limits import ASKER, Limits
+from liuli.server.voices import Ended
+from liuli.server.worker import Worker
+
+LOG = logging.getLogger("liuli.server")
+BODY_SECONDS = 30.0  # from a request's headers to the end of its body
+REQUEST_ID = re.compile(r"[\w.:-]{1,128}")  # a client's own is kept if it can do no harm in a log
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
+_SOON = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_TOKEN = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+_WHOLE = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+T = TypeVar("T")
+
+
+class Metrics:
+    """The figures of one server, in a registry of their own. reused: how many prompt tokens were not computed anew."""
+
+    def __init__(self, reused: Callable[[], float]) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.requests = Counter(
+            "liuli_requests", "Requests answered.", ["method", "route", "status"], registry=registry
+        )
+        self.first = Histogram(
+            "liuli_time_to_first_token_seconds", "From the question to its answer's first token.", buckets=_SOON,
+            registry=registry,
+        )  # fmt: skip
+        self.next = Histogram(
+            "liuli_time_per_output_token_seconds", "Of one answer, after its first token.", buckets=_TOKEN,
+            registry=registry,
+        )  # fmt: skip
+        self.whole = Histogram(
+            "liuli_answer_seconds", "From the question to the end of its answer.", buckets=_WHOLE, registry=registry
+        )
+        self.prompt_tokens = Counter("liuli_prompt_tokens", "Tokens of the questions.", registry=registry)
+        self.answer_tokens = Counter("liuli_answer_tokens", "Tokens of the answers.", registry=registry)
+        self.ended = Counter("liuli_answers", "Answers, by how they ended.", ["ended"], registry=registry)
+        self.waiting = Gauge("liuli_answers_waiting", "Answers that have not begun.", registry=registry)
+        self.running = Gauge("liuli_answers_running", "Answers that are being written.", registry=registry)
+        cached = Gauge("liuli_prefix_cache_tokens", "Prompt tokens that were not computed anew.", registry=registry)
+        cached.set_function(reused)
+
+
+def metrics_routes(metrics: Metrics) -> APIRouter:
+    """GET /metrics, in Prometheus' text format."""
+    routes = APIRouter()
+
+    @routes.get("/metrics")
+    def read() -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return routes
+
+
+class Front:
+    """ASGI middleware: gives a request its id, a time and a place in the figures; what breaks is a 500 with that id."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on and count it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self.app(scope, body_in_time(receive), send_with_id)
+        except Exception:
+            LOG.exception("request %s failed", request_id)
+            if status:  # it has begun: the client sees it break off
+                raise
+            await error_response(ApiError(500, "The server failed; its log says why."))(scope, receive, send_with_id)
+        finally:
+            route = getattr(scope.get("route"), "path", "") or "other"
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self.metrics.requests.labels(method, route, str(status or 499)).inc()
+
+
+def body_in_time(receive: Receive) -> Receive:
+    """`receive`, but a body that is not whole after BODY_SECONDS is a 408."""
+    deadline = asyncio.get_running_loop().time() + BODY_SECONDS
+    whole = False
+
+    async def receive_in_time() -> Message:
+        nonlocal whole
+        if whole:
+            return await receive()
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            raise ApiError(408, f"The body did not come within {BODY_SECONDS:.0f} seconds.") from None
+        whole = not message.get("more_body", False)
+        return message
+
+    return receive_in_time
+
+
+class Measured:
+    """A worker whose answers are measured, and charged to the key that asked."""
+
+    def __init__(self, worker: Worker, metrics: Metrics, limits: Limits) -> None:
+        self.worker, self.metrics, self.limits = worker, metrics, limits
+
+    def __len__(self) -> int:
+        """How many answers are being generated or waited for."""
+        return len(self.worker)
+
+    def close(self) -> None:
+        """Cancel everything and end the thread."""
+        self.worker.close()
+
+    async def run(self, make: Callable[[], Generator[T, None, None]]) -> AsyncIterator[T]:
+        """As Worker's."""
+        watch = Watch(self.metrics)
+        stream = self.worker.run(make)
+        try:
+            async for event in stream:
+                watch.see(event)
+                yield event
+        except Exception:
+            watch.ended = "error"
+            raise
+        finally:
+            watch.close()
+            self.limits.charge(ASKER.get(), watch.prompt_tokens + watch.tokens)
+            await stream.aclose()  # type: ignore[attr-defined]
+
+
+class Watch:
+    """One answer, from the question on."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self.began = time.monotonic()
+        self.first = 0.0
+        self.prompt_tokens = self.tokens = 0
+        self.running = False
+        self.ended = "cancelled"
+        metrics.waiting.inc()
+
+    def see(self, event: object) -> None:
+        """An event of the answer."""
+        if isinstance(event, Token):
+            self.tokens += 1
+            if not self.first:
+                self.first = time.monotonic()
+                self.metrics.first.observe(self.first - self.began)
+        elif isinstance(event, Started):
+            self.running, self.prompt_tokens = True, event.prompt_tokens
+            self.metrics.waiting.dec()
+            self.metrics.running.inc()
+        elif isinstance(event, Ended):
+            self.tokens, self.ended = event.tokens, event.stopped_by
+
+    def close(self) -> None:
+        """It is over, however it ended."""
+        now = time.monotonic()
+        (self.metrics.running if self.running else self.metrics.waiting).dec()
+        self.metrics.prompt_tokens.inc(self.prompt_tokens)
+        self.metrics.answer_tokens.inc(self.tokens)
+        self.metrics.ended.labels(self.ended).inc()
+        if self.ended == "cancelled":
+            return
+        self.metrics.whole.observe(now - self.began)
+        if self.first and self.tokens > 1:
+            self.metrics.next.observe((now - self.first) / (self.tokens - 1))
