@@ -1,0 +1,181 @@
+"""Weights in 8 or 4 bits: packed for the fastest products that torch has, and the same numbers unpacked to measure by.
+
+In: a matrix (O outputs, I inputs). Out: a `Packed` one that multiplies bfloat16 rows. It knows nothing of models but
+`quantised_copy`, which gives a Transformer with the rounded numbers in it, so that their cost in bits can be measured.
+
+    int8   one scale for each output: w = scale_O * q, q from -127 to 127; 1 byte a weight
+    int4   a scale and a zero for each 32 inputs of an output: w = scale * (q - 8) + zero, q from 0 to 15; 0.625 bytes
+
+With `integer` the activations of an int8 product are rounded to 8 bits too, row by row, and the sums are whole numbers:
+exact, so a row's result does not depend on its neighbours. Measured (docs/benchmarks.md): the fastest of all from 384
+channels up and at every batch once torch.compile has fused the rounding; without a compiler the rounding costs 9 µs,
+and weights alone in 8 bits are faster for one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from liuli.errors import UsageError
+from liuli.model import Transformer
+from liuli.model.transformer import Linear
+
+Kind = Literal["int8", "int4"]
+KINDS: tuple[Kind, ...] = ("int8", "int4")
+GROUP = 32  # inputs that share a scale in int4; the kernels know 32, 64, 128 and 256
+SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # of a group's range that are tried: cutting outliers helps the rest
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A matrix (O, I) ready to multiply. Plain tensors and pure functions: torch.compile looks through it.
+
+    weight: int8 (O, I), or int4 as the kernel wants it. scales: bfloat16, (O,) for int8, (I / GROUP, O, 2) scale and
+    zero for int4. integer: int8 activations too.
+    """
+
+    kind: Kind
+    outputs: int
+    inputs: int
+    weight: Tensor
+    scales: Tensor
+    integer: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that one product reads of it."""
+        return self.weight.nbytes + self.scales.nbytes
+
+    def matmul(self, x_BI: Tensor) -> Tensor:
+        """x @ weight.T, (B, O) bfloat16. Raises UsageError for another dtype: float32 rows take a path 27x as slow."""
+        if x_BI.dtype != torch.bfloat16:
+            raise UsageError(f"activations are {x_BI.dtype}", "quantised product", "give bfloat16")
+        on_cpu = self.weight.device.type == "cpu"
+        if self.kind == "int4":
+            product = torch.ops.aten._weight_int4pack_mm_for_cpu if on_cpu else torch.ops.aten._weight_int4pack_mm
+            made: Tensor = product(x_BI, self.weight, GROUP, self.scales)
+        elif not on_cpu:  # a compiler reads the bytes as they are and widens them in registers
+            made = F.linear(x_BI, self.weight.to(x_BI.dtype)) * self.scales
+        elif self.integer:
+            q_BI, scale_B1 = rounded(x_BI)
+            made = (torch._int_mm(q_BI, self.weight.t()) * (scale_B1 * self.scales)).to(x_BI.dtype)
+        else:
+            made = torch.ops.aten._weight_int8pack_mm(x_BI, self.weight, self.scales)
+        return made
+
+    def dequantised(self) -> Tensor:
+        """The matrix that this one stands for, (O, I) float32."""
+        if self.kind == "int8":
+            return self.weight.float() * self.scales.float().unsqueeze(1)
+        # the packed layout is the kernel's own affair: what each input alone gives is a column of the matrix
+        ones_II = torch.eye(self.inputs, dtype=torch.bfloat16, device=self.weight.device)
+        plain = torch.stack((torch.ones_like(self.scales[..., 0]), torch.zeros_like(self.scales[..., 1])), -1)
+        made_IO = replace(self, scales=plain).matmul(ones_II).float()
+        q_GIO = made_IO.view(-1, GROUP, self.outputs)
+        scale_G1O, zero_G1O = self.scales.float().unsqueeze(1).unbind(-1)
+        return (q_GIO * scale_G1O + zero_G1O).view(self.inputs, self.outputs).t().contiguous()
+
+
+def rounded(x_BI: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in 8 bits, each with its own scale: int8 (B, I) and float32 (B, 1); x is about their product."""
+    peak_B1: Tensor = torch.linalg.vector_norm(x_BI, float("inf"), dim=-1, keepdim=True, dtype=torch.float32)
+    scale_B1 = peak_B1.mul(1 / 127).clamp_min(1e-12)
+    return (x_BI / scale_B1).round().to(torch.int8), scale_B1
+
+
+def pack(weight_OI: Tensor, kind: Kind, *, integer: bool = False) -> Packed:
+    """Pack a matrix as "int8" or "int4"; what int4 kernels refuse (see `fits_int4`) becomes int8."""
+    if kind not in KINDS:
+        raise UsageError(f"weights cannot be packed as {kind!r}", "quantise", f"use {' or '.join(KINDS)}")
+    packs_int4 = kind == "int4" and fits_int4(weight_OI)
+    return pack_int4(weight_OI) if packs_int4 else pack_int8(weight_OI, integer=integer)
+
+
+def pack_int8(weight_OI: Tensor, *, integer: bool = False) -> Packed:
+    """One scale for each output, symmetric. Weights as wide as their largest one: at 8 bits cutting gains nothing."""
+    w_OI = weight_OI.detach().float()
+    # in the kernel's dtype before it is used, so that rounding it costs nothing
+    scales_O = (w_OI.abs().amax(1) / 127).clamp_min(1e-12).to(torch.bfloat16)
+    q_OI = (w_OI / scales_O.float().unsqueeze(1)).round().clamp(-127, 127).to(torch.int8)
+    return Packed("int8", w_OI.shape[0], w_OI.shape[1], q_OI.contiguous(), scales_O, integer)
+
+
+def fits_int4(weight_OI: Tensor) -> bool:
+    """Whether the int4 kernels take a matrix: whole groups of inputs, outputs in sixteens."""
+    outputs, inputs = weight_OI.shape
+    return inputs % (GROUP if weight_OI.device.type == "cpu" else 128) == 0 and outputs % 16 == 0
+
+
+def pack_int4(weight_OI: Tensor) -> Packed:
+    """A scale and a zero for each GROUP inputs of an output, those of some ranges that give the least squared error."""
+    outputs, inputs = weight_OI.shape
+    if not fits_int4(weight_OI):
+        fix = f"inputs in groups of {GROUP}, outputs in sixteens; `pack` takes int8 for the rest"
+        raise UsageError(f"a matrix of {outputs} by {inputs} cannot be packed in int4", "quantise", fix)
+    w_OGN = weight_OI.detach().float().view(outputs, -1, GROUP)
+    q_OGN, scales_OG2 = _best_ranges(w_OGN)
+    scales = scales_OG2.transpose(0, 1).contiguous()
+    q_OI = q_OGN.view(outputs, inputs)
+    if weight_OI.device.type == "cpu":
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q_OI.to(torch.int32), 1)
+    else:
+        pairs = (q_OI[:, ::2] << 4 | q_OI[:, 1::2]).to(torch.uint8)
+        packed = torch.ops.aten._convert_weight_to_int4pack(pairs, 8)
+    return Packed("int4", outputs, inputs, packed, scales)
+
+
+def _best_ranges(w_OGN: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers 0 to 15 (O, G, N), scale and zero (O, G, 2) bfloat16, the best of all pairs of SHRINK."""
+    low_OG1, high_OG1 = w_OGN.amin(-1, keepdim=True), w_OGN.amax(-1, keepdim=True)
+    best_OG1 = torch.full_like(low_OG1, float("inf"))
+    q_OGN, scales_OG2 = torch.zeros_like(w_OGN), torch.zeros(*w_OGN.shape[:2], 2, dtype=torch.bfloat16)
+    scales_OG2 = scales_OG2.to(w_OGN.device)
+    for down in SHRINK:
+        for up in SHRINK:
+            scale = ((high_OG1 * up - low_OG1 * down) / 15).clamp_min(1e-12).to(torch.bfloat16)
+            zero = (low_OG1 * down + 8 * scale.float()).to(torch.bfloat16)
+            q = ((w_OGN - zero.float()) / scale.float()).round().add(8).clamp(0, 15)
+            error_OG1 = ((q - 8) * scale.float() + zero.float() - w_OGN).square().sum(-1, keepdim=True)
+            better_OG1 = error_OG1 < best_OG1
+            best_OG1 = torch.where(better_OG1, error_OG1, best_OG1)
+            q_OGN = torch.where(better_OG1, q, q_OGN)
+            scales_OG2 = torch.where(better_OG1, torch.cat((scale, zero), -1), scales_OG2)
+    return q_OGN.to(torch.int64), scales_OG2
+
+
+# --- what it costs ---------------------------------------------------------------------------------------------------
+
+
+def quantised_copy(model: Transformer, kind: Kind) -> Transformer:
+    """The same Transformer with the rounded numbers in every matrix that is multiplied, float32, for measuring.
+
+    The embedding that is looked up stays as it is; where the head shares it, the copy has a head of its own.
+    """
+    copy = Transformer(replace(model.config, tied=False))
+    weights = {name: weight.detach().float().clone() for name, weight in model.named_parameters()}
+    copy.load_state_dict(weights | {"head.weight": model.head_VD.detach().float().clone()}, strict=True)
+    copy = copy.to(model.head_VD.device)
+    with torch.no_grad():
+        for module in copy.modules():
+            if isinstance(module, Linear):
+                module.weight.copy_(pack(module.weight, kind).dequantised())
+    return copy.train(model.training)
+
+
+class RoundedActivations(TorchFunctionMode):
+    """While it is entered, every matrix product rounds its input rows to 8 bits, as `integer` products do."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is F.linear:
+            q, scale = rounded(args[0])
+            args = ((q * scale).to(args[0].dtype), *args[1:])
+        return func(*args, **(kwargs or {}))

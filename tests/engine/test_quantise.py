@@ -1,0 +1,124 @@
+"""Packed weights: the kernels compute with the numbers that `dequantised` names, and rounding costs what it may."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from liuli.engine.quantise import GROUP, RoundedActivations, pack, pack_int4, pack_int8, quantised_copy, rounded
+from liuli.errors import UsageError
+from liuli.model import Transformer, qwen3, racer
+
+PACKS = [
+    pytest.param(lambda w: pack_int8(w), id="int8"),
+    pytest.param(lambda w: pack_int8(w, integer=True), id="int8 integer"),
+    pytest.param(pack_int4, id="int4"),
+]
+
+
+def matrix(outputs: int = 48, inputs: int = 64, seed: int = 0) -> torch.Tensor:
+    return torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(seed)) * 0.05
+
+
+@pytest.mark.parametrize("packs", PACKS)
+@pytest.mark.parametrize("rows", [1, 3, 17, 64])
+def test_the_product_is_that_of_the_dequantised_matrix(packs, rows):
+    packed = packs(matrix())
+    x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
+    read = x.float()
+    if packed.integer:
+        q, scale = rounded(x)
+        read = q * scale
+    made = packed.matmul(x)
+    assert made.shape == (rows, 48) and made.dtype == torch.bfloat16
+    # bfloat16 keeps 8 bits: the result is rounded once, and int4 kernels round each weight to it as well
+    torch.testing.assert_close(made.float(), F.linear(read, packed.dequantised()), rtol=2**-7, atol=0.01)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    outputs=st.integers(1, 5).map(lambda n: 16 * n),
+    groups=st.integers(1, 3),
+    size=st.floats(1e-6, 1e4),
+    seed=st.integers(0, 999),
+)
+def test_no_weight_moves_further_than_half_a_step(outputs, groups, size, seed):
+    w = matrix(outputs, groups * GROUP, seed) * size
+    eight = pack_int8(w).dequantised()
+    step = w.abs().amax(1, keepdim=True) / 127
+    assert ((eight - w).abs() <= step * (0.5 + 127 / 256)).all()  # the scale itself is rounded to 8 bits
+    q, scale = rounded(w.bfloat16())
+    assert ((q * scale - w.bfloat16().float()).abs() <= scale * 0.501).all()
+    four, grouped = pack_int4(w).dequantised(), w.view(outputs, -1, GROUP)
+    spread = (grouped.amax(-1) - grouped.amin(-1)).square() / 15**2 / 12  # mean square of plain rounding, at its usual
+    error = (four - w).view_as(grouped).square().mean(-1)
+    assert (error <= 3 * spread + 1e-20).all() and error.mean() <= 1.05 * spread.mean()
+
+
+def test_zeros_and_lone_giants_are_kept():
+    w = torch.zeros(16, GROUP)
+    w[0, 0] = 3.0
+    for packed in (pack_int8(w), pack_int4(w)):
+        torch.testing.assert_close(packed.dequantised(), w, rtol=2**-8, atol=1e-6)
+    assert pack_int8(w, integer=True).matmul(torch.zeros(2, GROUP).bfloat16()).abs().max() == 0
+
+
+@pytest.mark.parametrize("packs", PACKS)
+def test_a_row_does_not_depend_on_its_neighbours(packs):
+    packed = packs(matrix(192, 512))
+    x = torch.randn(40, 512, generator=torch.Generator().manual_seed(2)).bfloat16()
+    together, alone = packed.matmul(x), torch.cat([packed.matmul(row) for row in x.split(1)])
+    assert torch.equal(together, alone)
+
+
+def test_float32_rows_are_refused():
+    with pytest.raises(UsageError, match=r"float32(.|\n)*bfloat16"):
+        pack_int8(matrix()).matmul(torch.zeros(1, 64))
+
+
+def test_what_int4_kernels_refuse_stays_int8():
+    for shape in ((48, 40), (24, 64)):
+        assert pack(matrix(*shape), "int4").kind == "int8"
+        with pytest.raises(UsageError, match="int4"):
+            pack_int4(matrix(*shape))
+    assert pack(matrix(), "int4").kind == "int4"
+    with pytest.raises(UsageError, match="int5"):
+        pack(matrix(), "int5")  # type: ignore[arg-type]
+
+
+def test_memory_is_a_quarter_and_a_sixth_of_float32():
+    w = matrix(512, 512)
+    assert pack_int8(w).nbytes <= w.nbytes / 3.97 and pack_int4(w).nbytes <= w.nbytes / 6.3
+
+
+@pytest.mark.parametrize("packs", PACKS)
+def test_a_compiler_gives_the_same_product(packs):
+    packed, x = packs(matrix()), torch.randn(2, 64).bfloat16()
+    compiled = torch.compile(lambda packed, x: packed.matmul(x) * 2, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(packed, x), packed.matmul(x) * 2)
+
+
+@pytest.mark.parametrize("config", [qwen3(256, 64, 2), qwen3(256, 64, 2, tied=True), racer(256, 64, 2)])
+def test_the_copy_is_the_model_with_rounded_matrices(config):
+    torch.manual_seed(0)
+    model = Transformer(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.05)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    tokens = torch.randint(0, 256, (2, 30))
+    copy = quantised_copy(model, "int8")
+    assert torch.equal(copy.embedding.weight, model.embedding.weight)
+    assert torch.equal(copy.head_VD, pack_int8(model.head_VD).dequantised())
+    block, own = copy.blocks[1].feed_forward, model.blocks[1].feed_forward
+    assert torch.equal(block.down.weight, pack_int8(own.down.weight).dequantised())
+    with torch.no_grad():
+        plain, eight, four = model(tokens), copy(tokens), quantised_copy(model, "int4")(tokens)
+    with RoundedActivations(), torch.no_grad():
+        integer = copy(tokens)
+    apart = [float((other - plain).norm() / plain.norm()) for other in (eight, integer, four)]
+    assert 0 < apart[0] < apart[1] < 0.05 and apart[1] < apart[2] < 0.3
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
