@@ -49,6 +49,9 @@ class ScriptedModel:
         self.dtype, self.training, self.answer = torch.float32, False, answer
         self.fed: list[int] = []  # rows of each forward
 
+    def parameters(self) -> tuple[torch.Tensor, ...]:
+        return ()
+
     def hidden(self, tokens_BT: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
         self.fed.append(len(tokens_BT))
         keys_BSKE, _ = cache.extend(0, *[tokens_BT[..., None, None].float()] * 2)

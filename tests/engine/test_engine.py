@@ -200,7 +200,7 @@ def test_decoding_step_computes_what_the_model_computes(
             fed = torch.randint(16, 272, (3, 1))
             for cache in caches:
                 cache.follow(torch.tensor(lengths)[:, None], torch.tensor([[20], [21], [22]]), lengths)
-            wanted, found = model(fed, caches[0])[:, 0], decode(fed, caches[1])
+            wanted, found = model(fed, caches[0]).float(), decode(fed, caches[1])
             torch.testing.assert_close(found, wanted, atol=tolerance, rtol=0)
             lengths = [length + 1 for length in lengths]
 
@@ -224,7 +224,7 @@ def test_a_prompt_read_in_chunks_gives_the_same_answer(
 ) -> None:
     prompts = some_prompts(6, seed=5)
     whole = engine.generate(prompts, Sampling(temperature=0, max_tokens=6))
-    monkeypatch.setattr("liuli.engine.engine.CHUNK", chunk)
+    monkeypatch.setattr("liuli.engine.scheduler.LONGEST", chunk)
     parts = engine.generate(prompts, Sampling(temperature=0, max_tokens=6))
     assert [answer.ids for answer in parts] == [answer.ids for answer in whole]
     assert parts[3].logprobs == pytest.approx(whole[3].logprobs, abs=TOLERANCE)

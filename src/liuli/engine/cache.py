@@ -1,13 +1,20 @@
-"""Keys and values of all earlier tokens, in one allocation made once.
+"""Keys and values of earlier tokens: `KeyValueCache` for answers being written, `PrefixCache` for what may come again.
 
-Each row is one answer being written; a token's slot is its position in that row. Rows in use are always 0..n-1, so a
-batch is a slice and never a gather: when one ends, the last row moves into its place (`move`).
+The first is the desk: each row is one answer, a token's slot is its position in the row, and rows in use are always
+0..n-1, so a batch is a slice and attention reads it where it lies. The second is the shelf: blocks of 16 tokens of all
+that was read or written, found again by the tokens themselves; a new prompt copies what it shares with earlier ones.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+BLOCK = 16  # tokens
 
 
 class KeyValueCache:
@@ -36,7 +43,6 @@ class KeyValueCache:
         # (B, K, S, E) is the order in which attention multiplies, so what it reshapes is a view.
         self.store_LPBKSE = torch.zeros(layers, 2, rows, kv_heads, slots, head_size, dtype=dtype, device=device)
         self.pairs_L = [(layer[0], layer[1]) for layer in self.store_LPBKSE]
-        self.flat_L = [(k.view(-1, head_size), v.view(-1, head_size)) for k, v in self.pairs_L]
         self.slots_S = torch.arange(slots, device=device)
         self.heads_BK = torch.arange(rows * kv_heads, device=device).view(rows, kv_heads) * slots
         self.first_row = self.batch = self.first_slot = self.seen = 0
@@ -54,40 +60,162 @@ class KeyValueCache:
         self.previous_B1 = slots.new_full((batch, 1), -1) if previous_B1 is None else previous_B1
         self.mask_BTS = (slots[None, :] <= slots[start:, None]).unsqueeze(0)
 
-    def follow(self, positions_B1: Tensor, previous_B1: Tensor, lengths: list[int]) -> None:
-        """Next comes one token for each of the rows 0..B-1. lengths: tokens already stored, equal to positions_B1."""
-        self.first_row, self.batch, self.first_slot, self.seen = 0, len(lengths), lengths[0], max(lengths) + 1
-        self.positions_BT, self.previous_B1 = positions_B1, previous_B1
-        if min(lengths) + 1 == self.seen:  # all rows at one position: one slot to write, nothing to hide
+    def follow(self, positions_B1: Tensor, previous_B1: Tensor, lengths: list[int], T: int = 1) -> None:
+        """Next come T tokens for each of the rows 0..B-1. lengths: tokens already stored, equal to positions_B1."""
+        self.first_row, self.batch, self.first_slot, self.seen = 0, len(lengths), lengths[0], max(lengths) + T
+        self.previous_B1 = previous_B1
+        self.positions_BT = positions_B1 if T == 1 else positions_B1 + self.slots_S[:T]
+        if min(lengths) + T == self.seen and T == 1:  # all rows at one position: one slot to write, nothing to hide
             self.index = None
             self.mask_BTS = self.slots_S.new_ones((1, 1, self.seen), dtype=torch.bool)
         else:
-            self.index = (self.heads_BK[: self.batch] + positions_B1).view(-1)
-            self.mask_BTS = (self.slots_S[: self.seen] <= positions_B1).unsqueeze(1)
+            # of the (row, head, slot) lines in the order (B, T, K)
+            self.index = (self.heads_BK[: self.batch, None, :] + self.positions_BT[:, :, None]).view(-1)
+            self.mask_BTS = self.slots_S[: self.seen] <= self.positions_BT.unsqueeze(-1)
 
     def extend(self, layer: int, k_BTKE: Tensor, v_BTKE: Tensor) -> tuple[Tensor, Tensor]:
         """Store the tokens fed; return keys and values of all slots seen, (B, S, K, E)."""
-        if self.index is not None:
-            k_BKSE, v_BKSE = self.append(layer, k_BTKE[:, 0], v_BTKE[:, 0])
-        else:
-            rows = slice(self.first_row, self.first_row + self.batch)
-            k_BKSE, v_BKSE = (pair[rows, :, : self.seen] for pair in self.pairs_L[layer])
-            k_BKSE[:, :, self.first_slot :] = k_BTKE.transpose(1, 2)
-            v_BKSE[:, :, self.first_slot :] = v_BTKE.transpose(1, 2)
-        return k_BKSE.transpose(1, 2), v_BKSE.transpose(1, 2)
-
-    def append(self, layer: int, k_BKE: Tensor, v_BKE: Tensor) -> tuple[Tensor, Tensor]:
-        """`extend` for one token a row, in the cache's own order: (B, K, S, E), a view."""
         seen = []
-        for pair_RKSE, flat, new_BKE in zip(self.pairs_L[layer], self.flat_L[layer], (k_BKE, v_BKE), strict=True):
-            pair_BKSE = pair_RKSE[: self.batch, :, : self.seen]
+        rows = slice(self.first_row, self.first_row + self.batch)
+        for pair_RKSE, new_BTKE in zip(self.pairs_L[layer], (k_BTKE, v_BTKE), strict=True):
+            pair_BKSE = pair_RKSE[rows, :, : self.seen]
             if self.index is None:
-                pair_BKSE[:, :, -1] = new_BKE
+                pair_BKSE[:, :, self.first_slot :] = new_BTKE.transpose(1, 2)
             else:
-                flat.index_copy_(0, self.index, new_BKE.reshape(-1, new_BKE.shape[-1]))
-            seen.append(pair_BKSE)
+                lines_NE = pair_RKSE.view(-1, pair_RKSE.shape[-1])
+                lines_NE.index_copy_(0, self.index, new_BTKE.reshape(-1, new_BTKE.shape[-1]))
+            seen.append(pair_BKSE.transpose(1, 2))
         return seen[0], seen[1]
 
-    def move(self, source: int, target: int, length: int) -> None:
+    def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` slots of a row over another row, in all layers."""
         self.store_LPBKSE[:, :, target, :, :length] = self.store_LPBKSE[:, :, source, :, :length]
+
+    def line(self, row: int, start: int, end: int) -> Tensor:
+        """Keys and values of a row's slots start..end-1, a view (L, 2, K, S, E)."""
+        return self.store_LPBKSE[:, :, row, :, start:end]
+
+
+_Key = tuple["_Block | str", tuple[int, ...]]
+
+
+@dataclass(slots=True, eq=False)
+class _Block:
+    """Sixteen tokens on the shelf. place: where their keys and values lie; children: blocks that go on from it."""
+
+    place: int
+    parent: _Block | None
+    key: _Key
+    children: int = 0
+
+
+class PrefixCache:
+    """Keys and values of texts that were read or written, in preallocated blocks, found by their tokens.
+
+    A trie: a block is known by the block before it (at a text's start: by the salt) and its own 16 tokens, compared one
+    by one, so nothing is ever mistaken for another, and texts of different salts share nothing. The least recently used
+    block without children makes room. With `int8` a block holds one byte a number and a scale for
+    each token and head: half or a quarter of the memory, and no longer exactly what was computed.
+    """
+
+    def __init__(self, desk: KeyValueCache, blocks: int, int8: bool = False) -> None:
+        layers, _, _, kv_heads, _, head_size = desk.store_LPBKSE.shape
+        kind = torch.int8 if int8 else desk.store_LPBKSE.dtype
+        shape = (blocks, layers, 2, kv_heads, BLOCK, head_size)
+        self.store_NLPKSE = torch.empty(shape, dtype=kind, device=desk.store_LPBKSE.device)
+        scales = (*shape[:-1], 1) if int8 else (0,)
+        self.scale_NLPKS1 = torch.empty(scales, dtype=torch.float32, device=desk.store_LPBKSE.device)
+        self.int8, self.blocks = int8, blocks
+        self.free = list(range(blocks))
+        self.kept: OrderedDict[_Key, _Block] = (
+            OrderedDict()
+        )  # least recently used first
+
+    @staticmethod
+    def bytes_per_block(desk: KeyValueCache, int8: bool = False) -> int:
+        """Memory of one block."""
+        layers, _, _, kv_heads, _, head_size = desk.store_LPBKSE.shape
+        per_head = head_size + 4 if int8 else head_size * desk.store_LPBKSE.dtype.itemsize
+        return layers * 2 * kv_heads * BLOCK * per_head
+
+    def find(self, tokens: Sequence[int], salt: str = "") -> list[_Block]:
+        """The longest chain of blocks that `tokens` begin with."""
+        chain: list[_Block] = []
+        for key_tokens in _cut(tokens):
+            block = self.kept.get((chain[-1] if chain else salt, key_tokens))
+            if block is None:
+                break
+            chain.append(block)
+        self._touch(chain)
+        return chain
+
+    @torch.inference_mode()
+    def take(self, chain: Sequence[_Block], desk: KeyValueCache, row: int) -> None:
+        """Copy the blocks of a chain into the front of a row."""
+        places = torch.tensor([block.place for block in chain], device=self.store_NLPKSE.device)
+        found = self.store_NLPKSE[places]
+        if self.int8:
+            found = found * self.scale_NLPKS1[places]
+        end = len(chain) * BLOCK
+        # (N, L, P, K, S, E) to (L, P, K, N * S, E)
+        desk.line(row, 0, end).copy_(found.permute(1, 2, 3, 0, 4, 5).flatten(3, 4))
+
+    @torch.inference_mode()
+    def keep(self, tokens: Sequence[int], desk: KeyValueCache, row: int, salt: str = "") -> None:
+        """Store what a row holds of `tokens` in whole blocks, as far as it is not here and there is room."""
+        chain: list[_Block] = []
+        new: list[_Block] = []
+        for key_tokens in _cut(tokens):
+            key = (chain[-1] if chain else salt, key_tokens)
+            block = self.kept.get(key)
+            if block is None:
+                if (block := self._new(key, chain)) is None:
+                    break
+                new.append(block)
+            chain.append(block)
+        self._touch(chain)
+        if not new:
+            return
+        start = (len(chain) - len(new)) * BLOCK
+        line_LPKSE = desk.line(row, start, len(chain) * BLOCK)
+        L, P, K, _, E = line_LPKSE.shape
+        pieces = line_LPKSE.reshape(L, P, K, len(new), BLOCK, E).permute(3, 0, 1, 2, 4, 5)
+        places = torch.tensor([block.place for block in new], device=pieces.device)
+        if self.int8:
+            scale = pieces.abs().amax(-1, keepdim=True).float().clamp_min_(1e-12) / 127
+            self.scale_NLPKS1[places] = scale
+            pieces = (pieces / scale).round_().to(torch.int8)
+        self.store_NLPKSE[places] = pieces
+
+    def clear(self) -> None:
+        """Forget everything: the model has changed."""
+        self.kept.clear()
+        self.free = list(range(self.blocks))
+
+    def _new(self, key: _Key, chain: list[_Block]) -> _Block | None:
+        """A block for what is not here yet; None when all are in use."""
+        if not self.free and not self._evict(set(map(id, chain))):
+            return None
+        parent = chain[-1] if chain else None
+        block = self.kept[key] = _Block(self.free.pop(), parent, key)
+        if parent is not None:
+            parent.children += 1
+        return block
+
+    def _evict(self, spared: set[int]) -> bool:
+        for key, block in self.kept.items():
+            if block.children == 0 and id(block) not in spared:
+                del self.kept[key]
+                self.free.append(block.place)
+                if block.parent is not None:
+                    block.parent.children -= 1
+                return True
+        return False
+
+    def _touch(self, chain: Sequence[_Block]) -> None:
+        for block in reversed(chain):  # a parent stays longer than its children
+            self.kept.move_to_end(block.key)
+
+
+def _cut(tokens: Sequence[int]) -> list[tuple[int, ...]]:
+    return [tuple(tokens[at : at + BLOCK]) for at in range(0, len(tokens) - BLOCK + 1, BLOCK)]

@@ -1,13 +1,14 @@
-"""The step that writes: one token for each row. The same numbers as `Transformer.forward`, in half the time.
+"""The step that writes: one token, or a few, for each row. The same numbers as `Transformer.forward`, much sooner.
 
-With one token a row there is little to compute and much to start: small operations and weights read from memory cost
-more than the products. So weights that meet the same input are laid side by side once, transposed as the product of a
-vector reads them, residuals are added inside the products, and there is no time axis. Prompts are read by the
-Transformer itself; a test holds the two equal for both presets.
+With a token a row there is little to compute and much to start: small operations and weights read from memory cost
+more than the products. So weights that meet the same input are laid side by side once, as floats or packed into bytes
+(quantise.py), residuals are added inside the products, and torch.compile fuses the rest where it is asked to. Prompts
+are read by the Transformer itself; a test holds the two equal for both presets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,11 @@ import torch
 from torch import Tensor
 
 from liuli.engine.cache import KeyValueCache
+from liuli.engine.quantise import Kind, Packed, pack
 from liuli.model import Transformer
 
 MOST_BYTES = 2**29  # a larger model is left alone: its second copy would hurt, and its products dominate anyway
+Weight = Tensor | Packed
 
 
 @dataclass(frozen=True)
@@ -25,25 +28,46 @@ class _Layer:
     """Weights of one block, (inputs, outputs) each."""
 
     attention_gain: Tensor | None
-    qkv_DN: Tensor  # N = (H + 2K) * E
+    qkv_DN: Weight  # N = (H + 2K) * E
     qk_gain_HE: Tensor  # (H + K, E), the scale of the scores in the query's part
-    output_ND: Tensor
+    output_ND: Weight
     feed_forward_gain: Tensor | None
-    up_DF: Tensor  # gate and up side by side, or up alone
-    down_FD: Tensor
+    up_DF: Weight  # gate and up side by side, or up alone
+    down_FD: Weight
     value_table: Tensor | None
     value_gate_GK: Tensor | None
 
 
-class Decoder:
-    """One token a row through a model. Weights are copied; `fresh` says whether the model's are still the same."""
+@dataclass(frozen=True)
+class _Fed:
+    """What is fed: N = B * T tokens. index: lines of the cache to write, None for one slot that all rows share."""
 
-    def __init__(self, model: Transformer) -> None:
-        self.model, self.config = model, model.config
-        self.versions = _versions(model)
+    tokens_BT: Tensor
+    positions_BT: Tensor
+    previous_B1: Tensor
+    index: Tensor | None
+    closed_BTS: Tensor | None  # additive; None when every slot may be seen
+    seen: int
+
+
+class Decoder:
+    """A few tokens a row through a model. Weights are copied; `fresh` says whether the model's are still the same.
+
+    weights: None keeps the model's numbers; "int8" and "int4" pack them, and what flows between them is bfloat16.
+    compiled: fuse the step with torch.compile; the first step then takes seconds.
+    """
+
+    def __init__(self, model: Transformer, weights: Kind | None = None, compiled: bool = False) -> None:
+        self.model, self.config, self.weights = model, model.config, weights
+        self.dtype = model.dtype if weights is None else torch.bfloat16
+        self.versions, self.compiled = weight_versions(model), compiled
         with torch.no_grad():
+            self.embedding_VD = model.embedding.weight.detach()
             self.layers = [self._prepare(block) for block in model.blocks]
             self.head_DV = self._laid(model.head_VD)
+            self.final_gain = _low(model.final_gain, self.dtype)
+            self.angles = _signed_angles(model, self.dtype)
+        self._step = torch.compile(self._forward) if compiled else self._forward
 
     @staticmethod
     def pays(model: Transformer) -> bool:
@@ -52,17 +76,20 @@ class Decoder:
 
     def fresh(self) -> bool:
         """False once a weight was changed or replaced, by an optimizer for example."""
-        return self.versions == _versions(self.model)
+        return self.versions == weight_versions(self.model)
 
-    def _laid(self, *weights: Tensor) -> Tensor:
-        """Matrices that meet the same input side by side, (inputs, outputs), in the compute dtype."""
-        together_OI = torch.cat([weight.detach() for weight in weights]).to(self.model.dtype)
+    def _laid(self, *weights: Tensor) -> Weight:
+        """Matrices that meet the same input side by side, (inputs, outputs), in the compute dtype or packed."""
+        together_OI = torch.cat([weight.detach() for weight in weights])
+        if self.weights is not None:
+            # whole-number products are the fastest once a compiler has fused the rounding of what they multiply
+            return pack(together_OI, self.weights, integer=self.compiled)
+        together_OI = together_OI.to(self.dtype)
         # measured: float32 vectors are multiplied faster by the transpose laid out in memory, bfloat16 by the original
         return together_OI.t().contiguous() if together_OI.dtype == torch.float32 else together_OI.t()
 
     def _prepare(self, block: Any) -> _Layer:
-        c, attention, feed = self.config, block.attention, block.feed_forward
-        low = self.model.dtype
+        c, attention, feed, low = self.config, block.attention, block.feed_forward, self.dtype
         gains = torch.ones(c.heads + c.kv_heads, c.head_size, device=self.model.head_VD.device)
         if c.preset == "qwen3":
             gains = torch.cat((attention.query_gain.expand(c.heads, -1), attention.key_gain.expand(c.kv_heads, -1)))
@@ -78,99 +105,158 @@ class Decoder:
             up_DF=self._laid(feed.gate.weight, feed.up.weight) if feed.gated else self._laid(feed.up.weight),
             down_FD=self._laid(feed.down.weight),
             value_table=_low(attention.value_embedding.weight, low) if has_values else None,
-            value_gate_GK=self._laid(attention.value_gate) if has_values else None,
+            value_gate_GK=_low(attention.value_gate, low).t() if has_values else None,  # type: ignore[union-attr]
         )
 
-    def __call__(self, tokens_B1: Tensor, cache: KeyValueCache) -> Tensor:
-        """Logits (B, V) after one token for each of the cache's rows, which `cache.follow` was told of."""
-        c, model = self.config, self.model
-        low, tokens_B = model.dtype, tokens_B1[:, 0]
-        x_BD = torch.nn.functional.embedding(tokens_B, model.embedding.weight).to(low)
-        pairs_BD: Tensor | None = None
-        start_BD = x_BD
+    def __call__(self, tokens_BT: Tensor, cache: KeyValueCache) -> Tensor:
+        """Logits (B, T, V) after each of T tokens for each of the cache's rows, which `cache.follow` was told of."""
+        index, closed_BTS = cache.index, None
+        if index is None and self.compiled:
+            index = (cache.heads_BK[: cache.batch, None, :] + cache.positions_BT[:, :, None]).view(-1)
+        if index is not None:
+            closed_BTS = torch.zeros(cache.mask_BTS.shape, dtype=self.dtype, device=tokens_BT.device)
+            closed_BTS.masked_fill_(~cache.mask_BTS, float("-inf"))
+            closed_BTS = closed_BTS.expand(cache.batch, -1, -1)
+        fed = (tokens_BT, cache.positions_BT, cache.previous_B1, index, closed_BTS)
+        if self.compiled:
+            _vary(fed)
+        logits_BTV: Tensor = self._step(*fed, cache.pairs_L, cache.seen if index is None else 0)
+        return logits_BTV
+
+    def _forward(
+        self,
+        tokens_BT: Tensor,
+        positions_BT: Tensor,
+        previous_B1: Tensor,
+        index: Tensor | None,
+        closed_BTS: Tensor | None,
+        pairs_L: Sequence[tuple[Tensor, Tensor]],
+        seen: int,
+    ) -> Tensor:
+        c, model, low = self.config, self.model, self.dtype
+        fed = _Fed(tokens_BT, positions_BT, previous_B1, index, closed_BTS, seen)
+        B, T = tokens_BT.shape
+        x_ND = torch.nn.functional.embedding(tokens_BT.reshape(-1), self.embedding_VD).to(low)
+        pairs_ND: Tensor | None = None
+        start_ND = x_ND
         if c.preset == "racer":
-            x_BD = start_BD = _norm(x_BD, None, c.norm_eps)
-            if (pairs_B1D := model.pairs(tokens_B1, cache)) is not None:
-                pairs_BD = pairs_B1D[:, 0]
-        turn = _angles(model, cache)
-        closed = _closed(cache, c.kv_heads, low)
-        for number, layer in enumerate(self.layers):
+            x_ND = start_ND = _norm(x_ND, None, c.norm_eps)
+            if (pairs_BTD := model.pairs(tokens_BT, fed)) is not None:  # type: ignore[arg-type]
+                pairs_ND = pairs_BTD.reshape(B * T, -1).to(low)
+        turn = tuple(table[positions_BT.reshape(-1)].unsqueeze(1) for table in self.angles)
+        closed = None if closed_BTS is None else _by_head(closed_BTS, c.kv_heads, c.heads // c.kv_heads)
+        for layer, pair, number in zip(self.layers, pairs_L, range(c.layers), strict=True):
             if c.preset == "racer":
-                keep, again, pair = (p[number].to(low) for p in (model.keep_L, model.again_L, model.pair_L))
-                x_BD = (x_BD * keep).addcmul_(start_BD, again)
-                if pairs_BD is not None:
-                    x_BD = x_BD.addcmul_(pairs_BD, pair)
-            x_BD = self._attend(number, layer, x_BD, tokens_B, turn, closed, cache)
-            h_BF = torch.mm(_norm(x_BD, layer.feed_forward_gain, c.norm_eps), layer.up_DF)
+                keep, again, share = (p[number].to(low) for p in (model.keep_L, model.again_L, model.pair_L))
+                x_ND = (x_ND * keep).addcmul_(start_ND, again)
+                if pairs_ND is not None:
+                    x_ND = x_ND.addcmul_(pairs_ND, share)
+            x_ND = self._attend(layer, x_ND, fed, turn, closed, pair)
+            h_NF = _product(_norm(x_ND, layer.feed_forward_gain, c.norm_eps), layer.up_DF)
             if c.preset == "qwen3":
-                gate_BF, up_BF = torch.split(h_BF, c.ff_width, dim=1)
-                h_BF = torch.nn.functional.silu(gate_BF).mul_(up_BF)
+                gate_NF, up_NF = torch.split(h_NF, c.ff_width, dim=1)
+                h_NF = torch.nn.functional.silu(gate_NF).mul_(up_NF)
             else:
-                h_BF = h_BF.relu_().square_()
-            x_BD = torch.addmm(x_BD, h_BF, layer.down_FD)
-        logits_BV = torch.mm(_norm(x_BD, _low(model.final_gain, low), c.norm_eps), self.head_DV)
-        return logits_BV.div_(c.softcap).tanh_().mul_(c.softcap) if c.softcap else logits_BV
+                h_NF = h_NF.relu_().square_()
+            x_ND = _product(h_NF, layer.down_FD, x_ND)
+        logits_NV = _product(_norm(x_ND, self.final_gain, c.norm_eps), self.head_DV).float()
+        if c.softcap:
+            logits_NV = logits_NV.div_(c.softcap).tanh_().mul_(c.softcap)
+        return logits_NV.view(B, T, -1)
 
     def _attend(
         self,
-        number: int,
         layer: _Layer,
-        x_BD: Tensor,
-        tokens_B: Tensor,
-        turn: tuple[Tensor, Tensor],
+        x_ND: Tensor,
+        fed: _Fed,
+        turn: tuple[Tensor, ...],
         closed: Tensor | None,
-        cache: KeyValueCache,
+        pair: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """x + attention(norm(x)); closed: additive mask (B * K, 1, S), None when every slot may be seen."""
+        """x + attention(norm(x)); closed: additive mask (B * K, G * T or 1, S), None when every slot may be seen."""
         c = self.config
-        B, K, E = len(x_BD), c.kv_heads, c.head_size
-        normed_BD = _norm(x_BD, layer.attention_gain, c.norm_eps)
-        qkv_BNE = torch.mm(normed_BD, layer.qkv_DN).view(B, -1, E)
-        qk_BNE, v_BKE = torch.split(qkv_BNE, [c.heads + K, K], dim=1)
+        (B, T), K, E = fed.tokens_BT.shape, c.kv_heads, c.head_size
+        normed_ND = _norm(x_ND, layer.attention_gain, c.norm_eps)
+        qkv_NHE = _product(normed_ND, layer.qkv_DN).view(B * T, -1, E)
+        qk_NHE, v_NKE = torch.split(qkv_NHE, [c.heads + K, K], dim=1)
         if layer.value_table is not None and layer.value_gate_GK is not None:
-            gate_BK = torch.mm(normed_BD[:, : layer.value_gate_GK.shape[0]], layer.value_gate_GK).sigmoid_().mul_(3)
-            own_BKE = torch.nn.functional.embedding(tokens_B, layer.value_table).view(B, K, E)
-            v_BKE = torch.addcmul(v_BKE, gate_BK.unsqueeze(-1), own_BKE)
-        qk_BNE = _norm(qk_BNE, layer.qk_gain_HE, c.norm_eps)
-        cos_B1E, sin_B1E = turn
-        qk_BNE = (qk_BNE * cos_B1E).addcmul_(qk_BNE.roll(E // 2, -1), sin_B1E)
-        q_BHE, k_BKE = torch.split(qk_BNE, [c.heads, K], dim=1)
-        k_BKSE, v_BKSE = cache.append(number, k_BKE, v_BKE)
-        # queries that share a key/value head are rows of one product
-        q_NGE = q_BHE.reshape(B * K, c.heads // K, E)
-        k_NES = k_BKSE.view(B * K, -1, E).transpose(1, 2)
-        scores_NGS = torch.bmm(q_NGE, k_NES) if closed is None else torch.baddbmm(closed, q_NGE, k_NES)
-        mixed_NGE = torch.bmm(torch.softmax(scores_NGS, dim=-1), v_BKSE.view(B * K, -1, E))
-        return torch.addmm(x_BD, mixed_NGE.view(B, -1), layer.output_ND)
+            gate_NK = torch.mm(normed_ND[:, : layer.value_gate_GK.shape[0]], layer.value_gate_GK).sigmoid_().mul_(3)
+            own_NKE = torch.nn.functional.embedding(fed.tokens_BT.reshape(-1), layer.value_table).view(-1, K, E)
+            v_NKE = torch.addcmul(v_NKE, gate_NK.unsqueeze(-1), own_NKE)
+        qk_NHE = _norm(qk_NHE, layer.qk_gain_HE, c.norm_eps)
+        cos_N1E, sin_N1E = turn
+        qk_NHE = (qk_NHE * cos_N1E).addcmul_(qk_NHE.roll(E // 2, -1), sin_N1E)
+        q_NHE, k_NKE = torch.split(qk_NHE, [c.heads, K], dim=1)
+        k_BKSE, v_BKSE = (_stored(store, new, B, fed) for store, new in zip(pair, (k_NKE, v_NKE), strict=True))
+        S = k_BKSE.shape[2]
+        # queries that share a key/value head are rows of one product: (B * K, G * T, E)
+        q_MGE = q_NHE.reshape(B, T, K, -1, E).permute(0, 2, 3, 1, 4).reshape(B * K, -1, E)
+        k_MES = k_BKSE.reshape(B * K, S, E).transpose(1, 2)
+        scores_MGS = torch.bmm(q_MGE, k_MES) if closed is None else torch.baddbmm(closed, q_MGE, k_MES)
+        mixed_MGE = torch.bmm(torch.softmax(scores_MGS, dim=-1), v_BKSE.reshape(B * K, S, E))
+        mixed_NI = mixed_MGE.view(B, K, -1, T, E).permute(0, 3, 1, 2, 4).reshape(B * T, -1)
+        return _product(mixed_NI, layer.output_ND, x_ND)
+
+
+def _product(x_NI: Tensor, weight: Weight, plus: Tensor | None = None) -> Tensor:
+    """x W, plus the residual where there is one."""
+    if isinstance(weight, Packed):
+        made = weight.matmul(x_NI)
+        return made if plus is None else plus + made
+    return torch.mm(x_NI, weight) if plus is None else torch.addmm(plus, x_NI, weight)
+
+
+def _stored(store_RKSE: Tensor, new_NKE: Tensor, B: int, fed: _Fed) -> Tensor:
+    """Write the new tokens' keys or values; all that the rows hold, (B, K, S, E), a view."""
+    E = new_NKE.shape[-1]
+    if fed.index is None:
+        store_BKSE = store_RKSE[:B, :, : fed.seen]
+        store_BKSE[:, :, -1] = new_NKE
+        return store_BKSE
+    assert fed.closed_BTS is not None
+    store_RKSE.view(-1, E).index_copy_(0, fed.index, new_NKE.reshape(-1, E))
+    return store_RKSE[:B, :, : fed.closed_BTS.shape[-1]]
 
 
 def _norm(x: Tensor, gain: Tensor | None, eps: float) -> Tensor:
     """RMSNorm (arXiv 1910.07467, eq. 4) in the fewest operations that keep float32 inside."""
+    if torch.compiler.is_compiling():
+        wide = x.float()
+        normed = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+        return normed if gain is None else normed * gain
     length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
     scale = length.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
     normed = x * scale.to(x.dtype)
     return normed if gain is None else normed.mul_(gain)
 
 
-def _angles(model: Transformer, cache: KeyValueCache) -> tuple[Tensor, Tensor]:
-    """cos and sin of each row's position, (B, 1, E), sin with the sign that a half turn of the pairs needs."""
-    cos_BE, sin_BE = (table[cache.positions_BT[:, 0]] for table in (model.cos_TE, model.sin_TE))
-    sin_BE[:, : sin_BE.shape[1] // 2].neg_()
-    return cos_BE.to(model.dtype).unsqueeze(1), sin_BE.to(model.dtype).unsqueeze(1)
+def _signed_angles(model: Transformer, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin of every position, (T, E), sin with the sign that a half turn of the pairs needs."""
+    sin_TE = model.sin_TE.clone()
+    sin_TE[:, : sin_TE.shape[1] // 2].neg_()
+    return model.cos_TE.to(dtype), sin_TE.to(dtype)
 
 
-def _closed(cache: KeyValueCache, kv_heads: int, dtype: torch.dtype) -> Tensor | None:
-    if cache.index is None:
-        return None
-    closed_BS = torch.zeros(cache.mask_BTS.shape[0], cache.seen, dtype=dtype, device=cache.mask_BTS.device)
-    closed_BS.masked_fill_(~cache.mask_BTS[:, 0], float("-inf"))
-    return closed_BS.repeat_interleave(kv_heads, dim=0).unsqueeze(1)
+def _by_head(closed_BTS: Tensor, K: int, G: int) -> Tensor:
+    """The mask as attention multiplies: (B * K, G * T, S); one line for all G where T is 1."""
+    B, T, S = closed_BTS.shape
+    return closed_BTS[:, None, None].expand(B, K, G if T > 1 else 1, T, S).reshape(B * K, -1, S)
+
+
+def _vary(fed: tuple[Tensor | None, ...]) -> None:
+    """Tell the compiler which sizes change from step to step: rows (one row is a case of its own) and slots."""
+    tokens_BT, positions_BT, previous_B1, index, closed_BTS = fed
+    assert tokens_BT is not None and index is not None and closed_BTS is not None
+    torch._dynamo.mark_dynamic(closed_BTS, 2)
+    if tokens_BT.shape[0] > 1:
+        for tensor in (tokens_BT, positions_BT, previous_B1, index, closed_BTS):
+            torch._dynamo.mark_dynamic(tensor, 0)
 
 
 def _low(weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if weight is None else weight.detach().to(dtype)
 
 
-def _versions(model: Transformer) -> list[tuple[int, int]]:
+def weight_versions(model: Transformer) -> list[tuple[int, int]]:
     """Changes whenever a weight is written to or replaced; torch counts the writes of each tensor."""
     return [(weight.data_ptr(), weight._version) for weight in model.parameters()]

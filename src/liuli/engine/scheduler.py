@@ -1,0 +1,421 @@
+"""Continuous batching: answers join and leave at every step, and each step writes for all of them.
+
+In: requests. Out: tokens, in the requests. A step reads at most so many tokens of new prompts, so that nobody who is
+being answered waits for a long one, and then writes one token, or a few verified ones, for every row. Rows 0..n-1 of
+the cache are `running`, in this order; row n may hold a long prompt that is still being read.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from liuli.engine.answer import Alternative
+from liuli.engine.cache import KeyValueCache, PrefixCache
+from liuli.engine.decode import weight_versions
+from liuli.engine.sampling import Sampler
+from liuli.errors import LiuliError
+from liuli.model import Transformer
+
+if TYPE_CHECKING:
+    from liuli.engine.engine import Engine, Request
+
+READ_TOKENS = 8192  # of prompts read in one step when nobody is being answered, padding included
+LONGEST = 1024  # tokens of one prompt read at once: scores are so many times the prompt, not the prompt squared
+CHUNK = 256  # the same while somebody is: how long they wait for a token
+CACHE_BYTES = 2**30  # fewer rows run at once when their cache would be larger than this
+PREFIX_BYTES = 2**27  # for what earlier texts have in common with later ones
+
+
+@dataclass
+class Stats:
+    """What a scheduler has done so far, in tokens, steps and requests."""
+
+    steps: int = 0
+    read: int = 0  # tokens of prompts that were computed
+    reused: int = 0  # tokens of prompts that were copied from earlier texts
+    written: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    preempted: int = 0
+
+
+@dataclass
+class _Reading:
+    """A long prompt, the first `done` tokens of which are in the cache."""
+
+    request: Request
+    tokens: list[int]
+    done: int
+
+
+class Scheduler:
+    """Rows for `rows` answers of at most `slots` tokens, prompt included, and a queue for more.
+
+    most_waiting: requests beyond so many are refused. prefix_bytes: memory for prefixes kept, 0: none; prefix_int8:
+    keep them in bytes. patient: begin new prompts only when a quarter of the rows is free, which gives more tokens a
+    second when all requests are there from the beginning.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        rows: int,
+        slots: int,
+        *,
+        most_waiting: int | None = None,
+        prefix_bytes: int = 0,
+        prefix_int8: bool = False,
+        patient: bool = False,
+        chunk: int = CHUNK,
+    ) -> None:
+        config, self.engine, self.model = engine.model.config, engine, engine.model
+        dtype, device = engine.dtype, engine.device
+        self.slots, self.most_waiting, self.patient, self.chunk = slots, most_waiting, patient, chunk
+        per_row = 2 * config.layers * slots * config.kv_heads * config.head_size * dtype.itemsize
+        self.rows = max(1, min(rows, CACHE_BYTES // per_row))
+        with torch.inference_mode():
+            self.cache = KeyValueCache(
+                layers=config.layers,
+                rows=self.rows,
+                slots=slots,
+                kv_heads=config.kv_heads,
+                head_size=config.head_size,
+                dtype=dtype,
+                device=device,
+            )
+            blocks = prefix_bytes // PrefixCache.bytes_per_block(self.cache, prefix_int8)
+            self.prefixes = PrefixCache(self.cache, blocks, prefix_int8) if blocks else None
+        # tokens are drawn in float64, which Apple's GPUs lack
+        place = torch.device("cpu") if device.type == "mps" else device
+        self.sampler = Sampler(config.vocab_size, place, engine.tokenizer.stops, engine.tokenizer)
+        self.fed_B1 = torch.empty(0, 1, dtype=torch.int64, device=device)  # the newest token, to be fed next
+        self.previous_B1 = self.positions_B1 = self.fed_B1  # the token before it, and its own position
+        self.decode, self.versions = engine.decoder(), weight_versions(self.model)
+        self.running: list[Request] = []
+        self.lengths: list[int] = []  # tokens in the cache, by row
+        self.reading: _Reading | None = None
+        self.waiting: list[tuple[int, int, Request]] = []  # a heap: priority, then who came first
+        self.arrivals = itertools.count()
+        self.stats = Stats()
+
+    def __len__(self) -> int:
+        """How many requests are being answered or waited for."""
+        return len(self.running) + len(self.waiting) + (self.reading is not None)
+
+    def submit(self, request: Request) -> None:
+        """Take a request. Raises LiuliError when it could never fit, or too many wait."""
+        if _slots(request) > self.slots:
+            raise LiuliError(
+                f"prompt and answer may have {self.slots} tokens together, {_slots(request)} are asked for",
+                f"prompt {request.number}",
+                "shorten the prompt or ask for fewer tokens",
+            )
+        if self.most_waiting is not None and len(self.waiting) >= self.most_waiting:
+            raise LiuliError(f"{len(self.waiting)} requests are waiting already", "engine", "try again in a moment")
+        if request.arrival is None:
+            request.arrival = next(self.arrivals)
+        heapq.heappush(self.waiting, (-request.priority, request.arrival, request))
+
+    @torch.inference_mode()
+    def step(self) -> list[Request]:
+        """One token or more for every running request, and the first for new ones. Returns those that ended."""
+        with _evaluating(self.model):
+            self._refresh()
+            self._forget_cancelled()
+            self._make_room()
+            self.stats.steps += 1
+            if self.running:
+                drafts = self._drafts()
+                if any(drafts):
+                    self._verify(drafts)
+                else:
+                    self._write_one()
+            self._read()
+            return self._leave()
+
+    @torch.inference_mode()
+    def preempt(self, request: Request) -> None:
+        """Send a running request back to the queue; it goes on later as if nothing had happened."""
+        row = self.running.index(request)
+        self._remove([row])
+        self.stats.preempted += 1
+        self.submit(request)
+
+    # --- what runs
+
+    def _refresh(self) -> None:
+        """Follow the model when its weights have changed; they never do while an answer is written."""
+        if self.running or self.reading is not None or self.versions == (now := weight_versions(self.model)):
+            return
+        self.versions, self.decode = now, self.engine.decoder()
+        if self.prefixes is not None:
+            self.prefixes.clear()
+
+    def _forget_cancelled(self) -> None:
+        gone = [row for row, request in enumerate(self.running) if request.cancelled]
+        if gone:
+            self._remove(gone)
+        if self.reading is not None and self.reading.request.cancelled:
+            self.reading = None
+        if any(request.cancelled for _, _, request in self.waiting):
+            self.waiting = [entry for entry in self.waiting if not entry[2].cancelled]
+            heapq.heapify(self.waiting)
+
+    def _make_room(self) -> None:
+        """Who matters more takes the row of the one who matters least and came last."""
+        if not self.waiting or len(self.running) < self.rows or self.reading is not None:
+            return
+        last = max(self.running, key=lambda request: (-request.priority, request.arrival))
+        if last.priority < self.waiting[0][2].priority:
+            self.preempt(last)
+
+    # --- writing
+
+    def _write_one(self) -> None:
+        """The next token of every running row."""
+        self.cache.follow(self.positions_B1, self.previous_B1, self.lengths)
+        logits_BV = self.decode(self.fed_B1, self.cache)[:, -1].float()
+        chosen_B1 = self._choose(logits_BV)
+        self.previous_B1, self.fed_B1, self.positions_B1 = self.fed_B1, chosen_B1, self.positions_B1 + 1
+        self.lengths = [length + 1 for length in self.lengths]
+        self._write(self.running, chosen_B1, logits_BV)
+
+    def _choose(self, logits_BV: Tensor, rows: list[int] | None = None) -> Tensor:
+        banned_BV = (logits_BV + self.engine.ban_V).to(self.sampler.device)
+        return self.sampler(banned_BV, rows).to(logits_BV.device)
+
+    def _drafts(self) -> list[list[int]]:
+        """For each running row tokens that may come next; nothing where there is no room or little hope."""
+        drafter = self.engine.drafter
+        if drafter is None:
+            return []
+        room = self.slots - max(self.lengths) - 1
+        return [
+            drafter(request, min(room, request.sampling.max_tokens - len(request.tokens) - 1))
+            for request in self.running
+        ]
+
+    def _verify(self, drafts: list[list[int]]) -> None:
+        """Feed the drafts at once, then draw each row's tokens one by one from the model's own distribution, for as
+        long as what is drawn is what was drafted: the answer is the same as without drafts."""
+        T, B = 1 + max(map(len, drafts)), len(drafts)
+        rows = [[*draft, *([0] * (T - 1 - len(draft)))] for draft in drafts]
+        tokens_BT = torch.cat((self.fed_B1, torch.tensor(rows, dtype=torch.int64, device=self.engine.device)), dim=1)
+        self.cache.follow(self.positions_B1, self.previous_B1, self.lengths, T)
+        logits_BTV = self.decode(tokens_BT, self.cache).float()
+        active, written = list(range(B)), [0] * B
+        chosen_B1 = torch.zeros_like(self.fed_B1)
+        for at in range(T):
+            index = torch.tensor(active, device=self.engine.device)
+            logits_AV = logits_BTV[index, at]
+            chosen_A1 = self._choose(logits_AV, active)
+            chosen_B1[index] = chosen_A1
+            self._write([self.running[row] for row in active], chosen_A1, logits_AV)
+            on = []
+            for row, id in zip(active, chosen_A1[:, 0].tolist(), strict=True):
+                written[row] += 1
+                if at < len(drafts[row]) and id == drafts[row][at] and self.running[row].stopped_by is None:
+                    on.append(row)
+            active = on
+            if not active:
+                break
+        for request, draft, count in zip(self.running, drafts, written, strict=True):
+            request.judge_drafts(len(draft), count - 1)
+            self.stats.drafted += len(draft)
+            self.stats.accepted += count - 1
+        moved_B1 = torch.tensor(written, device=self.engine.device)[:, None]
+        self.previous_B1 = tokens_BT.gather(1, moved_B1 - 1)
+        self.fed_B1, self.positions_B1 = chosen_B1, self.positions_B1 + moved_B1
+        self.lengths = [length + count for length, count in zip(self.lengths, written, strict=True)]
+
+    def _write(self, requests: Sequence[Request], chosen_B1: Tensor, logits_BV: Tensor) -> None:
+        """Hand every request its token, with log-probabilities of the unmodified distribution."""
+        logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
+        logprobs_B = logprobs_BV.gather(1, chosen_B1)[:, 0]
+        others: list[tuple[Alternative, ...]] = [()] * len(requests)
+        if self.sampler.alternatives:
+            others = self._alternatives(requests, logprobs_BV)
+        for request, id, logprob, other in zip(
+            requests, chosen_B1[:, 0].tolist(), logprobs_B.tolist(), others, strict=True
+        ):
+            self.engine.token(request, id, logprob, other)
+        self.stats.written += len(requests)
+
+    def _alternatives(self, requests: Sequence[Request], logprobs_BV: Tensor) -> list[tuple[Alternative, ...]]:
+        """The likeliest tokens of every row, as many as its request asks for."""
+        names = self.engine.names
+        most = min(self.sampler.alternatives, len(names))
+        values_BN, ids_BN = logprobs_BV[:, : len(names)].topk(most)
+        rows = zip(requests, ids_BN.tolist(), values_BN.tolist(), strict=True)
+        return [
+            tuple(Alternative(id, names[id], value) for id, value in zip(ids, values, strict=True))[
+                : request.sampling.alternatives
+            ]
+            for request, ids, values in rows
+        ]
+
+    # --- reading
+
+    def _read(self) -> None:
+        """Read prompts, a bounded number of tokens; each one that is read to its end gets a row and a first token."""
+        budget = self.chunk if self.running else READ_TOKENS
+        ready: list[Request] = []
+        parts: list[Tensor] = []
+        while budget > 0:
+            if self.reading is not None:
+                budget -= self._read_on(budget, ready, parts)
+                continue
+            free = self.rows - len(self.running) - len(ready)
+            if not self.waiting or not free or (self.patient and self.running and free * 4 < self.rows):
+                break
+            group = self._next_group(budget, free, len(self.running) + len(ready))
+            if not group:
+                continue  # what came next is long, or partly known: it is read by itself
+            budget -= max(len(request.ids) for request in group) * len(group)
+            parts.append(self._read_group(group, ready))
+        if ready:
+            self._join(ready, torch.cat(parts))
+
+    def _next_group(self, budget: int, free: int, row: int) -> list[Request]:
+        """New prompts to read side by side, padded to the longest. A long or partly known one becomes `reading`."""
+        group: list[Request] = []
+        longest = 0
+        while self.waiting and len(group) < free:
+            request = self.waiting[0][2]
+            tokens = request.ids
+            longest = max(longest, len(tokens))
+            chain = self.prefixes.find(tokens[:-1], request.salt) if self.prefixes is not None else []
+            alone = bool(chain) or len(tokens) > min(budget, LONGEST)
+            if group and (alone or longest * (len(group) + 1) > budget):
+                break
+            heapq.heappop(self.waiting)
+            if not alone:
+                group.append(request)
+                continue
+            self.reading = _Reading(request, list(tokens), done=0)
+            if chain and self.prefixes is not None:
+                self.reading.done = len(chain) * len(chain[0].key[1])
+                self.prefixes.take(chain, self.cache, row)
+                self.stats.reused += self.reading.done
+                request.reused = self.reading.done
+            break
+        return group
+
+    def _read_on(self, budget: int, ready: list[Request], parts: list[Tensor]) -> int:
+        """Read on in the prompt that is read by itself; at its end it is ready. Returns how many tokens were read."""
+        reading = self.reading
+        assert reading is not None
+        tokens = reading.tokens[reading.done : reading.done + min(budget, LONGEST)]
+        tokens_1T = torch.tensor([tokens], dtype=torch.int64, device=self.engine.device)
+        before = None
+        if reading.done:
+            before = torch.tensor([[reading.tokens[reading.done - 1]]], device=self.engine.device)
+        self.cache.begin(len(self.running) + len(ready), 1, len(tokens), reading.done, before)
+        x_1TD = self.model.hidden(tokens_1T, self.cache)
+        reading.done += len(tokens)
+        self.stats.read += len(tokens)
+        if reading.done == len(reading.tokens):
+            ready.append(reading.request)
+            parts.append(self.model.logits(x_1TD[:, -1]).float())
+            self.reading = None
+        return len(tokens)
+
+    def _read_group(self, group: list[Request], ready: list[Request]) -> Tensor:
+        """Read whole new prompts side by side; the logits (B, V) after each one's last token. Equal prompts are read
+        once."""
+        first: dict[tuple[int, ...], int] = {}
+        of = [first.setdefault(tuple(request.ids), len(first)) for request in group]
+        lengths = [len(tokens) for tokens in first]
+        T = max(lengths)
+        padded = [[*tokens, *([0] * (T - len(tokens)))] for tokens in first]
+        row = len(self.running) + len(ready)
+        self.cache.begin(row, len(first), T)
+        x_BTD = self.model.hidden(torch.tensor(padded, dtype=torch.int64, device=self.engine.device), self.cache)
+        last_BD = x_BTD[torch.arange(len(first)), torch.tensor(lengths) - 1]
+        self.stats.read += sum(lengths)
+        if len(first) < len(group):  # copy back to front: a row is overwritten only after it was copied
+            for at in range(len(group) - 1, -1, -1):
+                if at != of[at]:
+                    self.cache.copy(row + of[at], row + at, lengths[of[at]])
+        ready += group
+        return self.model.logits(last_BD).float()[torch.tensor(of)]
+
+    def _join(self, ready: list[Request], logits_BV: Tensor) -> None:
+        """Give requests that were read their rows and their next token."""
+        device, first = self.engine.device, len(self.running)
+        fed = [list(request.ids) for request in ready]
+        if self.prefixes is not None:
+            for row, (request, tokens) in enumerate(zip(ready, fed, strict=True), start=first):
+                self.prefixes.keep(tokens, self.cache, row, request.salt)
+        self.running += ready
+        self.lengths += map(len, fed)
+        lengths_B1 = torch.tensor([[len(tokens)] for tokens in fed], device=device)
+        self.positions_B1 = torch.cat((self.positions_B1, lengths_B1))
+        last_B1 = torch.tensor([[tokens[-1]] for tokens in fed], device=device)
+        self.previous_B1 = torch.cat((self.previous_B1, last_B1))
+        self.sampler.add(
+            [request.sampling for request in ready],
+            [request.prompt for request in ready],
+            [[token.id for token in request.tokens] for request in ready],
+        )
+        chosen_B1 = self._choose(logits_BV, list(range(first, first + len(ready))))
+        self.fed_B1 = torch.cat((self.fed_B1, chosen_B1))
+        self._write(ready, chosen_B1, logits_BV)
+
+    # --- leaving
+
+    def _leave(self) -> list[Request]:
+        ended = [row for row, request in enumerate(self.running) if request.stopped_by is not None]
+        done = [self.running[row] for row in ended]
+        if ended:
+            self._remove(ended)
+        return done
+
+    def _remove(self, rows: list[int]) -> None:
+        """Let rows go, keeping what they hold for texts that begin alike: the last row moves into each gap."""
+        if self.prefixes is not None:
+            for row in rows:
+                request, length = self.running[row], self.lengths[row]
+                self.prefixes.keep(request.ids[:length], self.cache, row, request.salt)
+        order = list(range(len(self.running)))
+        for row in reversed(rows):  # from the back, so that the last row is always one that stays, or this one
+            last = len(order) - 1
+            if row != last:
+                self.cache.copy(last, row, self.lengths[order[last]])
+                order[row] = order[last]
+            order.pop()
+        if self.reading is not None:
+            self.cache.copy(len(self.running), len(order), self.reading.done)
+        self.running = [self.running[row] for row in order]
+        self.lengths = [self.lengths[row] for row in order]
+        index = torch.tensor(order, dtype=torch.int64, device=self.engine.device)
+        self.fed_B1, self.previous_B1, self.positions_B1 = (
+            each[index] for each in (self.fed_B1, self.previous_B1, self.positions_B1)
+        )
+        self.sampler.select(order)
+
+
+def _slots(request: Request) -> int:
+    """Slots that a request may fill; the last token is never fed."""
+    return len(request.prompt) + request.sampling.max_tokens - 1
+
+
+@contextmanager
+def _evaluating(model: Transformer) -> Iterator[None]:
+    """No dropout while writing."""
+    training = model.training
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if training:
+            model.train()

@@ -1,0 +1,269 @@
+"""What serving many promises, against the plainest way to write: no cache, one prompt, one token at a time."""
+
+from __future__ import annotations
+
+import functools
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from liuli.engine import Engine, KeyValueCache, Sampling
+from liuli.engine.cache import BLOCK, PrefixCache
+from liuli.engine.engine import Request
+from liuli.engine.scheduler import Scheduler
+from liuli.engine.speculate import DraftModel, lookup
+from liuli.errors import LiuliError
+from tests.engine.conftest import byte_tokenizer, make_model
+
+CONTEXT = 96
+ANSWER = 20
+
+
+@functools.cache
+def the_engine(preset: str = "qwen3") -> Engine:
+    return Engine(make_model(preset, CONTEXT), byte_tokenizer())
+
+
+@functools.cache
+def the_pool(preset: str = "qwen3") -> list[tuple[list[int], list[int]]]:
+    """Prompts, many of which begin alike, and the plain model's greedy answers."""
+    draw = random.Random(1)
+    stems = [[0, *(draw.randrange(16, 40) for _ in range(length))] for length in (0, 15, 33, 50)]
+    prompts = [
+        stem + [draw.randrange(16, 40) for _ in range(draw.randrange(1, 24))] for stem in stems for _ in range(6)
+    ]
+    return [(prompt, plain_answer(prompt, preset)) for prompt in prompts]
+
+
+def plain_answer(prompt: list[int], preset: str = "qwen3") -> list[int]:
+    engine, ids = the_engine(preset), list(prompt)
+    with torch.inference_mode():
+        while len(ids) < len(prompt) + ANSWER:
+            ids.append(int((engine.model(torch.tensor([ids]))[0, -1] + engine.ban_V).argmax()))
+            if ids[-1] in engine.stops:
+                break
+    return ids[len(prompt) :]
+
+
+def scheduler_of(engine: Engine, draw: random.Random) -> Scheduler:
+    blocks = draw.choice([0, 3, 40])
+    one = PrefixCache.bytes_per_block(Scheduler(engine, 1, CONTEXT).cache)
+    chunk, patient = draw.choice([1, 7, 64, 4096]), draw.random() < 0.2
+    return Scheduler(engine, draw.randrange(1, 6), CONTEXT, prefix_bytes=blocks * one, chunk=chunk, patient=patient)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(5))
+def test_greedy_tokens_are_the_plain_models_in_500_random_schedules(part: int) -> None:
+    preset = "racer" if part == 4 else "qwen3"
+    pool, base = the_pool(preset), the_engine(preset)
+    small = DraftModel(make_model("qwen3", CONTEXT, seed=9), rows=3)
+    for seed in range(part * 100, part * 100 + 100):
+        draw = random.Random(seed)
+        base.drafter = draw.choice([None, lookup, small, oracle(pool)])
+        scheduler = scheduler_of(base, draw)
+        coming = [
+            (base.request(prompt, Sampling(temperature=0, max_tokens=ANSWER), priority=draw.choice([0, 0, 1])), answer)
+            for prompt, answer in draw.sample(pool, draw.randrange(1, 9))
+        ]
+        everyone = list(coming)
+        while coming or len(scheduler):
+            while coming and draw.random() < 0.5:
+                scheduler.submit(coming.pop()[0])
+            if scheduler.running and draw.random() < 0.1:
+                scheduler.preempt(draw.choice(scheduler.running))
+            if draw.random() < 0.05:
+                draw.choice(everyone)[0].cancelled = True
+            scheduler.step()
+            check_invariants(scheduler)
+        for request, answer in everyone:
+            written = [token.id for token in request.tokens]
+            assert written == (answer[: len(written)] if request.cancelled else answer), seed
+        assert scheduler.stats.written == sum(len(request.tokens) for request, _ in everyone)
+    base.drafter = None
+
+
+def oracle(pool: list[tuple[list[int], list[int]]]) -> object:
+    """A drafter that knows the answers, and errs at every fifth token."""
+    whole = {tuple(prompt): answer for prompt, answer in pool}
+
+    def drafter(request: Request, room: int) -> list[int]:
+        written = len(request.tokens)
+        draft = whole[tuple(request.prompt)][written : written + max(0, min(3, room))]
+        return [id if (written + at) % 5 else 17 for at, id in enumerate(draft)]
+
+    return drafter
+
+
+def check_invariants(scheduler: Scheduler) -> None:
+    assert len(scheduler.running) <= scheduler.rows
+    assert scheduler.lengths == [len(request.ids) - 1 for request in scheduler.running]
+    assert scheduler.positions_B1[:, 0].tolist() == scheduler.lengths
+    assert scheduler.fed_B1[:, 0].tolist() == [request.ids[-1] for request in scheduler.running]
+    assert len(scheduler.sampler.rows) == len(scheduler.running)
+    if scheduler.prefixes is not None:
+        check_shelf(scheduler.prefixes)
+
+
+def check_shelf(shelf: PrefixCache) -> None:
+    places = [block.place for block in shelf.kept.values()]
+    assert sorted(places + shelf.free) == list(range(shelf.blocks))
+    for block in shelf.kept.values():
+        assert block.children == sum(other.parent is block for other in shelf.kept.values())
+        assert block.parent is None or block.parent.key in shelf.kept
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["", "a"]), st.lists(st.sampled_from([1, 2]), max_size=5), st.integers(0, 15)),
+        max_size=12,
+    ),
+    st.integers(1, 7),
+)
+def test_the_shelf_gives_back_what_was_put_there_and_never_shares_across_salts(
+    texts: list[tuple[str, list[int], int]], blocks: int
+) -> None:
+    """Each block of a text is 16 times one number, each text ends in a broken block; rows hold the hash of the text up
+    to there, so that a wrong block is seen."""
+    place = torch.device("cpu")
+    desk = KeyValueCache(layers=2, rows=2, slots=96, kv_heads=1, head_size=3, dtype=torch.float32, device=place)
+    shelf = PrefixCache(desk, blocks)
+    for salt, pattern, rest in texts:
+        tokens = [number for number in pattern for _ in range(BLOCK)] + [3] * rest
+        marks = torch.tensor([float(hash((salt, *tokens[: at + 1])) % 10_007) for at in range(len(tokens))])
+        chain = shelf.find(tokens, salt)
+        if chain:
+            desk.store_LPBKSE.zero_()
+            shelf.take(chain, desk, 1)
+            torch.testing.assert_close(
+                desk.line(1, 0, len(chain) * BLOCK), marks[: len(chain) * BLOCK, None].expand(2, 2, 1, -1, 3)
+            )
+        desk.line(0, 0, len(tokens)).copy_(marks[:, None].expand(2, 2, 1, -1, 3))
+        shelf.keep(tokens, desk, 0, salt)
+        check_shelf(shelf)
+        assert len(shelf.find(tokens, salt)) >= min(len(pattern), len(chain))
+
+
+def test_an_int8_shelf_gives_back_nearly_what_was_put_there() -> None:
+    place = torch.device("cpu")
+    desk = KeyValueCache(layers=2, rows=2, slots=64, kv_heads=2, head_size=8, dtype=torch.float32, device=place)
+    desk.store_LPBKSE.normal_()
+    shelf = PrefixCache(desk, 4, int8=True)
+    tokens = list(range(50))
+    shelf.keep(tokens, desk, 0)
+    shelf.take(shelf.find(tokens), desk, 1)
+    error = (desk.line(1, 0, 48) - desk.line(0, 0, 48)).abs().amax(-1)
+    assert (error <= desk.line(0, 0, 48).abs().amax(-1) / 254 + 1e-6).all()  # half of one of 127 steps
+
+
+def test_a_second_turn_reads_only_what_is_new() -> None:
+    engine = the_engine()
+    first = list(range(16, 76))
+    turn = [token.id for token in engine.stream(first, Sampling(temperature=0, max_tokens=8))]
+    before = engine.streams.stats.read, engine.streams.stats.reused
+    second = first + turn + [20, 21]
+    answer = [token.id for token in engine.stream(second, Sampling(temperature=0, max_tokens=8))]
+    read, reused = engine.streams.stats.read - before[0], engine.streams.stats.reused - before[1]
+    assert (read, reused) == (len(second) - 64, 64)
+    assert answer == plain_answer(second)[:8]
+
+
+def test_the_same_seed_gives_the_same_answer_pre_empted_or_not() -> None:
+    engine = the_engine()
+    prompt, _ = the_pool()[3]
+    sampling = Sampling(temperature=1.2, top_p=0.9, presence_penalty=0.5, repetition_penalty=1.1, max_tokens=ANSWER)
+    request = engine.request(prompt, sampling)
+    wanted = engine.generate([prompt], request.sampling)[0].ids
+    scheduler = Scheduler(engine, 2, CONTEXT)
+    scheduler.submit(request)
+    while len(scheduler):
+        scheduler.step()
+        if scheduler.running:
+            scheduler.preempt(request)
+    assert [token.id for token in request.tokens] == wanted
+
+
+@pytest.mark.parametrize("drafter", ["lookup", "small"])
+def test_a_drawn_answer_is_the_same_with_and_without_speculation(drafter: str) -> None:
+    """A stronger promise than the same distribution: every token is drawn with the request's own random number."""
+    engine = the_engine()
+    draft = lookup if drafter == "lookup" else DraftModel(engine.model)
+    drafted = 0
+    # few tokens, so that what came once comes again; the model itself foretells its likeliest tokens
+    likely = tuple((id, 12.0) for id in (20, 21, 22)) if drafter == "lookup" else ()
+    for seed, (prompt, _) in enumerate(the_pool()):
+        sampling = Sampling(0.7, min_p=0.01, frequency_penalty=0.1, logit_bias=likely, max_tokens=ANSWER, seed=seed)
+        wanted = engine.generate([prompt], sampling)[0]
+        request = engine.request(prompt, sampling)
+        engine.drafter = draft
+        scheduler = Scheduler(engine, 1, CONTEXT)
+        scheduler.submit(request)
+        while len(scheduler):
+            scheduler.step()
+        engine.drafter = None
+        drafted += scheduler.stats.accepted
+        assert request.answer().ids == wanted.ids
+        assert request.answer().logprobs == pytest.approx(wanted.logprobs, abs=1e-4)
+    assert drafted > 0
+
+
+def test_who_matters_more_goes_first_and_the_other_loses_nothing() -> None:
+    engine = the_engine()
+    (low, low_answer), (high, high_answer) = the_pool()[0], the_pool()[7]
+    greedy = Sampling(temperature=0, max_tokens=ANSWER)
+    scheduler = Scheduler(engine, 1, CONTEXT)
+    patient, urgent = engine.request(low, greedy), engine.request(high, greedy, priority=1)
+    scheduler.submit(patient)
+    scheduler.step()
+    scheduler.submit(urgent)
+    order = [request for _ in range(60) for request in scheduler.step()]
+    assert order == [urgent, patient] and scheduler.stats.preempted == 1
+    assert [token.id for token in patient.tokens] == low_answer
+    assert [token.id for token in urgent.tokens] == high_answer
+
+
+def test_a_long_prompt_does_not_hold_up_who_is_being_answered() -> None:
+    engine = the_engine()
+    scheduler = Scheduler(engine, 2, CONTEXT, chunk=8)
+    short, long = (engine.request(p, Sampling(temperature=0, max_tokens=15)) for p in ([0, 20], [0] + [30] * 63))
+    scheduler.submit(short)
+    scheduler.step()
+    scheduler.submit(long)
+    while not long.tokens:
+        before = len(short.tokens), scheduler.stats.read
+        scheduler.step()
+        assert len(short.tokens) == before[0] + 1 and scheduler.stats.read - before[1] <= 8
+
+
+def test_what_could_never_fit_and_what_is_too_much_is_refused() -> None:
+    engine = the_engine()
+    scheduler = Scheduler(engine, 1, 20, most_waiting=2)
+    with pytest.raises(LiuliError, match="20 tokens together, 29"):
+        scheduler.submit(engine.request([0] * 10, Sampling(max_tokens=20)))
+    for _ in range(2):
+        scheduler.submit(engine.request([0], Sampling(max_tokens=2)))
+    with pytest.raises(LiuliError, match="2 requests are waiting"):
+        scheduler.submit(engine.request([0], Sampling(max_tokens=2)))
+
+
+def test_a_cancelled_answer_frees_its_row_within_one_step() -> None:
+    engine = Engine(make_model("qwen3", CONTEXT), byte_tokenizer(), rows=1)
+    stream = engine.stream([0, 20], Sampling(temperature=0, max_tokens=50))
+    next(stream)
+    assert len(engine.streams) == 1
+    stream.close()
+    engine.streams.step()
+    assert len(engine.streams) == 0 and not engine.streams.running
+
+
+def test_streams_are_written_together() -> None:
+    engine = Engine(make_model("qwen3", CONTEXT), byte_tokenizer())
+    prompts = [prompt for prompt, _ in the_pool()[:8]]
+    streams = [engine.stream(prompt, Sampling(temperature=0, max_tokens=5)) for prompt in prompts]
+    answers = [[next(stream).id for stream in streams] for _ in range(5)]
+    assert [list(ids) for ids in zip(*answers, strict=True)] == [answer[:5] for _, answer in the_pool()[:8]]
+    assert engine.streams.stats.steps <= 5 + len(prompts)
