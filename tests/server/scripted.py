@@ -12,9 +12,9 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
+from liuli.assistant.voices import Ended
 from liuli.engine import Alternative, Sampling, Token, calculate
 from liuli.server.app import create_app
-from liuli.server.voices import Ended
 from liuli.text import Message, ToolCall
 
 MARKDOWN = """Here is **bold text** and a list:

@@ -15,6 +15,7 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from liuli.assistant import Judgements, Store
+from liuli.assistant.voices import ModelVoice, Voice
 from liuli.server.app_api import app_routes
 from liuli.server.desk import Desk, missing
 from liuli.server.errors import ApiError, error_response
@@ -26,7 +27,7 @@ from liuli.server.metrics import Front, Measured, Metrics, metrics_routes
 from liuli.server.openai_api import openai_routes
 from liuli.server.runs import store_of
 from liuli.server.trace_api import trace_routes
-from liuli.server.voices import Keeper, ModelVoice, Voice
+from liuli.server.voices import Keeper
 from liuli.server.worker import Worker
 
 LOG = logging.getLogger("liuli.server")

@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from liuli.assistant import Chats, Store
+from liuli.assistant.voices import Ended, Event
 from liuli.engine import TOOLS, Token
 from liuli.errors import LiuliError, UsageError
 from liuli.server.desk import Desk, Started
@@ -25,7 +26,6 @@ from liuli.server.errors import ApiError
 from liuli.server.openai_api import LOWEST_LOGPROB
 from liuli.server.runs import RunReader
 from liuli.server.streaming import AnswerStream
-from liuli.server.voices import Ended, Event
 from liuli.server.wire import Knobs, MessageIn, Strict, read_body
 from liuli.text import Message
 

@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from liuli.assistant.voices import Ended, Event, Voice
 from liuli.engine import Sampling, Token
 from liuli.errors import LiuliError
 from liuli.server.errors import ApiError
-from liuli.server.voices import Ended, Event, Keeper, Voice
+from liuli.server.voices import Keeper
 from liuli.server.worker import Busy, Worker
 from liuli.text import Message
 

@@ -21,11 +21,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from liuli.assistant.voices import Ended
 from liuli.engine import Token
 from liuli.server.desk import Started
 from liuli.server.errors import ApiError, error_response
 from liuli.server.limits import ASKER, Limits
-from liuli.server.voices import Ended
 from liuli.server.worker import Worker
 
 LOG = logging.getLogger("liuli.server")

@@ -19,12 +19,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from liuli.assistant.voices import Ended, Event
 from liuli.engine import Token
 from liuli.server.desk import Desk, Started
 from liuli.server.errors import ApiError
 from liuli.server.runs import ModelFile
 from liuli.server.streaming import AnswerStream
-from liuli.server.voices import Ended, Event
 from liuli.server.wire import ChatRequest, read_body
 from liuli.text import Message
 

@@ -1,85 +1,23 @@
 """The models that answer now: loaded from their folders, replaced when a run makes newer ones.
 
-In: a model folder or a run folder. Out: a `Voice`, something that turns messages into tokens. HTTP knows only voices,
-so tests speak with a scripted one.
+In: a model folder or a run folder. Out: a `Voice` (assistant/voices.py). HTTP knows only voices, so tests speak with a
+scripted one.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
-from liuli.engine import TOOLS, Model, Sampling, Token, reply
+from liuli.assistant.voices import ModelVoice, Voice
 from liuli.errors import LiuliError
 from liuli.server.runs import ModelFile, check_servable, is_model_folder, models_in, read_json
-from liuli.text import Message, render
 
 LOG = logging.getLogger("liuli.server")
 FRESH_SECONDS = 90.0  # a run whose status.json is older than this is not training any more
 BEFORE_CHAT = "pretrain"  # the stage whose model goes on with any text: it talks while there is no better one
-
-
-@dataclass(frozen=True)
-class Ended:
-    """An answer's last event: why it ended ("end", "stop", "length", "error") and how many tokens it took in all."""
-
-    stopped_by: str
-    tokens: int
-
-
-Event = Token | Message | Ended
-
-
-class Voice(Protocol):
-    """What answers. `context` is in tokens."""
-
-    context: int
-
-    def prompt_tokens(self, messages: Sequence[Message]) -> int:
-        """How many tokens the prompt for these messages has."""
-
-    def reply(
-        self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str]
-    ) -> Generator[Event, None, None]:
-        """The answer as it comes; Ended is always last."""
-
-    def bytes_of(self, token: int) -> bytes:
-        """The bytes a token stands for."""
-
-
-class ModelVoice:
-    """A model folder behind the engine."""
-
-    def __init__(self, path: Path) -> None:
-        model = Model(path)
-        self.tokenizer, self.engine = model.tokenizer, model.engine
-        self.context = model.engine.context
-
-    def prompt_tokens(self, messages: Sequence[Message]) -> int:
-        """How many tokens the prompt for these messages has."""
-        return len(render(list(messages), self.tokenizer, answer=True).tokens)
-
-    def bytes_of(self, token: int) -> bytes:
-        """The bytes a token stands for."""
-        return self.tokenizer.bytes_of(token)
-
-    def reply(
-        self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str]
-    ) -> Generator[Event, None, None]:
-        """The engine's reply, its tools among those named."""
-        chosen = {name: TOOLS[name] for name in tools}
-        count, stopped_by = 0, "end"
-        for event in reply(self.engine, list(messages), sampling, chosen):
-            if isinstance(event, Token):
-                count, stopped_by = count + 1, event.stopped_by or stopped_by
-            elif event.role == "assistant":  # the tokens of a call are not among those the engine shows
-                count += sum(len(self.tokenizer.encode(f"{c.name} {c.arguments}")) + 1 for c in event.tool_calls)
-            yield event
-        yield Ended(stopped_by, count)
 
 
 class Keeper:
