@@ -263,7 +263,7 @@ class Sampler:
         longest = max([self.uniform_BN.shape[1], *(len(row) for row in draws)])
         padded = [torch.nn.functional.pad(row, (0, longest - len(row))) for row in draws]
         old = torch.nn.functional.pad(self.uniform_BN, (0, longest - self.uniform_BN.shape[1]))
-        self.uniform_BN = torch.cat((old, torch.stack(padded).to(self.device)))
+        self.uniform_BN = torch.cat((old, torch.stack(padded).to(self.device))) if padded else old
 
     def select(self, order: list[int]) -> None:
         """Keep these rows, in this order."""
