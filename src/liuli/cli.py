@@ -445,6 +445,41 @@ def dpo_command(
     aligning.dpo_here(model, preferences, out, {"minutes": minutes}, option or [], skip_bad, quiet)
 
 
+@app.command(name="export")
+def export_command(
+    model: Annotated[Path, typer.Argument(help="A model folder of the preset qwen3.")],
+    out: Annotated[Path, typer.Argument(help="The file (gguf) or folder (hf) to write.")],
+    to: Annotated[str, typer.Option(help="gguf: one file for llama.cpp; hf: a folder for transformers.")] = "gguf",
+    kind: Annotated[
+        str | None, typer.Option("--type", help="gguf: f32, f16, bf16, q8_0 (default), q4_0; hf: f32 (default), …")
+    ] = None,
+) -> None:
+    """Write a model for other programs. Example: liuli export runs/laptop/chat chat.gguf --type q8_0"""
+    from liuli.errors import UsageError
+    from liuli.model import convert, gguf
+
+    match to:
+        case "gguf":
+            gguf.export_gguf(model, out, kind or "q8_0")
+        case "hf":
+            convert.export_folder(model, out, kind or "f32")
+        case _:
+            raise UsageError(f"a model cannot be exported to {to!r}", "--to", "use gguf or hf")
+    print(out)
+
+
+@app.command(name="import")
+def import_command(
+    source: Annotated[Path, typer.Argument(help="A Hugging Face folder: a Qwen3 model with a tokenizer of Liuli's.")],
+    out: Annotated[Path, typer.Argument(help="The model folder to write.")],
+) -> None:
+    """Bring a model back from other programs. Example: liuli import tuned-elsewhere runs/laptop/tuned"""
+    from liuli.model import convert
+
+    convert.import_folder(source, out)
+    print(out)
+
+
 @app.command(name="label")
 def label_command(
     path: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, or a run folder.")],

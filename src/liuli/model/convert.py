@@ -10,10 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liuli.errors import LiuliError
-from liuli.folder import check_shapes, read_model_folder, write_model_folder
+from liuli.errors import LiuliError, UsageError
+from liuli.files import new_folder, read_json, write_file, write_json
+from liuli.folder import (
+    CONFIG,
+    TOKENIZER_FILES,
+    WEIGHTS,
+    check_shapes,
+    read_model_folder,
+    write_model_folder,
+    write_tensors,
+)
 from liuli.model.config import ModelConfig
 from liuli.model.transformer import Transformer
+from liuli.text import Tokenizer
 
 # ours -> Hugging Face's; {} is the layer
 NAMES = {
@@ -161,4 +171,42 @@ def save(
         provenance=dict(provenance),
         card=card,
         replace=replace,
+    )
+
+
+# --- other people's tools --------------------------------------------------------------------------------------------
+
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+
+def export_folder(model: str | Path, out: str | Path, kind: str = "f32") -> None:
+    """Write a qwen3 model as a plain Hugging Face folder, without what only Liuli reads. kind: f32, f16 or bf16."""
+    if kind not in DTYPES:
+        raise UsageError(f"there is no number type {kind!r} in a folder", "--type", f"use one of {', '.join(DTYPES)}")
+    folder = read_model_folder(model)
+    if not is_qwen3(import_config(folder.config, folder.path)):
+        raise LiuliError("transformers has no code for this model", folder.path, "train one with preset=qwen3")
+    with new_folder(out) as stage:
+        number = str(DTYPES[kind]).removeprefix("torch.")
+        write_json(stage / CONFIG, {k: v for k, v in folder.config.items() if k != "dtype"} | {"torch_dtype": number})
+        for name in (*TOKENIZER_FILES, "generation_config.json", "README.md"):
+            if (folder.path / name).is_file():
+                write_file(stage / name, (folder.path / name).read_bytes())
+        write_tensors(stage / WEIGHTS, {name: tensor.to(DTYPES[kind]) for name, tensor in folder.tensors().items()})
+
+
+def import_folder(source: str | Path, out: str | Path) -> None:
+    """Make a model folder, float32 and checksummed, of a Hugging Face folder with a Qwen3 model and our tokenizer.
+
+    Raises LiuliError for what Liuli has no code for, and for a tokenizer without our control tokens.
+    """
+    folder = read_model_folder(source)
+    tokenizer, generation = Tokenizer.load(folder.path), folder.path / "generation_config.json"
+    save(
+        load(folder.path),
+        out,
+        tokenizer_folder=folder.path,
+        provenance={"stage": "import", "parent": str(source)},
+        special={"bos_token_id": tokenizer.bos, "eos_token_id": sorted(tokenizer.stops), "pad_token_id": tokenizer.pad},
+        generation=read_json(generation) if generation.is_file() else None,
     )
