@@ -234,6 +234,8 @@ def test_a_row_gets_the_same_tokens_whoever_is_in_the_batch(data: st.DataObject,
         if first is not None and (not order or data.draw(st.booleans())):  # the others join
             sampler.add(each[first:], prompts[first:])
             order, first = [*order, *range(first, len(each))], None
+            if not order:  # nobody was left to join
+                break
         rows = data.draw(st.none() | st.permutations(range(len(order))).map(lambda rows: rows[: max(1, len(rows) - 1)]))
         drawn = [order[row] for row in (range(len(order)) if rows is None else rows)]
         chosen = sampler(torch.stack([after(tokens[answer]) for answer in drawn]), rows)

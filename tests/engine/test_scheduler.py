@@ -137,12 +137,11 @@ def test_the_shelf_gives_back_what_was_put_there_and_never_shares_across_salts(
         marks = torch.tensor([float(hash((salt, *tokens[: at + 1])) % 10_007) for at in range(len(tokens))])
         chain = shelf.find(tokens, salt)
         if chain:
-            desk.store_LPBKSE.zero_()
             shelf.take(chain, desk, 1)
             torch.testing.assert_close(
-                desk.line(1, 0, len(chain) * BLOCK), marks[: len(chain) * BLOCK, None].expand(2, 2, 1, -1, 3)
+                desk.read(1, 0, len(chain) * BLOCK), marks[: len(chain) * BLOCK, None].expand(2, 2, 1, -1, 3)
             )
-        desk.line(0, 0, len(tokens)).copy_(marks[:, None].expand(2, 2, 1, -1, 3))
+        desk.write(0, marks[:, None].expand(2, 2, 1, -1, 3))
         shelf.keep(tokens, desk, 0, salt)
         check_shelf(shelf)
         assert len(shelf.find(tokens, salt)) >= min(len(pattern), len(chain))
@@ -151,13 +150,13 @@ def test_the_shelf_gives_back_what_was_put_there_and_never_shares_across_salts(
 def test_an_int8_shelf_gives_back_nearly_what_was_put_there() -> None:
     place = torch.device("cpu")
     desk = KeyValueCache(layers=2, rows=2, slots=64, kv_heads=2, head_size=8, dtype=torch.float32, device=place)
-    desk.store_LPBKSE.normal_()
+    desk.write(0, torch.randn(2, 2, 2, 64, 8))
     shelf = PrefixCache(desk, 4, int8=True)
     tokens = list(range(50))
     shelf.keep(tokens, desk, 0)
     shelf.take(shelf.find(tokens), desk, 1)
-    error = (desk.line(1, 0, 48) - desk.line(0, 0, 48)).abs().amax(-1)
-    assert (error <= desk.line(0, 0, 48).abs().amax(-1) / 254 + 1e-6).all()  # half of one of 127 steps
+    error = (desk.read(1, 0, 48) - desk.read(0, 0, 48)).abs().amax(-1)
+    assert (error <= desk.read(0, 0, 48).abs().amax(-1) / 254 + 1e-6).all()  # half of one of 127 steps
 
 
 def test_a_second_turn_reads_only_what_is_new() -> None:

@@ -72,6 +72,11 @@ class ScriptedVoice:
                 result = calculate(question.removeprefix("calculate "))
                 yield Message(role="tool", content=result, tool_call_id="c1")
                 text = f"The result is {result}."
+            elif question.startswith("call "):  # of a tool that the client declared
+                name, _, arguments = question.removeprefix("call ").partition(" ")
+                yield from tokens("one moment", 3, self.pause)
+                yield Message(role="assistant", content="one moment", tool_calls=(ToolCall(name, arguments, "call_0"),))
+                raise AssertionError("a call that the client runs was answered here")
             elif question == "markdown":
                 text = MARKDOWN
             elif question == "long":

@@ -1,4 +1,4 @@
-"""The official client talks to a model made here; every field is honoured, refused or on the list of ignored ones."""
+"""The official client chats with a model made here; a wrong request is told what is wrong with it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,28 @@ import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_type_hints
 
 import httpx
 import openai
 import pytest
-from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
-from liuli.server.wire import IGNORED, NEUTRAL, ChatRequest
 from tests.server.scripted import LiveServer, make_model, pieces, until
 
 HI = [{"role": "user", "content": "hello"}]
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Today's weather.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+CALL = [{"role": "user", "content": 'call weather {"city": "巴黎"}'}]
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +60,7 @@ def test_create_returns_whole_answers_with_usage(client: openai.OpenAI) -> None:
     assert [choice.index for choice in done.choices] == [0, 1]
     assert done.choices[0].message.content.startswith("You said 你好 hello")
     assert done.choices[0].finish_reason == "stop"
+    assert [choice.model_extra["seed"] for choice in done.choices] == [5, 6]
     assert done.usage.prompt_tokens == 3
     assert done.usage.completion_tokens > 10 and done.usage.total_tokens == done.usage.completion_tokens + 3
 
@@ -88,42 +100,67 @@ def test_logprobs_carry_the_alternatives_and_bytes(client: openai.OpenAI) -> Non
     assert client.chat.completions.create(model="tiny", messages=HI).choices[0].logprobs is None
 
 
-def test_tools_run_on_the_server_and_show_their_steps(client: openai.OpenAI) -> None:
+def test_the_servers_own_tools_run_on_the_server_and_show_their_steps(client: openai.OpenAI) -> None:
     question = [{"role": "user", "content": "calculate 12*7"}]
-    message = client.chat.completions.create(model="tiny", messages=question).choices[0].message
-    assert message.content == "The result is 84."
-    assert [step["role"] for step in message.model_extra["steps"]] == ["assistant", "tool"]
+    by_name = [{"type": "function", "function": {"name": "calculator"}}]
+    for tools in ({}, {"tools": by_name}):
+        message = client.chat.completions.create(model="tiny", messages=question, **tools).choices[0].message
+        assert message.content == "The result is 84." and message.tool_calls is None
+        assert [step["role"] for step in message.model_extra["steps"]] == ["assistant", "tool"]
     again = client.chat.completions.create(model="tiny", messages=[*question, message.model_dump(), *HI])
     assert again.choices[0].message.content  # what we send may be sent back
     chunks = list(client.chat.completions.create(model="tiny", messages=question, stream=True))
-    steps = [
-        chunk.choices[0].delta.model_extra["steps"] for chunk in chunks if "steps" in chunk.choices[0].delta.model_extra
-    ]
-    assert steps[0][1]["content"] == "84"
+    steps = [step for chunk in chunks for step in chunk.choices[0].delta.model_extra.get("steps", [])]
+    assert [step["role"] for step in steps] == ["assistant", "tool"] and steps[1]["content"] == "84"
     none = client.chat.completions.create(model="tiny", messages=question, tool_choice="none").choices[0].message
     assert none.content.startswith("You said")
-    other = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
-    with pytest.raises(openai.BadRequestError, match="its own tools: calculator"):
-        client.chat.completions.create(model="tiny", messages=question, tools=other)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_tool_of_the_clients_is_called_by_the_client(live: LiveServer, client: openai.OpenAI, stream: bool) -> None:
+    if stream:
+        with client.chat.completions.stream(model="tiny", messages=CALL, tools=[WEATHER]) as events:
+            kinds = [event.type for event in events]
+            choice = events.get_final_completion().choices[0]
+        assert "tool_calls.function.arguments.delta" in kinds and kinds.count("tool_calls.function.arguments.done") == 1
+    else:
+        choice = client.chat.completions.create(model="tiny", messages=CALL, tools=[WEATHER]).choices[0]
+    call = choice.message.tool_calls[0]
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", "one moment")
+    assert (call.function.name, json.loads(call.function.arguments)) == ("weather", {"city": "巴黎"})
+    told = live.voice.asked[-1][0][0]
+    assert told.role == "system" and "Today's weather." in told.content and live.voice.asked[-1][2] == []
+    back = [*CALL, choice.message.model_dump(), {"role": "tool", "tool_call_id": call.id, "content": "rain"}]
+    assert client.chat.completions.create(model="tiny", messages=back, tools=[WEATHER]).choices[0].message.content
+
+
+def test_the_first_fragment_of_a_streamed_call_has_its_name_and_the_later_ones_its_arguments(live: LiveServer) -> None:
+    lines = post(live, messages=CALL, tools=[WEATHER], stream=True).text.strip().split("\n\n")
+    deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in lines[:-1]]
+    first, *later = [delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta]
+    assert set(first) == {"index", "id", "type", "function"} and first["function"] == {
+        "name": "weather",
+        "arguments": "",
+    }
+    assert all(set(part) == {"index", "function"} and set(part["function"]) == {"arguments"} for part in later)
 
 
 def test_sampling_reaches_the_engine(live: LiveServer, client: openai.OpenAI) -> None:
-    extra = {"top_k": 7, "min_p": 0.1, "repetition_penalty": 1.2}
+    extra = {
+        "top_k": 7, "min_p": 0.1, "typical_p": 0.8, "repetition_penalty": 1.2, "min_tokens": 2, "ignore_eos": True,
+        "stop_token_ids": [9],
+    }  # fmt: skip
+    given = {"temperature": 0.3, "top_p": 0.9, "presence_penalty": 0.5, "frequency_penalty": -0.5, **extra}
     client.chat.completions.create(
-        model="tiny", messages=HI, temperature=0.3, top_p=0.9, seed=11, stop=["a", "b"], n=2, extra_body=extra
+        model="tiny", messages=HI, seed=11, stop=["a", "b"], n=2, extra_body=given, logit_bias={"7": -100}
     )
-    for index in range(2):
-        sampling = live.voice.asked[index - 2][1]
-        assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0.3, 0.9, 7, 0.1)
-        assert (sampling.repetition_penalty, sampling.stop, sampling.seed) == (1.2, ("a", "b"), 11 + index)
-
-
-def test_every_field_of_the_official_client_is_decided_on() -> None:
-    known = set(ChatRequest.model_fields) | set(IGNORED) | set(NEUTRAL)
-    theirs = set(get_type_hints(CompletionCreateParamsBase)) | {"stream"}
-    undecided = theirs - known - {"extra_headers", "extra_query", "extra_body", "timeout"}
-    # a field that is not decided on is refused as unknown, which is honest; this list keeps us looking at new ones
-    assert undecided <= {"moderation", "prompt_cache_options", "prompt_cache_breakpoint"}, undecided
+    asked = sorted((asked[1] for asked in live.voice.asked[-2:]), key=lambda sampling: sampling.seed)
+    for index, sampling in enumerate(asked):
+        stop_tokens = sampling.stop_tokens
+        expected = {name: value for name, value in given.items() if name != "stop_token_ids"}
+        assert {name: getattr(sampling, name) for name in expected} == expected
+        assert (sampling.stop, stop_tokens, sampling.logit_bias) == (("a", "b"), (9,), ((7, -100.0),))
+        assert sampling.seed == 11 + index
 
 
 @pytest.mark.parametrize(
@@ -135,20 +172,28 @@ def test_every_field_of_the_official_client_is_decided_on() -> None:
         ({"max_tokens": 0}, "max_tokens"),
         ({"n": 100}, "n"),
         ({"top_logprobs": 3}, "top_logprobs"),
-        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": ["a"] * 17}, "stop"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.type"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
         ({"messages": [{"role": "user", "content": "x " * 600}]}, "messages"),
-        ({"presence_penalty": 1.5}, "presence_penalty"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"messages": [{**CALL[0], "tool_calls": [{"id": "c", "function": WEATHER["function"]}]}]},
+         "messages.0.tool_calls.0.function.arguments"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"logit_bias": {"five": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex"),
+        ({"response_format": {"type": "json_object"}, "tools": [WEATHER]}, "response_format"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
+        ({"tools": [WEATHER, WEATHER]}, "tools"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"tempreature": 1}, "tempreature"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_field_is_named(live: LiveServer, body: dict[str, object], param: str) -> None:
     said = post(live, **body)
     assert said.status_code == 400
@@ -157,20 +202,15 @@ def test_a_wrong_field_is_named(live: LiveServer, body: dict[str, object], param
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
 
 
-@pytest.mark.parametrize("raw", [b"", b"\xff\xfe", b"[1]", b'{"temperature": NaN}', b"[" * 100_000])
-def test_a_body_that_is_no_json_object_is_refused(live: LiveServer, raw: bytes) -> None:
-    said = httpx.post(f"{live.url}/v1/chat/completions", content=raw, headers={"content-type": "application/json"})
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "embeddings", "responses"])
+@pytest.mark.parametrize("raw", [b"", b"\xff\xfe", b"[1]", b'{"model": NaN}', b"[" * 100_000, b'{"model": "\\ud800"}'])
+def test_a_body_that_is_no_json_object_is_refused(live: LiveServer, path: str, raw: bytes) -> None:
+    said = httpx.post(f"{live.url}/v1/{path}", content=raw, headers={"content-type": "application/json"})
     assert (said.status_code, said.json()["error"]["type"]) == (400, "invalid_request_error")
 
 
 def test_a_huge_body_is_refused(live: LiveServer) -> None:
     assert post(live, messages=[{"role": "user", "content": "x" * 1_100_000}]).status_code == 413
-
-
-def test_neutral_and_ignored_fields_are_taken(live: LiveServer) -> None:
-    neutral = {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "response_format": {"type": "text"}}
-    said = post(live, user="me", metadata={"a": "b"}, tools=[], tool_choice="auto", top_k=0, **neutral)
-    assert said.status_code == 200, said.text
 
 
 def test_an_engine_failure_ends_only_its_own_answer(live: LiveServer) -> None:
@@ -195,14 +235,14 @@ def test_an_answer_that_the_model_could_not_finish_is_an_error_and_never_a_stop(
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_stops_the_work(tmp_path: Path, stream: bool) -> None:
     with LiveServer(make_model(tmp_path / "slow"), pause=0.02) as live:
-        body = {"messages": [{"role": "user", "content": "long"}], "stream": stream}
+        body = {"messages": [{"role": "user", "content": "long"}], "stream": stream, "n": 2}
         if stream:
             with httpx.stream("POST", f"{live.url}/v1/chat/completions", json=body) as said:
-                next(line for line in said.iter_lines() if '"word"' in line)
+                next(line for line in said.iter_lines() if '"word' in line)
         else:
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{live.url}/v1/chat/completions", json=body, timeout=0.3)
-        until(lambda: live.voice.closed == 1, 3)
+        until(lambda: live.voice.closed == 2, 3)
         until(lambda: httpx.get(f"{live.url}/health").json()["answers"] == 0, 3)
 
 

@@ -249,7 +249,7 @@ def test_a_server_that_cannot_load_says_so(serve: Any, tmp_path: Path) -> None:
 
 
 def test_a_server_that_is_not_there_is_named() -> None:
-    with pytest.raises(LiuliError, match=r"no answer from the server(.|\n)*127.0.0.1:1(.|\n)*is vLLM running"):
+    with pytest.raises(LiuliError, match=r"no answer from the server(.|\n)*127.0.0.1:1(.|\n)*is the server running"):
         RemoteEngine("http://127.0.0.1:1", T, tiny().config)
 
 

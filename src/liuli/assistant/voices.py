@@ -6,12 +6,15 @@ in every case. (This file, unlike the rest of the room, needs torch, so the fron
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from liuli.engine import TOOLS, Model, Sampling, Token, reply
+import torch
+
+from liuli.engine import TOOLS, Alternative, Model, Sampling, Token, reply
 from liuli.text import Message, render
 
 
@@ -24,6 +27,7 @@ class Ended:
 
 
 Event = Token | Message | Ended
+SCORED_AT_ONCE = 512  # positions of a prompt: bounds the memory for log-probabilities of the whole vocabulary
 
 
 class Voice(Protocol):
@@ -60,15 +64,48 @@ class ModelVoice:
         return self.tokenizer.bytes_of(token)
 
     def reply(
-        self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str]
+        self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str], salt: str = ""
     ) -> Generator[Event, None, None]:
-        """The engine's reply, its tools among those named."""
+        """The engine's reply, its tools among those named. salt: only questions of the same share what was computed."""
         chosen = {name: TOOLS[name] for name in tools}
         count, stopped_by = 0, "end"
-        for event in reply(self.engine, list(messages), sampling, chosen):
+        for event in reply(self.engine, list(messages), sampling, chosen, salt):
             if isinstance(event, Token):
                 count, stopped_by = count + 1, event.stopped_by or stopped_by
             elif event.role == "assistant":  # the tokens of a call are not among those the engine shows
                 count += sum(len(self.tokenizer.encode(f"{c.name} {c.arguments}")) + 1 for c in event.tool_calls)
             yield event
         yield Ended(stopped_by, count)
+
+    def write(self, prompt: Sequence[int], sampling: Sampling, salt: str = "") -> Generator[Event, None, None]:
+        """What goes on after these tokens, which need not be a conversation."""
+        count, stopped_by = 0, "end"
+        for token in self.engine.stream(prompt, sampling, salt=salt):
+            count, stopped_by = count + 1, token.stopped_by or stopped_by
+            yield token
+        yield Ended(stopped_by, count)
+
+    @torch.inference_mode()
+    def score(self, tokens: Sequence[int], alternatives: int) -> list[Token]:
+        """The tokens with their log-probabilities (NaN for the first, before which is nothing) and the likeliest ones
+        that could have stood there; their texts stay empty.
+        """
+        names, model = self.engine.names, self.engine.model
+        hidden_TD = model.hidden(torch.tensor([list(tokens)], device=self.engine.device))[0, :-1]
+        scored = [Token(tokens[0], "", math.nan)]
+        for start in range(0, len(hidden_TD), SCORED_AT_ONCE):
+            logprobs_TV = torch.log_softmax(model.logits(hidden_TD[start : start + SCORED_AT_ONCE]).float(), dim=-1)
+            nexts = list(tokens[start + 1 : start + 1 + len(logprobs_TV)])
+            chosen = logprobs_TV.gather(1, torch.tensor(nexts, device=logprobs_TV.device)[:, None])[:, 0].tolist()
+            top = logprobs_TV[:, : len(names)].topk(min(alternatives, len(names)))
+            for id, logprob, values, ids in zip(nexts, chosen, top.values.tolist(), top.indices.tolist(), strict=True):
+                others = zip(ids, values, strict=True)
+                scored.append(Token(id, "", logprob, tuple(Alternative(o, names[o], value) for o, value in others)))
+        return scored
+
+    @torch.inference_mode()
+    def embed(self, tokens: Sequence[int], skip: int = 0) -> list[float]:
+        """The mean of the last hidden states (after the final norm) over the tokens from `skip` on; D numbers."""
+        hidden_TD = self.engine.model.hidden(torch.tensor([list(tokens)], device=self.engine.device))[0]
+        mean: list[float] = hidden_TD[skip:].float().mean(0).tolist()
+        return mean

@@ -40,9 +40,13 @@ class KeyValueCache:
     ) -> None:
         self.rows, self.slots = rows, slots
         # zeros, not empty: a slot that is masked still takes part as 0 * value, and 0 * NaN would be NaN.
-        # (B, K, S, E) is the order in which attention multiplies, so what it reshapes is a view.
-        self.store_LPBKSE = torch.zeros(layers, 2, rows, kv_heads, slots, head_size, dtype=dtype, device=device)
-        self.pairs_L = [(layer[0], layer[1]) for layer in self.store_LPBKSE]
+        # (B, K, S, E) is the order in which attention multiplies, so what it reshapes is a view. One tensor each: a
+        # compiler copies what it must write into if two of its inputs share memory.
+        shape = (rows, kv_heads, slots, head_size)
+        self.pairs_L = [
+            (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+            for _ in range(layers)
+        ]
         self.slots_S = torch.arange(slots, device=device)
         self.heads_BK = torch.arange(rows * kv_heads, device=device).view(rows, kv_heads) * slots
         self.first_row = self.batch = self.first_slot = self.seen = 0
@@ -89,11 +93,19 @@ class KeyValueCache:
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` slots of a row over another row, in all layers."""
-        self.store_LPBKSE[:, :, target, :, :length] = self.store_LPBKSE[:, :, source, :, :length]
+        for pair in self.pairs_L:
+            for store_RKSE in pair:
+                store_RKSE[target, :, :length] = store_RKSE[source, :, :length]
 
-    def line(self, row: int, start: int, end: int) -> Tensor:
-        """Keys and values of a row's slots start..end-1, a view (L, 2, K, S, E)."""
-        return self.store_LPBKSE[:, :, row, :, start:end]
+    def read(self, row: int, start: int, end: int) -> Tensor:
+        """Keys and values of a row's slots start..end-1, (L, 2, K, S, E)."""
+        return torch.stack([torch.stack([store[row, :, start:end] for store in pair]) for pair in self.pairs_L])
+
+    def write(self, row: int, line_LPKSE: Tensor) -> None:
+        """Put keys and values into the first slots of a row."""
+        for pair, line_PKSE in zip(self.pairs_L, line_LPKSE, strict=True):
+            for store_RKSE, line_KSE in zip(pair, line_PKSE, strict=True):
+                store_RKSE[row, :, : line_KSE.shape[1]] = line_KSE
 
 
 _Key = tuple["_Block | str", tuple[int, ...]]
@@ -119,24 +131,22 @@ class PrefixCache:
     """
 
     def __init__(self, desk: KeyValueCache, blocks: int, int8: bool = False) -> None:
-        layers, _, _, kv_heads, _, head_size = desk.store_LPBKSE.shape
-        kind = torch.int8 if int8 else desk.store_LPBKSE.dtype
-        shape = (blocks, layers, 2, kv_heads, BLOCK, head_size)
-        self.store_NLPKSE = torch.empty(shape, dtype=kind, device=desk.store_LPBKSE.device)
+        first = desk.pairs_L[0][0]
+        _, kv_heads, _, head_size = first.shape
+        shape = (blocks, len(desk.pairs_L), 2, kv_heads, BLOCK, head_size)
+        self.store_NLPKSE = torch.empty(shape, dtype=torch.int8 if int8 else first.dtype, device=first.device)
         scales = (*shape[:-1], 1) if int8 else (0,)
-        self.scale_NLPKS1 = torch.empty(scales, dtype=torch.float32, device=desk.store_LPBKSE.device)
+        self.scale_NLPKS1 = torch.empty(scales, dtype=torch.float32, device=first.device)
         self.int8, self.blocks = int8, blocks
         self.free = list(range(blocks))
-        self.kept: OrderedDict[_Key, _Block] = (
-            OrderedDict()
-        )  # least recently used first
+        self.kept: OrderedDict[_Key, _Block] = OrderedDict()  # least recently used first
 
     @staticmethod
     def bytes_per_block(desk: KeyValueCache, int8: bool = False) -> int:
         """Memory of one block."""
-        layers, _, _, kv_heads, _, head_size = desk.store_LPBKSE.shape
-        per_head = head_size + 4 if int8 else head_size * desk.store_LPBKSE.dtype.itemsize
-        return layers * 2 * kv_heads * BLOCK * per_head
+        _, kv_heads, _, head_size = desk.pairs_L[0][0].shape
+        per_head = head_size + 4 if int8 else head_size * desk.pairs_L[0][0].dtype.itemsize
+        return len(desk.pairs_L) * 2 * kv_heads * BLOCK * per_head
 
     def find(self, tokens: Sequence[int], salt: str = "") -> list[_Block]:
         """The longest chain of blocks that `tokens` begin with."""
@@ -156,9 +166,8 @@ class PrefixCache:
         found = self.store_NLPKSE[places]
         if self.int8:
             found = found * self.scale_NLPKS1[places]
-        end = len(chain) * BLOCK
         # (N, L, P, K, S, E) to (L, P, K, N * S, E)
-        desk.line(row, 0, end).copy_(found.permute(1, 2, 3, 0, 4, 5).flatten(3, 4))
+        desk.write(row, found.permute(1, 2, 3, 0, 4, 5).flatten(3, 4))
 
     @torch.inference_mode()
     def keep(self, tokens: Sequence[int], desk: KeyValueCache, row: int, salt: str = "") -> None:
@@ -177,7 +186,7 @@ class PrefixCache:
         if not new:
             return
         start = (len(chain) - len(new)) * BLOCK
-        line_LPKSE = desk.line(row, start, len(chain) * BLOCK)
+        line_LPKSE = desk.read(row, start, len(chain) * BLOCK)
         L, P, K, _, E = line_LPKSE.shape
         pieces = line_LPKSE.reshape(L, P, K, len(new), BLOCK, E).permute(3, 0, 1, 2, 4, 5)
         places = torch.tensor([block.place for block in new], device=pieces.device)

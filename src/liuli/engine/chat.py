@@ -28,18 +28,18 @@ class Turn:
 
 
 def reply(
-    engine: Engine, messages: Messages, sampling: Sampling, tools: Mapping[str, Tool] = TOOLS
+    engine: Engine, messages: Messages, sampling: Sampling, tools: Mapping[str, Tool] = TOOLS, salt: str = ""
 ) -> Generator[Token | Message, None, None]:
     """One answer, streamed: tokens as they come; for a call, the assistant's message with it and the tool's message.
 
     Texts of the tokens joined are the content that is shown; the tokens of calls and thoughts have none. The last token
-    has `stopped_by`. Closing the iterator stops the work.
+    has `stopped_by`. Closing the iterator stops the work. salt: only texts of the same share what was computed.
     """
     history = list(as_messages(messages))
     for calls_made in range(MAX_CALLS + 1):
         tokens: list[Token] = []
         last: Token | None = None
-        stream = engine.stream(fit(history, engine, sampling), _reseeded(sampling, calls_made))
+        stream = engine.stream(fit(history, engine, sampling), _reseeded(sampling, calls_made), salt=salt)
         for token, hidden in _with_hidden(stream, engine.tokenizer):
             tokens.append(token)
             if token.stopped_by is not None:

@@ -144,7 +144,7 @@ class Decoder:
             if (pairs_BTD := model.pairs(tokens_BT, fed)) is not None:  # type: ignore[arg-type]
                 pairs_ND = pairs_BTD.reshape(B * T, -1).to(low)
         turn = tuple(table[positions_BT.reshape(-1)].unsqueeze(1) for table in self.angles)
-        closed = None if closed_BTS is None else _by_head(closed_BTS, c.kv_heads, c.heads // c.kv_heads)
+        closed = None if closed_BTS is None else _by_query(closed_BTS, c.heads // c.kv_heads)
         for layer, pair, number in zip(self.layers, pairs_L, range(c.layers), strict=True):
             if c.preset == "racer":
                 keep, again, share = (p[number].to(low) for p in (model.keep_L, model.again_L, model.pair_L))
@@ -173,7 +173,7 @@ class Decoder:
         closed: Tensor | None,
         pair: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """x + attention(norm(x)); closed: additive mask (B * K, G * T or 1, S), None when every slot may be seen."""
+        """x + attention(norm(x)); closed: additive mask (B, 1, G * T or 1, S), None when every slot may be seen."""
         c = self.config
         (B, T), K, E = fed.tokens_BT.shape, c.kv_heads, c.head_size
         normed_ND = _norm(x_ND, layer.attention_gain, c.norm_eps)
@@ -188,14 +188,27 @@ class Decoder:
         qk_NHE = (qk_NHE * cos_N1E).addcmul_(qk_NHE.roll(E // 2, -1), sin_N1E)
         q_NHE, k_NKE = torch.split(qk_NHE, [c.heads, K], dim=1)
         k_BKSE, v_BKSE = (_stored(store, new, B, fed) for store, new in zip(pair, (k_NKE, v_NKE), strict=True))
-        S = k_BKSE.shape[2]
-        # queries that share a key/value head are rows of one product: (B * K, G * T, E)
-        q_MGE = q_NHE.reshape(B, T, K, -1, E).permute(0, 2, 3, 1, 4).reshape(B * K, -1, E)
-        k_MES = k_BKSE.reshape(B * K, S, E).transpose(1, 2)
-        scores_MGS = torch.bmm(q_MGE, k_MES) if closed is None else torch.baddbmm(closed, q_MGE, k_MES)
-        mixed_MGE = torch.bmm(torch.softmax(scores_MGS, dim=-1), v_BKSE.reshape(B * K, S, E))
-        mixed_NI = mixed_MGE.view(B, K, -1, T, E).permute(0, 3, 1, 2, 4).reshape(B * T, -1)
+        # queries that share a key/value head stand side by side: M = G * T
+        q_BKME = q_NHE.reshape(B, T, K, -1, E).permute(0, 2, 3, 1, 4).reshape(B, K, -1, E)
+        mixed_BKME = _mixed(q_BKME, k_BKSE, v_BKSE, closed)
+        mixed_NI = mixed_BKME.reshape(B, K, -1, T, E).permute(0, 3, 1, 2, 4).reshape(B * T, -1)
         return _product(mixed_NI, layer.output_ND, x_ND)
+
+
+def _mixed(q_BKME: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, closed_B1MS: Tensor | None) -> Tensor:
+    """Attention of M queries of each key/value head to S slots: (B, K, M, E)."""
+    if torch.compiler.is_compiling():  # fused into loops over what lies in the cache, float32 inside
+        scores_BKMS = (q_BKME.unsqueeze(3).float() * k_BKSE.unsqueeze(2).float()).sum(-1)
+        weights_BKMS = torch.softmax(scores_BKMS + closed_B1MS, dim=-1)
+        return (weights_BKMS.unsqueeze(-1) * v_BKSE.unsqueeze(2).float()).sum(3).to(q_BKME.dtype)
+    B, K, S, E = k_BKSE.shape
+    q_NME, k_NES = q_BKME.reshape(B * K, -1, E), k_BKSE.reshape(B * K, S, E).transpose(1, 2)
+    if closed_B1MS is None:
+        scores_NMS = torch.bmm(q_NME, k_NES)
+    else:
+        closed_NMS = closed_B1MS.expand(-1, K, -1, -1).reshape(B * K, -1, S)
+        scores_NMS = torch.baddbmm(closed_NMS, q_NME, k_NES)
+    return torch.bmm(torch.softmax(scores_NMS, dim=-1), v_BKSE.reshape(B * K, S, E)).view_as(q_BKME)
 
 
 def _product(x_NI: Tensor, weight: Weight, plus: Tensor | None = None) -> Tensor:
@@ -237,10 +250,10 @@ def _signed_angles(model: Transformer, dtype: torch.dtype) -> tuple[Tensor, Tens
     return model.cos_TE.to(dtype), sin_TE.to(dtype)
 
 
-def _by_head(closed_BTS: Tensor, K: int, G: int) -> Tensor:
-    """The mask as attention multiplies: (B * K, G * T, S); one line for all G where T is 1."""
+def _by_query(closed_BTS: Tensor, G: int) -> Tensor:
+    """The mask as attention adds it: (B, 1, G * T, S); one line for all G where T is 1."""
     B, T, S = closed_BTS.shape
-    return closed_BTS[:, None, None].expand(B, K, G if T > 1 else 1, T, S).reshape(B * K, -1, S)
+    return closed_BTS.unsqueeze(1) if T == 1 else closed_BTS[:, None].expand(B, G, T, S).reshape(B, 1, G * T, S)
 
 
 def _vary(fed: tuple[Tensor | None, ...]) -> None:

@@ -85,7 +85,7 @@ class Scheduler:
             self.cache = KeyValueCache(
                 layers=config.layers,
                 rows=self.rows,
-                slots=slots,
+                slots=slots + 1,  # never full: a compiled step need not tell a whole row from a part of it
                 kv_heads=config.kv_heads,
                 head_size=config.head_size,
                 dtype=dtype,

@@ -21,9 +21,9 @@ from liuli.assistant import Chats, Store
 from liuli.assistant.voices import Ended, Event
 from liuli.engine import TOOLS, Token
 from liuli.errors import LiuliError, UsageError
+from liuli.server.chat_completions import LOWEST_LOGPROB
 from liuli.server.desk import Desk, Started
 from liuli.server.errors import ApiError
-from liuli.server.openai_api import LOWEST_LOGPROB
 from liuli.server.runs import RunReader
 from liuli.server.streaming import AnswerStream
 from liuli.server.wire import Knobs, MessageIn, Strict, read_body

@@ -18,7 +18,8 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEADER_BYTES = 32_768
+from liuli.server.guard import HEADER_BYTES
+
 HEADER_SECONDS = 10.0  # from the first byte (or the connection) to the last of a request's headers
 WRITE_SECONDS = 60.0  # without a byte taken by who asked
 IDLE_SECONDS = 65  # a connection kept open between requests; longer than the usual proxy's

@@ -1,31 +1,48 @@
-"""The desk where both APIs hand in a question: it finds the model, fits the question to it, streams the answer.
+"""The desk where every API hands in its work: it finds the model, fits the question to it, streams the answer.
 
-In: messages, sampling, names of tools, a stage (none: the newest model). Out: Started, then what the voice says, ending
-in Ended. Raises ApiError: before Started when the question cannot be answered, later when the model breaks. It knows
+In: messages or tokens, sampling, tools, a stage (none: the newest model). Out: Started, then what the voice says, to
+Ended. Raises ApiError: before Started when the question cannot be answered, later when the model breaks. It knows
 nothing of wire formats.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import secrets
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
-from liuli.assistant.voices import Ended, Event, Voice
-from liuli.engine import Sampling, Token
-from liuli.errors import LiuliError
+from starlette.concurrency import run_in_threadpool
+
+from liuli.assistant.voices import Ended, Event, ModelVoice, Voice
+from liuli.engine import TOOLS, Sampling, TextStream, Token
+from liuli.engine.constraints import Constraint, check
+from liuli.errors import LiuliError, UsageError
 from liuli.server.errors import ApiError
+from liuli.server.runs import ModelFile
 from liuli.server.voices import Keeper
 from liuli.server.worker import Busy, Worker
 from liuli.text import Message
+
+T = TypeVar("T")
+# the field that asked for a constraint, to be named when it cannot be kept
+ASKED_BY = {
+    "json_schema": "response_format",
+    "json_object": "response_format",
+    "tools": "tools",
+    "regex": "guided_regex",
+    "choice": "guided_choice",
+    "grammar": "guided_grammar",
+}
 
 
 @dataclass(frozen=True)
 class Started:
     """The first event: the prompt's length, how many front messages were left out, the seed, the model that answers.
 
-    bytes_of: the bytes that a token of this model stands for.
+    bytes_of: the bytes that a token of this model stands for. prompt: its tokens, if they are to be echoed.
     """
 
     prompt_tokens: int
@@ -33,6 +50,7 @@ class Started:
     seed: int
     model: dict[str, Any]
     bytes_of: Callable[[int], bytes]
+    prompt: tuple[Token, ...] = ()
 
 
 class Desk:
@@ -41,34 +59,17 @@ class Desk:
     def __init__(self, keeper: Keeper, worker: Worker, before: Callable[[], object] = lambda: None) -> None:
         self.keeper, self.worker, self.before = keeper, worker, before
 
-    async def answer(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        tools: Sequence[str],
-        *,
-        stage: str = "",
-        trim: bool = False,
-    ) -> AsyncIterator[Started | Event]:
-        """The answer of the newest model, or of a stage's, as it comes.
+    async def work(self, stage: str, make: Callable[[ModelFile, Voice], Generator[T, None, None]]) -> AsyncIterator[T]:
+        """What `make` yields in the worker's thread, given the newest model or that of a stage; errors as ApiError."""
 
-        With `trim`, old turns are left out of a conversation that is too long.
-        """
-        seed = secrets.randbits(31) if sampling.seed is None else sampling.seed
-
-        def work() -> Generator[Started | Event, None, None]:
+        def begin() -> Generator[T, None, None]:
             self.before()
             found = self.keeper.voice(stage)
             if found is None:
                 raise missing(self.keeper, stage)
-            model, voice = found
-            kept, prompt_tokens = fit(voice, messages, trim)
-            room = voice.context - prompt_tokens
-            fitted = replace(sampling, seed=seed, max_tokens=min(sampling.max_tokens, room))
-            yield Started(prompt_tokens, len(messages) - len(kept), seed, model.about(), voice.bytes_of)
-            yield from voice.reply(kept, fitted, tools)
+            yield from make(*found)
 
-        stream = self.worker.run(work)
+        stream = self.worker.run(begin)
         try:
             async for event in stream:
                 if isinstance(event, Token | Ended) and event.stopped_by == "error":  # its figures are no numbers
@@ -82,6 +83,176 @@ class Desk:
             raise ApiError(500, error.what, code="model_error") from error
         finally:
             await stream.aclose()  # type: ignore[attr-defined]
+
+    async def ask(self, stage: str, question: Callable[[ModelVoice], T]) -> T:
+        """One value from a model that is here (not behind another server), found in the worker's thread."""
+
+        def make(model: ModelFile, voice: Voice) -> Generator[T, None, None]:
+            yield question(own(voice))
+
+        stream = self.work(stage, make)
+        try:
+            return await anext(stream)
+        finally:
+            await stream.aclose()  # type: ignore[attr-defined]
+
+    async def check(self, sampling: Sampling, stage: str) -> None:
+        """Raises ApiError 400 for ids outside the vocabulary and for a constraint that cannot be kept.
+
+        A constraint is compiled here, outside the worker's thread, so that a hard one holds up nobody's answer.
+        """
+        constraint = sampling.constraint
+        if not (constraint or sampling.logit_bias or sampling.stop_tokens):
+            return
+        voices: list[Voice] = []
+
+        def find(model: ModelFile, voice: Voice) -> Generator[None, None, None]:
+            voices.append(voice)
+            yield
+
+        async for _ in self.work(stage, find):
+            pass
+        if not isinstance(voices[0], ModelVoice):
+            return  # who writes the answer checks what it is asked
+        tokenizer = voices[0].tokenizer
+        for field, ids in (
+            ("logit_bias", [id for id, _ in sampling.logit_bias]),
+            ("stop_token_ids", sampling.stop_tokens),
+        ):
+            check_ids(ids, tokenizer.vocab_size, field)
+        if constraint:
+            try:
+                await run_in_threadpool(check, constraint, tokenizer)
+            except UsageError as error:
+                raise ApiError(400, error.what, param=ASKED_BY.get(constraint.kind)) from None
+
+    async def answer(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        tools: Sequence[str],
+        *,
+        stage: str = "",
+        trim: bool = False,
+        declared: Sequence[str] = (),
+        salt: str = "",
+    ) -> AsyncIterator[Started | Event]:
+        """The answer of the newest model, or of a stage's, as it comes.
+
+        With `trim`, old turns are left out of a conversation that is too long. tools: the server's own that may run.
+        declared: tools that the client runs: the answer ends with a call of one, by Ended("call"). salt: who shares
+        what was read before.
+        """
+        seed = secrets.randbits(31) if sampling.seed is None else sampling.seed
+        await self.check(sampling, stage)
+
+        def make(model: ModelFile, voice: Voice) -> Generator[Started | Event, None, None]:
+            kept, prompt_tokens = fit(voice, messages, trim)
+            room = voice.context - prompt_tokens
+            fitted = replace(sampling, seed=seed, max_tokens=min(sampling.max_tokens, room))
+            yield Started(prompt_tokens, len(messages) - len(kept), seed, model.about(), voice.bytes_of)
+            if isinstance(voice, ModelVoice):
+                said = voice.reply(kept, replace(fitted, constraint=fitted.constraint or calls_of(tools)), tools, salt)
+            else:
+                said = voice.reply(kept, fitted, tools)
+            for event in said:
+                yield event
+                if isinstance(event, Message) and any(call.name in declared for call in event.tool_calls):
+                    said.close()
+                    yield Ended("call", written(voice, event))
+                    return
+
+        stream = self.work(stage, make)
+        try:
+            async for event in stream:
+                yield event
+        finally:
+            await stream.aclose()  # type: ignore[attr-defined]
+
+    async def write(
+        self,
+        prompt: str | Sequence[int],
+        sampling: Sampling | None,
+        *,
+        stage: str = "",
+        salt: str = "",
+        bos: bool = True,
+        echo: int | None = None,
+    ) -> AsyncIterator[Started | Event]:
+        """What goes on after a text (of which `bos` makes a document's beginning) or after tokens.
+
+        sampling: None for nothing, where only the prompt is looked at. echo: tell the prompt's tokens, from 0 up with
+        their log-probabilities and so many alternatives.
+        """
+        seed = secrets.randbits(31) if sampling is None or sampling.seed is None else sampling.seed
+        if sampling is not None:
+            await self.check(sampling, stage)
+
+        def make(model: ModelFile, found: Voice) -> Generator[Started | Event, None, None]:
+            voice = own(found)
+            tokens = prompt_ids(voice, prompt, bos)
+            silent = int(bos and isinstance(prompt, str))
+            told = () if echo is None else tuple(echoed(voice, tokens, echo)[silent:])
+            yield Started(len(tokens), 0, seed, model.about(), voice.bytes_of, told)
+            if sampling is None:
+                yield Ended("length", 0)
+                return
+            # the last token needs no place of its own: nothing is computed after it
+            room = voice.context - len(tokens) + 1
+            fitted = replace(sampling, seed=seed, max_tokens=min(sampling.max_tokens, room))
+            yield from voice.write(tokens, fitted, salt)
+
+        stream = self.work(stage, make)
+        try:
+            async for event in stream:
+                yield event
+        finally:
+            await stream.aclose()  # type: ignore[attr-defined]
+
+
+def echoed(voice: ModelVoice, tokens: Sequence[int], alternatives: int) -> list[Token]:
+    """The tokens of a prompt as an answer's; alternatives under 0: without log-probabilities."""
+    told = [Token(id, "", math.nan) for id in tokens] if alternatives < 0 else voice.score(tokens, alternatives)
+    text = TextStream()
+    pieces = [voice.bytes_of(token.id) or voice.tokenizer.decode([token.id]).encode() for token in told]
+    shown = [text.feed(piece, last=at == len(pieces) - 1) for at, piece in enumerate(pieces)]
+    return [replace(token, text=piece) for token, piece in zip(told, shown, strict=True)]
+
+
+def calls_of(tools: Sequence[str]) -> Constraint | None:
+    """What makes every call of the server's own tools a whole one; text without a call stays free."""
+    allowed = {name: TOOLS[name].parameters for name in tools}
+    return Constraint("tools", json.dumps(allowed)) if allowed else None
+
+
+def own(voice: Voice) -> ModelVoice:
+    """The voice, if its model is here."""
+    if not isinstance(voice, ModelVoice):
+        raise ApiError(400, "This server passes questions on to another engine, which only chats.", code="not_here")
+    return voice
+
+
+def prompt_ids(voice: ModelVoice, prompt: str | Sequence[int], bos: bool) -> list[int]:
+    """The tokens of a prompt; ApiError when it is empty, too long, or holds an id that is not in the vocabulary."""
+    tokenizer = voice.tokenizer
+    tokens = [tokenizer.bos] * bos + tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    check_ids(tokens, tokenizer.vocab_size, "prompt")
+    if not 0 < len(tokens) <= voice.context:
+        message = f"The prompt is {len(tokens)} tokens long; this model reads 1 to {voice.context}."
+        raise ApiError(400, message, param="prompt", code="context_length_exceeded" if tokens else None)
+    return tokens
+
+
+def check_ids(ids: Sequence[int], vocab_size: int, field: str) -> None:
+    """ApiError for an id outside the vocabulary."""
+    for id in ids:
+        if not 0 <= id < vocab_size:
+            raise ApiError(400, f"Token {id} is outside the vocabulary of {vocab_size}.", param=field)
+
+
+def written(voice: Voice, message: Message) -> int:
+    """How many tokens the assistant's message took: what it adds to a prompt, with the token that ends it."""
+    return voice.prompt_tokens([message]) - voice.prompt_tokens([Message("assistant")]) + 1
 
 
 def missing(keeper: Keeper, stage: str) -> ApiError:

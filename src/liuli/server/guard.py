@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from liuli.server.errors import ApiError, error_response
 
+HEADER_BYTES = 32_768
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 EVERYWHERE = frozenset({"0.0.0.0", "::", ""})
 POLICY = (
@@ -68,6 +69,8 @@ def refusal(method: str, headers: Headers, bound_to: str) -> ApiError | None:
     host = headers.get("host", "")
     if not allowed(host_name(host), bound_to):
         return ApiError(400, f"This server does not answer for the host {host!r}.", code="host_not_allowed")
+    if sum(len(name) + len(value) for name, value in headers.raw) > HEADER_BYTES:
+        return ApiError(431, f"The headers are larger than {HEADER_BYTES} bytes.")
     origin = headers.get("origin")
     foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
     if method not in ("GET", "HEAD") and (foreign or headers.get("sec-fetch-site") == "cross-site"):

@@ -31,8 +31,8 @@ from liuli.errors import LiuliError, UsageError
 from liuli.files import folder_hash
 from liuli.server.desk import Desk, Started
 from liuli.server.errors import ApiError
-from liuli.server.openai_api import unless_disconnected
 from liuli.server.runs import ModelFile, run_of
+from liuli.server.streaming import unless_disconnected
 from liuli.server.wire import MessageIn, Strict, read_body
 from liuli.text import Message
 

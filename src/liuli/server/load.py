@@ -178,14 +178,15 @@ class Reader(asyncio.Protocol):
         if self.chunked:
             self._read_chunks()
         else:
+            self.left -= len(self.buffer)
             self._take(bytes(self.buffer))
             self.buffer.clear()
-            if 0 <= self.left <= len(self.text):
+            if self.left == 0:
                 self._finish()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Too early, or as the sign of the end."""
-        if not self.over.done() and (exc or not self.status or self.chunked or self.left >= 0):
+        if not self.over.done() and (exc or not self.status or self.chunked or self.left > 0):
             self.answer.error = self.answer.error or f"the connection broke off {exc or ''}".strip()
         self._finish()
 

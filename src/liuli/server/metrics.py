@@ -197,7 +197,7 @@ class Watch:
         self.metrics.prompt_tokens.inc(self.prompt_tokens)
         self.metrics.answer_tokens.inc(self.tokens)
         self.metrics.ended.labels(self.ended).inc()
-        if self.ended == "cancelled":
+        if self.ended in ("cancelled", "error"):
             return
         self.metrics.whole.observe(now - self.began)
         if self.first and self.tokens > 1:

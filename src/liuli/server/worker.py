@@ -7,12 +7,14 @@ nothing of models or HTTP. Leaving the `async for` early cancels the work at the
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+LOG = logging.getLogger("liuli.server")
 T = TypeVar("T")
 WAITING_AT_MOST = 32
 
@@ -59,14 +61,17 @@ class _Job(Generic[T]):
 
 
 class Worker:
-    """The thread. Start one per process; `close` ends it."""
+    """The thread. Start one per process; `close` ends it.
 
-    def __init__(self) -> None:
+    Should the thread die, what it was writing fails and a new one begins; `died` is called in between.
+    """
+
+    def __init__(self, died: Callable[[], object] = lambda: None) -> None:
         self._jobs: deque[_Job[Any]] = deque()
         self._wake = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="liuli-answers", daemon=True)
-        self._thread.start()
+        self._died = died
+        self._start()
 
     def __len__(self) -> int:
         """How many answers are being generated or waited for."""
@@ -102,6 +107,22 @@ class Worker:
                 job.cancelled = True
             self._wake.notify()
         self._thread.join(timeout=10)
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._live, name="liuli-answers", daemon=True)
+        self._thread.start()
+
+    def _live(self) -> None:
+        try:
+            self._work()
+        except BaseException:  # nothing a model does gets here: the interpreter is ending the thread
+            LOG.exception("the thread that writes answers died; a new one begins")
+            with self._wake:
+                lost, self._jobs = self._jobs, deque()
+            for job in lost:
+                job.tell(_End(RuntimeError("the thread that wrote this answer died")))
+            self._died()
+            self._start()
 
     def _work(self) -> None:
         while True:

@@ -10,21 +10,17 @@ its extra parameters, Tokenizer API). Prompts go as token ids and tokens come ba
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import replace
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request as HTTPRequest
-from urllib.request import urlopen
 
 import torch
 
 from liuli.engine import Request, Sampling, StoppedBy, Token
+from liuli.engine.http import ask
 from liuli.errors import LiuliError, UsageError
 from liuli.files import remove
 from liuli.model import ModelConfig, Transformer
@@ -126,19 +122,7 @@ class RemoteEngine:
 
     def call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """GET, or POST of a body; the JSON that comes back, or {} where nothing does."""
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        data = None if body is None else json.dumps(body).encode()
-        try:
-            with urlopen(HTTPRequest(self.url + path, data, headers), timeout=self.timeout_s) as reply:
-                text = reply.read()
-            found: dict[str, Any] = json.loads(text) if text.strip() else {}
-        except HTTPError as error:
-            said = error.read().decode("utf-8", "replace")[:300]
-            raise LiuliError(f"the server answers {error.code}: {said}", self.url + path, "look at its log") from error
-        except (OSError, HTTPException, ValueError) as error:  # refused, timed out, cut off, no JSON
-            fix = "is vLLM running, and is this its address?"
-            raise LiuliError(f"no answer from the server: {error}", self.url + path, fix) from error
-        return found
+        return ask(self.url + path, body, self.key, self.timeout_s)
 
 
 # --- new weights -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,314 @@
+"""POST /v1/chat/completions: messages in, an answer out, whole or as it is written.
+
+Who runs a tool: the server its own, where the request names none or names them without parameters; their calls and
+results are in `choices[].message.steps` (in a stream `choices[].delta.steps`), which clients that do not know the field
+skip. The client all others: the answer ends with `tool_calls`.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import Field
+from starlette.responses import Response
+
+from liuli.assistant.voices import Ended, Event
+from liuli.engine import Token
+from liuli.engine.constraints import Constraint
+from liuli.server.desk import Desk, Started
+from liuli.server.errors import ApiError
+from liuli.server.names import stage_of
+from liuli.server.openapi import describes
+from liuli.server.replies import (
+    AnswerMessage,
+    CallOut,
+    ChatChoice,
+    ChatCompletion,
+    ChatLogprobs,
+    OtherToken,
+    TokenLogprob,
+    Usage,
+)
+from liuli.server.streaming import DONE, AnswerStream, batches, begun, guarded, sse, unless_disconnected
+from liuli.server.wire import (
+    IGNORED,
+    MOST_CHOICES,
+    Choice,
+    ChosenTool,
+    Knobs,
+    PlainFormat,
+    SchemaFormat,
+    StreamOptions,
+    ToolIn,
+    Tools,
+    read_body,
+    salt_of,
+    tools_of,
+)
+from liuli.text import Message, ToolCall
+
+LOWEST_LOGPROB = -9999.0  # OpenAI's way to write minus infinity, which JSON has no word for
+
+
+class ChatRequest(Knobs):
+    """POST /v1/chat/completions."""
+
+    model: str = ""
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    n: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    response_format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
+    tools: list[ToolIn] | None = None
+    tool_choice: Choice | ChosenTool | None = None
+    parallel_tool_calls: bool | None = None
+
+    ignored = IGNORED
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "modalities": (["text"],),
+        "store": (False,),
+        "verbosity": ("medium",),
+        "reasoning_effort": ("none",),
+        "audio": (),
+        "prediction": (),
+        "web_search_options": (),
+        "moderation": (),
+        "functions": (),
+        "function_call": ("none", "auto"),
+    }
+
+    def chosen_tools(self) -> Tools:
+        """Who runs which tools."""
+        choice = f"={self.tool_choice.function.name}" if isinstance(self.tool_choice, ChosenTool) else self.tool_choice
+        specs = None if self.tools is None else [tool.function for tool in self.tools]
+        return tools_of(specs, choice, parallel=self.parallel_tool_calls is not False)
+
+    def check(self) -> None:
+        """What single fields cannot say; ApiError."""
+        if self.top_logprobs and not self.logprobs:
+            raise ApiError(400, "`top_logprobs` needs `logprobs: true`.", param="top_logprobs")
+        if self.stream_options and not self.stream:
+            raise ApiError(400, "`stream_options` needs `stream: true`.", param="stream_options")
+
+
+def form_of(asked: PlainFormat | SchemaFormat | None, tools: Tools) -> tuple[Constraint | None, Tools]:
+    """The form an answer must have, and the tools that are left: an answer in a form is no call."""
+    if asked is None or asked.type == "text":
+        return tools.shape, tools
+    if tools.declared:
+        message = "`response_format` and `tools` exclude each other here, unless `tool_choice` is 'none'."
+        raise ApiError(400, message, param="response_format")
+    schema = asked.json_schema.schema_ if isinstance(asked, SchemaFormat) else None
+    form = Constraint("json_schema", json.dumps(schema)) if schema else Constraint("json_object")
+    return form, Tools(here=[], declared=[], shape=None)
+
+
+def chat_routes(desk: Desk) -> APIRouter:
+    """The route."""
+    routes = APIRouter(prefix="/v1")
+
+    @routes.post("/chat/completions", **describes(ChatRequest, ChatCompletion, stream=True))
+    async def chat_completions(request: Request) -> Response:
+        asked = await read_body(request, ChatRequest)
+        asked.check()
+        stage = stage_of(desk, asked.model)
+        tools = asked.chosen_tools()
+        form, tools = form_of(asked.response_format, tools)
+        sampling = asked.sampling(asked.top_logprobs or 0, asked.max_completion_tokens, form)
+        answers = [
+            desk.answer(
+                tools.told(asked.conversation()),
+                # seeds count up, so that the answers differ and all can be had again
+                sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + index),
+                tools.here,
+                stage=stage,
+                declared=tools.names,
+                salt=salt_of(request, asked),
+            )
+            for index in range(asked.n or 1)
+        ]
+        reply = Reply(asked, asked.model or desk.keeper.name, tools.names)
+        if not asked.stream:
+            return await unless_disconnected(request, reply.whole(answers))
+        firsts = await begun(answers)  # errors up to here still have an HTTP status of their own
+        chunks = guarded(reply.chunks(firsts, answers), lambda error: sse(error.body()))
+        return AnswerStream(chunks, answers, "text/event-stream")
+
+    return routes
+
+
+@dataclass
+class Said:
+    """What one answer has said so far. `sent` is how much of it a stream has told."""
+
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    calls: list[CallOut] = field(default_factory=list)
+    finish: Literal["stop", "length", "tool_calls"] | None = None
+    prompt_tokens: int = 0
+    tokens: int = 0
+    seed: int = 0
+    fingerprint: str = ""
+    bytes_of: Callable[[int], bytes] = lambda _: b""
+
+    def take(self, event: Started | Event, declared: Sequence[str], most_calls: int, with_logprobs: bool) -> None:
+        """Add one event."""
+        if isinstance(event, Token):
+            self.text += event.text
+            if with_logprobs:
+                self.logprobs.append(logprob_out(self.bytes_of, event))
+        elif isinstance(event, Started):
+            self.prompt_tokens, self.bytes_of, self.seed = event.prompt_tokens, event.bytes_of, event.seed
+            self.fingerprint = fingerprint(event)
+        elif isinstance(event, Ended):
+            self.tokens, self.finish = event.tokens, finish_reason(event)
+        elif any(call.name in declared for call in event.tool_calls):
+            self.calls += [call_out(call) for call in event.tool_calls[:most_calls]]
+        else:
+            self.steps.append(message_out(event))
+
+
+class Reply:
+    """One request's answers in OpenAI's shape."""
+
+    def __init__(self, asked: ChatRequest, model: str, declared: Sequence[str]) -> None:
+        self.asked, self.declared = asked, declared
+        self.most_calls = 1 if asked.parallel_tool_calls is False else 128
+        self.head = {"id": f"chatcmpl-{secrets.token_hex(16)}", "created": int(time.time()), "model": model}
+        self.said = [Said() for _ in range(asked.n or 1)]
+
+    def take(self, index: int, event: Started | Event) -> None:
+        self.said[index].take(event, self.declared, self.most_calls, bool(self.asked.logprobs))
+
+    async def whole(self, answers: Sequence[AsyncIterator[Started | Event]]) -> ChatCompletion:
+        """The response of a request that does not stream."""
+        async for batch in batches(answers):
+            for index, event in batch:
+                self.take(index, event)
+        return {
+            **self.head,  # type: ignore[typeddict-item]
+            "object": "chat.completion",
+            "system_fingerprint": self.said[0].fingerprint,
+            "choices": [self.choice(index, said) for index, said in enumerate(self.said)],
+            "usage": self.usage(),
+        }
+
+    def choice(self, index: int, said: Said) -> ChatChoice:
+        message: AnswerMessage = {"role": "assistant", "content": said.text, "refusal": None}
+        if said.calls:
+            message["tool_calls"], message["content"] = said.calls, said.text or None
+        if said.steps:
+            message["steps"] = said.steps
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": self.logprobs(said),
+            "finish_reason": said.finish or "stop",
+            "seed": said.seed,
+        }
+
+    def logprobs(self, said: Said) -> ChatLogprobs | None:
+        return {"content": said.logprobs, "refusal": None} if self.asked.logprobs else None
+
+    def usage(self) -> Usage:
+        return usage(self.said[0].prompt_tokens, sum(said.tokens for said in self.said))
+
+    async def chunks(
+        self, firsts: Sequence[Started | Event], answers: Sequence[AsyncIterator[Started | Event]]
+    ) -> AsyncIterator[bytes]:
+        """Server-sent events: role, content …, finish for each answer; then usage if asked for; then [DONE]."""
+        with_usage = bool(self.asked.stream_options and self.asked.stream_options.include_usage)
+        for index, first in enumerate(firsts):
+            self.take(index, first)
+        base = {**self.head, "object": "chat.completion.chunk", "system_fingerprint": self.said[0].fingerprint}
+        base |= {"usage": None} if with_usage else {}
+
+        def chunk(index: int, delta: dict[str, Any], **more: Any) -> bytes:
+            choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
+            return sse({**base, "choices": [choice]})
+
+        yield b"".join(
+            chunk(index, {"role": "assistant", "content": "", "refusal": None}) for index in range(len(self.said))
+        )
+        async for batch in batches(answers):
+            for index, event in batch:
+                self.take(index, event)
+            parts = [chunk(index, **part) for index in {index for index, _ in batch} for part in self.news(index)]
+            if parts:
+                yield b"".join(parts)
+        if with_usage:
+            yield sse({**base, "choices": [], "usage": self.usage()})
+        yield DONE
+
+    def news(self, index: int) -> list[dict[str, Any]]:
+        """What an answer has said since the last time, in the order that clients read it; it is forgotten then."""
+        said = self.said[index]
+        parts: list[dict[str, Any]] = []
+        delta: dict[str, Any] = {"content": said.text} if said.text else {}
+        delta |= {"steps": said.steps} if said.steps else {}
+        if delta or said.logprobs:
+            parts.append({"delta": delta, "logprobs": self.logprobs(said)})
+        for number, call in enumerate(said.calls):
+            function = call["function"]
+            name = {"name": function["name"], "arguments": ""}
+            parts.append({"delta": {"tool_calls": [{"index": number, **call, "function": name}]}})
+            rest = {"arguments": function["arguments"]}
+            parts.append({"delta": {"tool_calls": [{"index": number, "function": rest}]}})
+        if said.finish:
+            parts.append({"delta": {}, "finish_reason": said.finish, "seed": said.seed})
+        said.text, said.logprobs, said.steps, said.calls, said.finish = "", [], [], [], None
+        return parts
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> Usage:
+    """OpenAI's count of tokens."""
+    total = prompt_tokens + completion_tokens
+    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
+
+
+def finish_reason(event: Ended) -> Literal["stop", "length", "tool_calls"]:
+    """OpenAI's word for how an answer ended."""
+    words: dict[str, Literal["length", "tool_calls"]] = {"length": "length", "call": "tool_calls"}
+    return words.get(event.stopped_by, "stop")
+
+
+def fingerprint(event: Started) -> str:
+    """Which weights answered: in a run, they change under one name."""
+    return f"{event.model.get('name', '')}@{int(event.model.get('made', 0))}"
+
+
+def call_out(call: ToolCall) -> CallOut:
+    """A call with an id of its own; the model's count per answer."""
+    function: Any = {"name": call.name, "arguments": call.arguments}
+    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
+
+
+def message_out(message: Message) -> dict[str, Any]:
+    """A tool step in OpenAI's message format."""
+    if message.role == "tool":
+        return {"role": "tool", "tool_call_id": message.tool_call_id, "content": message.content}
+    calls = [
+        {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
+        for c in message.tool_calls
+    ]
+    return {"role": "assistant", "content": message.content, "tool_calls": calls}
+
+
+def logprob_out(bytes_of: Callable[[int], bytes], token: Token) -> TokenLogprob:
+    """A token's log-probability and its alternatives', in OpenAI's shape; a control token's bytes are its name's."""
+
+    def one(id: int, text: str, logprob: float) -> OtherToken:
+        spelt = list(bytes_of(id) or text.encode())
+        return {"token": text, "logprob": max(logprob, LOWEST_LOGPROB), "bytes": spelt}
+
+    top = [one(other.id, other.text, other.logprob) for other in token.alternatives]
+    return {**one(token.id, token.text, token.logprob), "top_logprobs": top}

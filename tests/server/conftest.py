@@ -1,0 +1,36 @@
+"""A tiny model with random weights behind a real socket: it cannot speak, but what it says must hold together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import openai
+import pytest
+import torch
+
+from liuli.model import Transformer, qwen3, save
+from liuli.server.app import create_app
+from liuli.text import Tokenizer
+from tests.server.scripted import LiveServer
+
+TEXT = 'hello world, how are you? 你好，世界！ {"city": "Paris", "days": 3, "expression": "12*7"}\n'
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """The server; its `path` is the model's folder, `model`."""
+    folder = tmp_path_factory.mktemp("random")
+    tokenizer = Tokenizer.train([TEXT * 20], 320)
+    tokenizer.save(folder / "tokenizer")
+    torch.manual_seed(1)
+    model = Transformer(qwen3(tokenizer.vocab_size, 32, 2, context=512))
+    save(model, folder / "model", tokenizer_folder=folder / "tokenizer", provenance={"stage": "chat"})
+    with LiveServer(folder / "model", app=create_app(folder / "model")) as live:
+        live.path = folder / "model"
+        yield live
+
+
+@pytest.fixture(scope="session")
+def real_client(real: LiveServer) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{real.url}/v1", api_key="none", max_retries=0, timeout=30) as client:
+        yield client

@@ -1,0 +1,133 @@
+"""Every field of OpenAI's requests is honoured, refused with its name, or ignored on purpose: each one is sent.
+
+The names come from the official client's types, so a field that is new there fails here until it is decided on.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, get_type_hints
+
+import httpx
+import openai.types.chat.completion_create_params as chat
+import openai.types.completion_create_params as completions
+import openai.types.embedding_create_params as embeddings
+import openai.types.responses.input_token_count_params as counting
+import openai.types.responses.response_create_params as responses
+import pytest
+
+from liuli.server.chat_completions import ChatRequest
+from liuli.server.completions import CompletionRequest
+from liuli.server.embeddings import EmbeddingRequest
+from liuli.server.responses import InputRequest, ResponseRequest
+from liuli.server.wire import Strict
+from tests.server.scripted import LiveServer
+
+HI = [{"role": "user", "content": "hello"}]
+TOOL = {"name": "weather", "parameters": {"type": "object", "properties": {}}}
+NOT_OPENAIS = {
+    "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "min_tokens",
+    "frequency_penalty", "logit_bias", "max_tokens", "ignore_eos", "seed", "stop", "stop_token_ids", "guided_json",
+    "guided_regex", "guided_choice", "guided_grammar", "cache_salt", "add_special_tokens", "best_of", "stream",
+}  # fmt: skip
+
+# what is sent beside the request, and what is done with it
+CHAT: dict[str, tuple[Any, str]] = {
+    "messages": (HI, "honoured"), "model": ("model", "honoured"), "frequency_penalty": (0.5, "honoured"),
+    "logit_bias": ({"20": -5}, "honoured"), "logprobs": (True, "honoured"), "max_completion_tokens": (3, "honoured"),
+    "max_tokens": (3, "honoured"), "n": (2, "honoured"), "parallel_tool_calls": (False, "honoured"),
+    "presence_penalty": (0.5, "honoured"), "response_format": ({"type": "json_object"}, "honoured"),
+    "seed": (7, "honoured"), "stop": (["."], "honoured"), "stream": (False, "honoured"),
+    "temperature": (0.5, "honoured"), "tools": ([{"type": "function", "function": TOOL}], "honoured"),
+    "tool_choice": ("none", "honoured"), "top_p": (0.9, "honoured"), "stream_options": (None, "honoured"),
+    "top_logprobs": (0, "honoured"), "metadata": ({"a": "b"}, "ignored"), "prompt_cache_key": ("k", "ignored"),
+    "prompt_cache_options": ({"mode": "implicit"}, "ignored"), "prompt_cache_retention": ("24h", "ignored"),
+    "safety_identifier": ("me", "ignored"), "service_tier": ("auto", "ignored"), "user": ("me", "ignored"),
+    "audio": ({"voice": "x", "format": "mp3"}, "refused"), "function_call": ({"name": "f"}, "refused"),
+    "functions": ([TOOL], "refused"), "modalities": (["text", "audio"], "refused"),
+    "moderation": ({"model": "m"}, "refused"), "prediction": ({"type": "content", "content": "x"}, "refused"),
+    "reasoning_effort": ("high", "refused"), "store": (True, "refused"), "verbosity": ("low", "refused"),
+    "web_search_options": ({}, "refused"),
+}  # fmt: skip
+COMPLETIONS: dict[str, tuple[Any, str]] = {
+    "prompt": ([5, 20], "honoured"), "model": ("model", "honoured"), "best_of": (2, "honoured"),
+    "echo": (True, "honoured"), "frequency_penalty": (0.5, "honoured"), "logit_bias": ({"20": 1}, "honoured"),
+    "logprobs": (1, "honoured"), "max_tokens": (2, "honoured"), "n": (2, "honoured"),
+    "presence_penalty": (0.5, "honoured"), "seed": (7, "honoured"), "stop": (".", "honoured"),
+    "stream": (False, "honoured"), "stream_options": (None, "honoured"), "temperature": (0, "honoured"),
+    "top_p": (0.5, "honoured"), "user": ("me", "ignored"), "suffix": ("end", "refused"),
+}  # fmt: skip
+EMBEDDINGS: dict[str, tuple[Any, str]] = {
+    "input": ("hello", "honoured"), "model": ("model", "honoured"), "dimensions": (8, "honoured"),
+    "encoding_format": ("base64", "honoured"), "user": ("me", "ignored"),
+}  # fmt: skip
+READ: dict[str, tuple[Any, str]] = {
+    "input": ([{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}], "honoured"),
+    "instructions": ("Be brief.", "honoured"), "model": ("model", "honoured"),
+    "parallel_tool_calls": (False, "honoured"), "previous_response_id": (None, "honoured"),
+    "text": ({"format": {"type": "text"}}, "honoured"), "tool_choice": ("none", "honoured"),
+    "tools": ([{"type": "function", **TOOL}], "honoured"), "conversation": ("conv_1", "refused"),
+    "reasoning": ({"effort": "high"}, "refused"), "truncation": ("auto", "refused"),
+}  # fmt: skip
+RESPONSES: dict[str, tuple[Any, str]] = {
+    **READ,
+    "include": (["message.output_text.logprobs"], "honoured"), "max_output_tokens": (3, "honoured"),
+    "metadata": ({"a": "b"}, "honoured"), "store": (False, "honoured"), "stream": (False, "honoured"),
+    "stream_options": (None, "honoured"), "temperature": (0.5, "honoured"), "top_logprobs": (2, "honoured"),
+    "top_p": (0.9, "honoured"), "prompt_cache_key": ("k", "ignored"), "user": ("me", "ignored"),
+    "prompt_cache_options": ({"mode": "implicit"}, "ignored"), "prompt_cache_retention": ("24h", "ignored"),
+    "safety_identifier": ("me", "ignored"), "service_tier": ("auto", "ignored"),
+    "access_programs": ({}, "refused"), "background": (True, "refused"), "background_options": ({}, "refused"),
+    "context_management": ([], "refused"), "image": ({}, "refused"), "max_tool_calls": (3, "refused"),
+    "moderation": ({"model": "m"}, "refused"), "prompt": ({"id": "p"}, "refused"),
+}  # fmt: skip
+COUNTED: dict[str, tuple[Any, str]] = {**READ, "personality": ("friendly", "refused")}
+
+KINDS: dict[str, tuple[Any, type[Strict], dict[str, tuple[Any, str]], dict[str, Any]]] = {
+    "chat/completions": (chat.CompletionCreateParamsBase, ChatRequest, CHAT, {"messages": HI}),
+    "completions": (completions.CompletionCreateParamsBase, CompletionRequest, COMPLETIONS, {"prompt": "hello"}),
+    "embeddings": (embeddings.EmbeddingCreateParams, EmbeddingRequest, EMBEDDINGS, {"input": "hello"}),
+    "responses": (responses.ResponseCreateParamsBase, ResponseRequest, RESPONSES, {"input": "hello"}),
+    "responses/input_tokens": (counting.InputTokenCountParams, InputRequest, COUNTED, {"input": "hello"}),
+}
+for path in ("chat/completions", "completions", "responses"):
+    KINDS[path][3]["max_tokens"] = 2
+
+
+@pytest.mark.parametrize("path", KINDS)
+def test_every_field_of_the_official_clients_types_is_decided_on(path: str) -> None:
+    theirs, ours, table, _ = KINDS[path]
+    names = set(get_type_hints(theirs)) | ({"stream"} & set(ours.model_fields))
+    assert names == set(table), "decide on the new fields"
+    extras = set(ours.model_fields) - names
+    assert extras <= NOT_OPENAIS, "an extra field that no document names"
+    assert not set(ours.model_fields) & {*ours.ignored, *ours.neutral}
+
+
+@pytest.mark.parametrize(("path", "name"), [(path, name) for path in KINDS for name in KINDS[path][2]])
+def test_each_field_is_honoured_refused_or_ignored(real: LiveServer, path: str, name: str) -> None:
+    _, ours, table, request = KINDS[path]
+    value, fate = table[name]
+    said = httpx.post(f"{real.url}/v1/{path}", json={**request, name: value})
+    assert fate == ("ignored" if name in ours.ignored else "honoured" if name in ours.model_fields else "refused")
+    if fate == "refused":
+        error = said.json()["error"]
+        assert (said.status_code, error["param"], error["code"]) == (400, name, "unsupported_value")
+    else:
+        assert said.status_code == 200, said.text
+
+
+BAD = ["NaN", "-Infinity", "1e400", str(2**63), str(-(2**63) - 1), '"1"', "true", "[]", "{}", "9" * 400, "null"]
+
+
+@pytest.mark.parametrize("path", KINDS)
+def test_no_number_breaks_a_request(real: LiveServer, path: str) -> None:
+    _, ours, _, request = KINDS[path]
+    schema = ours.model_json_schema()["properties"]
+    numeric = [name for name, of in schema.items() if "'number'" in str(of) or "'integer'" in str(of)]
+    with httpx.Client(headers={"content-type": "application/json"}) as client:
+        for name, value in [(name, value) for name in numeric for value in BAD]:
+            body = json.dumps({**request, name: "HERE"}).replace('"HERE"', value)
+            said = client.post(f"{real.url}/v1/{path}", content=body)
+            assert said.status_code in (200, 400), (name, value, said.text)
+            assert said.status_code == 200 or set(said.json()["error"]) == {"message", "type", "param", "code"}
