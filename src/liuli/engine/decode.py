@@ -199,7 +199,7 @@ def _mixed(q_BKME: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, closed_B1MS: Tensor |
     """Attention of M queries of each key/value head to S slots: (B, K, M, E)."""
     if torch.compiler.is_compiling():  # fused into loops over what lies in the cache, float32 inside
         scores_BKMS = (q_BKME.unsqueeze(3).float() * k_BKSE.unsqueeze(2).float()).sum(-1)
-        weights_BKMS = torch.softmax(scores_BKMS + closed_B1MS, dim=-1)
+        weights_BKMS = torch.softmax(scores_BKMS if closed_B1MS is None else scores_BKMS + closed_B1MS, dim=-1)
         return (weights_BKMS.unsqueeze(-1) * v_BKSE.unsqueeze(2).float()).sum(3).to(q_BKME.dtype)
     B, K, S, E = k_BKSE.shape
     q_NME, k_NES = q_BKME.reshape(B * K, -1, E), k_BKSE.reshape(B * K, S, E).transpose(1, 2)
