@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from liuli.engine.answer import Answer, Token
 from liuli.engine.engine import Engine, Request, hides
@@ -19,6 +20,17 @@ from liuli.text.tokenizer import Tokenizer
 MAX_CALLS = 4
 
 
+class Streams(Protocol):
+    """What `reply` asks of an engine; one that computes elsewhere will do."""
+
+    tokenizer: Tokenizer
+
+    @property
+    def context(self) -> int: ...
+
+    def stream(self, prompt: Sequence[int], sampling: Sampling, **more: Any) -> Iterator[Token]: ...
+
+
 @dataclass
 class Turn:
     """What one conversation got: the messages produced, and the engine's answers behind the assistant's ones."""
@@ -28,7 +40,7 @@ class Turn:
 
 
 def reply(
-    engine: Engine, messages: Messages, sampling: Sampling, tools: Mapping[str, Tool] = TOOLS, salt: str = ""
+    engine: Streams, messages: Messages, sampling: Sampling, tools: Mapping[str, Tool] = TOOLS, salt: str = ""
 ) -> Generator[Token | Message, None, None]:
     """One answer, streamed: tokens as they come; for a call, the assistant's message with it and the tool's message.
 
@@ -110,7 +122,7 @@ def answer_calls(message: Message, tools: Mapping[str, Tool]) -> list[Message]:
     ]
 
 
-def fit(messages: Sequence[Message], engine: Engine, sampling: Sampling) -> list[int]:
+def fit(messages: Sequence[Message], engine: Streams, sampling: Sampling) -> list[int]:
     """The prompt for the next answer. A conversation too long for the context loses its oldest turns, never the system
     message nor the newest question.
 

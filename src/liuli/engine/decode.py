@@ -227,6 +227,12 @@ def _stored(store_RKSE: Tensor, new_NKE: Tensor, B: int, fed: _Fed) -> Tensor:
         store_BKSE[:, :, -1] = new_NKE
         return store_BKSE
     assert fed.closed_BTS is not None
+    if torch.compiler.is_compiling():  # by row, head and position: through a flat view the compiler copies the store
+        K, new_BTKE = store_RKSE.shape[1], new_NKE.reshape(B, -1, *new_NKE.shape[1:])
+        row_B11 = torch.arange(B, device=new_NKE.device)[:, None, None]
+        head_K = torch.arange(K, device=new_NKE.device)[None, None]
+        store_RKSE.index_put_((row_B11, head_K, fed.positions_BT.unsqueeze(-1)), new_BTKE)
+        return store_RKSE[:B, :, : fed.closed_BTS.shape[-1]]
     store_RKSE.view(-1, E).index_copy_(0, fed.index, new_NKE.reshape(-1, E))
     return store_RKSE[:B, :, : fed.closed_BTS.shape[-1]]
 

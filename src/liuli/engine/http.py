@@ -14,7 +14,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from liuli.errors import LiuliError
+from liuli.errors import LiuliError, UsageError
 
 LONGEST = 16 * 2**20  # bytes of one line of a stream
 FIXES = {
@@ -58,10 +58,14 @@ def ask_stream(
 
 @contextmanager
 def _asked(url: str, body: dict[str, Any] | None, key: str | None, timeout_s: float) -> Iterator[HTTPResponse]:
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    if not url.startswith(("http://", "https://")):
+        raise UsageError("this is no address of a server", url, "give one such as http://127.0.0.1:8000")
+    data = None if body is None else json.dumps(body).encode()
+    request = Request(url, data, {"Content-Type": "application/json"})
+    if key:
+        request.add_unredirected_header("Authorization", f"Bearer {key}")  # not for whoever it is redirected to
     try:
-        data = None if body is None else json.dumps(body).encode()
-        with urlopen(Request(url, data, headers), timeout=timeout_s) as reply:
+        with urlopen(request, timeout=timeout_s) as reply:
             yield reply
     except HTTPError as error:
         said = error.read().decode("utf-8", "replace")[:300]

@@ -288,7 +288,8 @@ class Sampler:
         self.any_min = any(s.min_p > 0 for s in drawn)
         self.any_least = any(s.min_tokens or s.ignore_eos for s in rows)
         self.any_constraint = any(s.constraint is not None for s in rows)
-        self.few = max([FEW, *(s.top_k for s in rows)])
+        top_k = [s.top_k for s in drawn]
+        self.few = max(top_k, default=FEW) if all(top_k) else max(FEW, *top_k)
         self.alternatives = max((s.alternatives for s in rows), default=0)
 
     def __call__(self, logits_BV: Tensor, rows: list[int] | None = None) -> Tensor:
@@ -355,7 +356,9 @@ class Sampler:
             probs_BV = keep_top(probs_BV, columns.top_k, columns.top_p, self.few)
         if self.any_min:
             probs_BV = keep_min(probs_BV, columns.min_p)
-        number_B1 = torch.where(columns.greedy > 0, 0, self.written_B1[own])
+        number_B1 = self.written_B1[own]
+        if self.any_greedy:  # such a row has no random numbers
+            number_B1 = torch.where(columns.greedy > 0, 0, number_B1)
         return draw(probs_BV, self.uniform_BN[own].gather(1, number_B1))
 
     def _remember(self, chosen_B1: Tensor, index_B: Tensor, matchers: Sequence[Matcher | None]) -> None:
@@ -373,10 +376,10 @@ class Sampler:
 
 
 def _numbers(s: Sampling) -> tuple[float, ...]:
-    """A row of `_Columns`."""
-    least = math.inf if s.ignore_eos else s.min_tokens
-    top = (s.temperature or 1.0, s.top_k, s.typical_p, s.top_p, s.min_p)
-    return (*top, s.repetition_penalty, s.presence_penalty, s.frequency_penalty, least, s.temperature == 0)
+    """A row of `_Columns`; what is not drawn needs no filter."""
+    greedy, least = s.temperature == 0, math.inf if s.ignore_eos else s.min_tokens
+    drawn = (1.0, 0, 1.0, 1.0, 0.0) if greedy else (s.temperature, s.top_k, s.typical_p, s.top_p, s.min_p)
+    return (*drawn, s.repetition_penalty, s.presence_penalty, s.frequency_penalty, least, greedy)
 
 
 def _uniform(sampling: Sampling) -> Tensor:

@@ -66,7 +66,7 @@ class RemoteEngine:
         barred = [id for id in range(config.vocab_size) if id not in allowed | shown]
         self.ban_V = torch.zeros(config.vocab_size)
         self.ban_V[barred] = -math.inf
-        self.always = {
+        self.always: dict[str, Any] = {
             "model": self.name,
             "stop_token_ids": sorted(tokenizer.stops),
             "logit_bias": {str(id): BAR for id in barred},
