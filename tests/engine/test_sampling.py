@@ -121,7 +121,9 @@ def test_what_a_constraint_allows_comes_as_often_as_the_model_says() -> None:
 @given(weights, st.integers(0, 12), st.sampled_from([0.05, 0.31, 0.5, 0.77, 0.93, 1.0]), st.integers(1, 12))
 def test_top_k_and_top_p_keep_the_smallest_set_that_reaches_p(counts: list[int], k: int, p: float, few: int) -> None:
     share = torch.tensor([[p]], dtype=torch.float64)
-    kept = keep_top(torch.tensor([counts], dtype=torch.float32), torch.tensor([[float(k)]]), share, few)[0].tolist()
+    kept = keep_top(torch.tensor([counts], dtype=torch.float32), torch.tensor([[k or math.inf]]), share, few)[
+        0
+    ].tolist()
     ranked = sorted(range(len(counts)), key=lambda i: (-counts[i], i))[: k or None]
     size = sum(value > 0 for value in kept)
     assert kept == keep(counts, ranked[:size])

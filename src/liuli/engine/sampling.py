@@ -98,24 +98,25 @@ def penalise(logits_BV: Tensor, seen_BV: Tensor, penalty_B1: Tensor) -> Tensor:
 
 
 def keep_top(probs_BV: Tensor, top_k_B1: Tensor, top_p_B1: Tensor, few: int = FEW) -> Tensor:
-    """Zero what top-k and then top-p leave out; among equal tokens the lower id comes first. Not normalised.
+    """Zero what top-k (inf: all) and then top-p leave out; the lower id comes first among equals. Not normalised.
 
-    Top-p (arXiv 1904.09751) keeps the smallest set of likeliest tokens whose share of what top-k left reaches p; the
-    first token always stays. probs_BV: float32. few: so many tokens are ranked first, and all only if a row needs more.
+    Top-p (arXiv 1904.09751) keeps the smallest set of likeliest tokens whose share of what top-k left reaches p.
+    probs_BV: float32. few: so many tokens are ranked at first, and all of them only where a row needs more.
     """
-    V, all_B1 = probs_BV.shape[-1], (top_k_B1 == 0) & (top_p_B1 >= 1)
+    V, all_B1 = probs_BV.shape[-1], top_p_B1 >= 1
     few = V if probs_BV.is_cuda else min(few, V)  # there, asking a tensor costs more than sorting it
-    ids_BN = _ranked(probs_BV, few)
     while True:
-        sorted_BN = probs_BV.gather(1, ids_BN)
-        among_BN = sorted_BN * ((torch.arange(few, device=probs_BV.device) < top_k_B1) | (top_k_B1 == 0))
-        wanted_B1 = top_p_B1 * torch.where(top_k_B1 == 0, _total(probs_BV), _total(among_BN))
-        kept_BN = among_BN * _reaching(among_BN, wanted_B1, top_p_B1)
-        ranked_B1 = all_B1 | torch.where(top_k_B1 == 0, _total(among_BN) >= wanted_B1, top_k_B1 <= few)
-        if few == V or bool(ranked_B1.all()):
+        ids_BN = _ranked(probs_BV, few)
+        among_BN = probs_BV.gather(1, ids_BN) * (torch.arange(few, device=probs_BV.device) < top_k_B1)
+        sums_BN = among_BN.cumsum(-1)
+        wanted_B1 = top_p_B1 * torch.where(top_k_B1 < V, sums_BN[:, -1:], _total(probs_BV))
+        kept_BN = among_BN * ((sums_BN - among_BN < wanted_B1) | all_B1)
+        enough_B1 = torch.where(top_k_B1 < V, top_k_B1 <= few, (sums_BN[:, -1:] >= wanted_B1) | all_B1)
+        if few == V or bool(enough_B1.all()):
             # back in the vocabulary's order: the draw must not depend on whether another row asked for a ranking
-            return torch.where(all_B1, probs_BV, torch.zeros_like(probs_BV).scatter_(1, ids_BN, kept_BN))
-        few, ids_BN = V, _ranked(probs_BV, V)
+            kept_BV = torch.zeros_like(probs_BV).scatter_(1, ids_BN, kept_BN)
+            return torch.where(all_B1 & (top_k_B1 >= V), probs_BV, kept_BV)
+        few = V
 
 
 def _ranked(probs_BV: Tensor, most: int) -> Tensor:
@@ -127,25 +128,19 @@ def _ranked(probs_BV: Tensor, most: int) -> Tensor:
 
 
 def keep_typical(probs_BV: Tensor, typical_p_B1: Tensor) -> Tensor:
-    """Zero all but the tokens whose surprise is nearest the entropy, until their share reaches p; among equals the
-    lower id comes first (arXiv 2202.00666, section 3)."""
+    """Zero all but the tokens whose surprise is nearest the entropy, until their share reaches p (arXiv 2202.00666,
+    section 3); the lower id comes first among equals."""
     share_BV = probs_BV / _total(probs_BV)
     entropy_B1 = _total(torch.special.entr(share_BV))
     order_BV = (share_BV.log() + entropy_B1).abs().argsort(dim=-1, stable=True)
-    kept_BV = _reaching(share_BV.gather(1, order_BV), typical_p_B1, typical_p_B1)
+    sorted_BV = share_BV.gather(1, order_BV)
+    kept_BV = (sorted_BV.cumsum(-1) - sorted_BV < typical_p_B1) | (typical_p_B1 >= 1)
     return probs_BV * torch.zeros_like(kept_BV).scatter_(1, order_BV, kept_BV)
 
 
 def _total(values_BV: Tensor) -> Tensor:
-    """Sums (B, 1), added up one by one: zeros at the end and other rows do not change how they are rounded."""
+    """Sums (B, 1), added up one by one: neither zeros at the end nor other rows change how they are rounded."""
     return values_BV.cumsum(-1)[:, -1:]
-
-
-def _reaching(values_BV: Tensor, wanted_B1: Tensor, share_B1: Tensor) -> Tensor:
-    """Which tokens, in this order, are the first whose sum reaches what is wanted; all for share 1, never none."""
-    kept_BV = ((values_BV.cumsum(-1) - values_BV) < wanted_B1) | (share_B1 >= 1)
-    kept_BV[:, 0] = True
-    return kept_BV
 
 
 def keep_min(probs_BV: Tensor, min_p_B1: Tensor) -> Tensor:
@@ -378,7 +373,9 @@ class Sampler:
 def _numbers(s: Sampling) -> tuple[float, ...]:
     """A row of `_Columns`; what is not drawn needs no filter."""
     greedy, least = s.temperature == 0, math.inf if s.ignore_eos else s.min_tokens
-    drawn = (1.0, 0, 1.0, 1.0, 0.0) if greedy else (s.temperature, s.top_k, s.typical_p, s.top_p, s.min_p)
+    drawn = (1.0, math.inf, 1.0, 1.0, 0.0)
+    if not greedy:
+        drawn = (s.temperature, s.top_k or math.inf, s.typical_p, s.top_p, s.min_p)
     return (*drawn, s.repetition_penalty, s.presence_penalty, s.frequency_penalty, least, greedy)
 
 
