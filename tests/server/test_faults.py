@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -56,12 +57,13 @@ class Server:
     def __init__(self, model: Path, pause: float = 0.0, drain: int = 30, seconds: float = 30) -> None:
         command = [sys.executable, "-c", CHILD, str(model), str(pause), str(drain), str(seconds)]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (a pipe would fill up with what the faults make it say)
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=Path(__file__).parents[2]
+            command, stdout=subprocess.PIPE, stderr=self.log, text=True, env=env, cwd=Path(__file__).parents[2]
         )
         assert self.process.stdout
         self.url = self.process.stdout.readline().strip()
-        assert self.url, self.process.communicate()[1]
+        assert self.url, self.ended()[1]
         self.address = ("127.0.0.1", int(self.url.rsplit(":", 1)[1]))
 
     def figure(self, name: str) -> float:
@@ -85,8 +87,9 @@ class Server:
         return self.ended()
 
     def ended(self) -> tuple[int, str]:
-        err = self.process.communicate(timeout=60)[1]
-        return self.process.returncode, err
+        self.process.communicate(timeout=60)
+        self.log.seek(0)
+        return self.process.returncode, self.log.read()
 
 
 def request(text: str, **more: Any) -> bytes:
