@@ -25,7 +25,7 @@ from liuli.engine.constraints import check
 from liuli.engine.decode import Decoder
 from liuli.engine.quantise import Kind
 from liuli.engine.sampling import Sampling
-from liuli.engine.scheduler import PREFIX_BYTES, Scheduler
+from liuli.engine.scheduler import PREFIX_BYTES, Scheduler, Stats
 from liuli.engine.speculate import Drafter
 from liuli.engine.stops import TextStream
 from liuli.errors import LiuliError, UsageError
@@ -156,6 +156,11 @@ class Engine:
                 self, self.rows, self.context, most_waiting=self.most_waiting, prefix_bytes=self.prefix_bytes
             )
         return self._streams
+
+    @property
+    def stats(self) -> Stats:
+        """What its streams have done so far."""
+        return self._streams.stats if self._streams else Stats()
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling]) -> list[Answer]:
         """An answer for each prompt, in order. sampling: one for all, or one each.

@@ -15,6 +15,7 @@ from liuli.engine.engine import Engine
 from liuli.engine.sampling import Sampling
 from liuli.errors import UsageError
 from liuli.model import load
+from liuli.model.adapters import base_of, merge
 from liuli.text.chat import Messages, as_messages
 from liuli.text.tokenizer import Tokenizer
 
@@ -22,8 +23,9 @@ from liuli.text.tokenizer import Tokenizer
 class Model:
     """What `liuli.load` gives: logits of tokens, answers to messages.
 
-    path: a model folder. device: default is the GPU where there is one, else the CPU. dtype: default is bfloat16 on a
-    GPU and float32 elsewhere; on a CPU bfloat16 makes a matrix times one vector take twice as long.
+    path: a model folder, or an adapter in one. device: default is the GPU where there is one, else the CPU. dtype:
+    default is bfloat16 on a GPU and float32 elsewhere; on a CPU bfloat16 makes a matrix times one vector take twice as
+    long.
     """
 
     def __init__(
@@ -32,8 +34,11 @@ class Model:
         self.path = Path(path)
         place = pick_device(device)
         kind = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
-        self.transformer = load(self.path, device=place, dtype=kind)
-        self.tokenizer = Tokenizer.load(self.path)
+        base = base_of(self.path)
+        self.transformer = load(base, device=place, dtype=kind)
+        if base != self.path:
+            merge(self.transformer, self.path)
+        self.tokenizer = Tokenizer.load(base)
         self.engine = Engine(self.transformer, self.tokenizer)
 
     @torch.inference_mode()
