@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from liuli.errors import LiuliError
+
+if TYPE_CHECKING:
+    from liuli.assistant.voices import Voice
 
 app = typer.Typer(
     name="liuli",
@@ -181,15 +184,28 @@ def eval_(
     eval_with_progress(model, curriculum, text or [], limit, seconds, out, device, json)
 
 
+EngineName = Annotated[
+    str, typer.Option("--engine", help="Who computes: liuli, llamacpp, vllm (the same model there), openai (any).")
+]
+EngineUrl = Annotated[str | None, typer.Option(help="The server of vllm or openai. Its key: LIULI_ENGINE_KEY.")]
+
+
+def engine_key() -> str | None:
+    """The key for another server; from the environment alone, for everyone can read a command line."""
+    return os.environ.get("LIULI_ENGINE_KEY") or None
+
+
 @app.command()
 def chat(
-    model: Annotated[Path, typer.Argument(help="A model folder, for example runs/laptop/chat.")],
+    model: Annotated[Path, typer.Argument(help="A model folder; with --engine openai the model's name there.")],
     system: Annotated[str, typer.Option(help="The system message: who the model is.")] = "",
     temperature: Annotated[float, typer.Option(help="0: always the likeliest word; higher: more surprise.")] = 0.7,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest words that together have this share.")] = 0.95,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 512,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers. Default: a new one.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps. Default: the fastest there is.")] = None,
+    engine: EngineName = "liuli",
+    engine_url: EngineUrl = None,
     as_json: Json = False,
 ) -> None:
     """Talk to a model in the terminal; /help lists what one can do there. --json: one object for each answer.
@@ -197,10 +213,12 @@ def chat(
     Example: liuli chat runs/laptop/chat --temperature 0
     """
     from liuli import terminal
-    from liuli.engine import Model, Sampling
+    from liuli.assistant.elsewhere import voice_of
+    from liuli.engine import Sampling
 
     sampling = Sampling(temperature, top_p=top_p, max_tokens=max_tokens, seed=seed, alternatives=5)
-    terminal.chat_here(Model(model, device).engine, sampling, system, str(model), as_json)
+    voice = voice_of(engine, model, engine_url, name=str(model), key=engine_key(), device=device)
+    terminal.chat_here(voice, sampling, system, str(model), as_json)
 
 
 @app.command()
@@ -210,6 +228,9 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8365,
     store: Annotated[str | None, typer.Option(envvar="LIULI_STORE", help=STORE)] = None,
     drain: Annotated[int, typer.Option(min=0, help="Seconds that running answers have to end, once stopped.")] = 30,
+    engine: EngineName = "liuli",
+    engine_url: EngineUrl = None,
+    engine_model: Annotated[str, typer.Option(help="With --engine openai: the model's name. Default: the first.")] = "",
 ) -> None:
     """Open a model as a web page and as an OpenAI-compatible API.
 
@@ -220,7 +241,13 @@ def serve(
     def ready(url: str) -> None:
         print(f"Liuli: {url}  (Ctrl-C stops it)", flush=True)
 
-    server.serve(path, host=host, port=port, store=store, drain=drain, ready=ready)
+    def load(model: Path) -> Voice:
+        from liuli.assistant.elsewhere import voice_of
+
+        return voice_of(engine, model, engine_url, name=engine_model, key=engine_key())
+
+    elsewhere = (engine_model or engine_url or "") if engine == "openai" else ""
+    server.serve(path, host=host, port=port, store=store, drain=drain, load=load, elsewhere=elsewhere, ready=ready)
 
 
 StoreOption = Annotated[str, typer.Option("--store", envvar="LIULI_STORE", help="The server's store: a path or URL.")]

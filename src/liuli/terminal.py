@@ -1,7 +1,7 @@
 """Talking to a model in the terminal: `liuli chat`.
 
 In: lines that a person types, or a pipe. Out: the answer as it is written, and on request what else could have stood
-there. It knows the engine's `reply`, and nothing of models, files or HTTP.
+there. It knows voices, and nothing of models, files or HTTP.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from liuli.engine import Engine, Sampling, Token, reply
+from liuli.assistant.voices import Ended, Voice
+from liuli.engine import TOOLS, Sampling, Token
 from liuli.errors import LiuliError
 from liuli.text import Message
 
@@ -48,9 +49,9 @@ class Leave(Exception):
 
 @dataclass
 class Chat:
-    """One person, one model. read: the next line, after a prompt; EOFError at the end, KeyboardInterrupt at Ctrl-C."""
+    """One person, one voice. read: the next line, after a prompt; EOFError at the end, KeyboardInterrupt at Ctrl-C."""
 
-    engine: Engine
+    voice: Voice
     sampling: Sampling
     read: Callable[[str], str]
     console: Console
@@ -113,13 +114,13 @@ class Chat:
         self.tokens, produced, shown = [], list[Message](), ""
         try:
             history = [*system, *self.messages, question]
-            with closing(reply(self.engine, history, replace(self.sampling, seed=seed))) as parts:
+            with closing(self.voice.reply(history, replace(self.sampling, seed=seed), list(TOOLS))) as parts:
                 for part in parts:
                     if isinstance(part, Message):
                         produced.append(part)
                         self._show_step(part)
                         shown = "" if part.role == "assistant" else shown  # its text is in that message
-                    else:
+                    elif not isinstance(part, Ended):
                         self.tokens.append(part)
                         shown += part.text
                         self._write(part.text)
@@ -199,15 +200,19 @@ class Chat:
 
     def why(self, word: str) -> None:
         """For each token of the last answer (of those words only that contain `word`): its share and the others'."""
-        names = self.engine.names
-        pieces = [(names[token.id], token) for token in self.tokens]
+        pieces = [(self._name(token), token) for token in self.tokens]
         chosen = [token for group in _words(pieces) if word in "".join(name for name, _ in group) for _, token in group]
         if not chosen:
             raise LiuliError("There is no such word in the last answer · 上一个回答里没有", fix="ask first, then /why")
         for token in chosen:
-            own = f"{_visible(names[token.id]):>14} {_share(token.logprob):>6}"
+            own = f"{_visible(self._name(token)):>14} {_share(token.logprob):>6}"
             others = [f"{_visible(o.text)} {_share(o.logprob)}" for o in token.alternatives if o.id != token.id]
             self.say(f"{own}  │ " + " · ".join(others))
+
+    def _name(self, token: Token) -> str:
+        """A token as it is shown in a list: as among the alternatives, else its bytes, else its text."""
+        named = next((other.text for other in token.alternatives if other.id == token.id), "")
+        return named or self.voice.bytes_of(token.id).decode("utf-8", "replace") or token.text or "⏹"
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -241,7 +246,7 @@ def help_text() -> str:
     return "\n".join([*lines, *(f"{english} {chinese}" for english, chinese in NOTES)])
 
 
-def chat_here(engine: Engine, sampling: Sampling, system: str, name: str, as_json: bool) -> None:
+def chat_here(voice: Voice, sampling: Sampling, system: str, name: str, as_json: bool) -> None:
     """Talk on this terminal, or with whatever is at the other ends of the pipes."""
     typed = sys.stdin.isatty()
     for stream in (sys.stdin, sys.stdout):  # a broken byte in a pipe or a plain C locale must not end the chat
@@ -251,7 +256,7 @@ def chat_here(engine: Engine, sampling: Sampling, system: str, name: str, as_jso
         with suppress(ImportError):
             import readline  # noqa: F401  (gives input() its line editing and history)
     console = Console(highlight=False, markup=False, emoji=False)
-    chat = Chat(engine, sampling, input if typed else lambda prompt: input(), console, system, as_json)
+    chat = Chat(voice, sampling, input if typed else lambda prompt: input(), console, system, as_json)
     if typed and not as_json:
         chat.say(f"{name} · /help · Ctrl-D", "dim")
     try:

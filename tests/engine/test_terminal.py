@@ -19,6 +19,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from liuli.assistant.voices import EngineVoice
 from liuli.engine import Sampling
 from liuli.model import save
 from liuli.terminal import COMMANDS, Chat, help_text
@@ -45,7 +46,9 @@ def talk(
         return line
 
     out = io.StringIO()
-    chat = Chat(scripted(SCRIPT), GREEDY, read, Console(file=out, highlight=False, width=200), as_json=as_json)
+    chat = Chat(
+        EngineVoice(scripted(SCRIPT)), GREEDY, read, Console(file=out, highlight=False, width=200), as_json=as_json
+    )
     if hook:
         hook(chat)
     chat.run()
@@ -74,7 +77,7 @@ def test_a_message_may_have_many_lines(lines: tuple[str, ...]) -> None:
 
 def test_ctrl_c_stops_the_answer_and_not_the_program() -> None:
     def interrupt_after_five(chat: Chat) -> None:
-        model = chat.engine.model
+        model = chat.voice.engine.model
         answer, calls = model.answer, iter(range(1000))
         model.answer = lambda tokens: answer(tokens) if len(model.fed) != 6 or next(calls) else _interrupt()
 

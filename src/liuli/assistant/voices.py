@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 
 from liuli.engine import TOOLS, Alternative, Model, Sampling, Token, reply
+from liuli.engine.chat import Streams
 from liuli.text import Message, render
 
 
@@ -50,8 +51,8 @@ class Voice(Protocol):
 class ModelVoice:
     """A model folder behind the engine."""
 
-    def __init__(self, path: Path) -> None:
-        model = Model(path)
+    def __init__(self, path: Path, device: str | None = None) -> None:
+        model = Model(path, device)
         self.tokenizer, self.engine = model.tokenizer, model.engine
         self.context = model.engine.context
 
@@ -67,15 +68,7 @@ class ModelVoice:
         self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str], salt: str = ""
     ) -> Generator[Event, None, None]:
         """The engine's reply, its tools among those named. salt: only questions of the same share what was computed."""
-        chosen = {name: TOOLS[name] for name in tools}
-        count, stopped_by = 0, "end"
-        for event in reply(self.engine, list(messages), sampling, chosen, salt):
-            if isinstance(event, Token):
-                count, stopped_by = count + 1, event.stopped_by or stopped_by
-            elif event.role == "assistant":  # the tokens of a call are not among those the engine shows
-                count += sum(len(self.tokenizer.encode(f"{c.name} {c.arguments}")) + 1 for c in event.tool_calls)
-            yield event
-        yield Ended(stopped_by, count)
+        return spoken(self.engine, messages, sampling, tools, salt)
 
     def write(self, prompt: Sequence[int], sampling: Sampling, salt: str = "") -> Generator[Event, None, None]:
         """What goes on after these tokens, which need not be a conversation."""
@@ -109,3 +102,39 @@ class ModelVoice:
         hidden_TD = self.engine.model.hidden(torch.tensor([list(tokens)], device=self.engine.device))[0]
         mean: list[float] = hidden_TD[skip:].float().mean(0).tolist()
         return mean
+
+
+class EngineVoice:
+    """Any engine that writes with our tokens: it speaks, but its weights are not here to be looked at."""
+
+    def __init__(self, engine: Streams) -> None:
+        self.engine, self.tokenizer, self.context = engine, engine.tokenizer, engine.context
+
+    def prompt_tokens(self, messages: Sequence[Message]) -> int:
+        """How many tokens the prompt for these messages has."""
+        return len(render(list(messages), self.tokenizer, answer=True).tokens)
+
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes a token stands for."""
+        return self.tokenizer.bytes_of(token)
+
+    def reply(
+        self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str]
+    ) -> Generator[Event, None, None]:
+        """The engine's reply, its tools among those named."""
+        return spoken(self.engine, messages, sampling, tools)
+
+
+def spoken(
+    engine: Streams, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str], salt: str = ""
+) -> Generator[Event, None, None]:
+    """The reply of an engine with our tokens, and its end."""
+    chosen = {name: TOOLS[name] for name in tools}
+    count, stopped_by = 0, "end"
+    for event in reply(engine, list(messages), sampling, chosen, salt):
+        if isinstance(event, Token):
+            count, stopped_by = count + 1, event.stopped_by or stopped_by
+        elif event.role == "assistant":  # the tokens of a call are not among those the engine shows
+            count += sum(len(engine.tokenizer.encode(f"{c.name} {c.arguments}")) + 1 for c in event.tool_calls)
+        yield event
+    yield Ended(stopped_by, count)

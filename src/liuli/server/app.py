@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -46,21 +46,26 @@ def create_app(
     *,
     host: str = "127.0.0.1",
     load: Callable[[Path], Voice] = ModelVoice,
+    elsewhere: str = "",
+    more: Sequence[Path] = (),
+    loaded: int = 2,
     store: str | Path | None = None,
     prompts: Path | None = None,
 ) -> FastAPI:
     """The ASGI application that serves a model folder or a run folder.
 
     host: the address it will listen on, which decides the Host headers it answers to. load: how a model folder becomes
-    a voice. store: path or URL for keys, chats and judgements, by default in the run folder. prompts: what is to be
-    judged. The app's `state` has the desk, and `logins` for its page.
+    a voice. elsewhere: the one model to talk to, which lies in no folder here. more: other model folders; loaded: how
+    many models are in memory at most. store: path or URL for keys, chats and
+    judgements, by default in the run folder. prompts: what is to be judged. The app's `state` has the desk, and
+    `logins` for its page.
     Raises UsageError when `path` is neither.
     """
-    keeper = Keeper(path, load)
+    keeper = Keeper(path, load, elsewhere, more, loaded)
     place = store_of(path, store)
     kept = Store(place) if place else None
-    keys, logins, limits, metrics = Keys(kept), Logins(), Limits(), Metrics(reused=lambda: 0.0)
-    worker = Measured(Worker(), metrics, limits)
+    keys, logins, limits, metrics = Keys(kept), Logins(), Limits(), Metrics(keeper.reused)
+    worker = Measured(Worker(died=keeper.forget), metrics, limits)
     desk = Desk(keeper, cast(Worker, worker), before=share_cores(keeper))
 
     @asynccontextmanager

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from liuli.errors import LiuliError, UsageError
 from liuli.server.runs import check_servable, store_of
 
 if TYPE_CHECKING:
+    from liuli.assistant.voices import Voice
     from liuli.server.keys import Keys
 
 PORT = 8365
@@ -62,23 +63,29 @@ def serve(
     store: str | Path | None = None,
     prompts: Path | None = None,
     drain: int = 30,
+    load: Callable[[Path], Voice] | None = None,
+    elsewhere: str = "",
+    more: Sequence[Path] = (),
+    loaded: int = 2,
     ready: Callable[[str], None] = print,
 ) -> None:
     """Serve a model folder or a run folder until SIGTERM or Ctrl-C; answers then have `drain` seconds to end.
 
-    port: 0 takes a free one. store, prompts: see `create_app`. ready: called with the page's address once requests are
-    answered. Raises LiuliError when the port is taken, UsageError when `path` cannot be served or is open to the
-    network without a key, DamagedError for a damaged model.
+    port: 0 takes a free one. store, prompts, load, elsewhere, more, loaded: see `create_app`. ready: called with the page's address
+    once requests are answered. Raises LiuliError when the port is taken, UsageError when `path` cannot be served or is
+    open to the network without a key, DamagedError for a damaged model.
     """
     check_servable(path)
     has_keys = check_keys(path, store, host)
     with bind(host, port) as sock:
         import uvicorn
 
+        from liuli.assistant.voices import ModelVoice
         from liuli.server.app import create_app
         from liuli.server.connection import Server, settings
 
-        app = create_app(path, host=host, store=store, prompts=prompts)
+        models: dict[str, Any] = {"load": load or ModelVoice, "elsewhere": elsewhere, "more": more, "loaded": loaded}
+        app = create_app(path, host=host, store=store, prompts=prompts, **models)
         app.state.desk.keeper.voice()  # a model that cannot be read is told now, not with the first question
         login = f"/?login={app.state.logins.token('')}" if has_keys else ""
         allow_connections()

@@ -6,13 +6,19 @@ scripted one.
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from liuli.assistant.voices import ModelVoice, Voice
-from liuli.errors import LiuliError
+from liuli.errors import LiuliError, UsageError
+from liuli.model.adapters import adapters_of
+from liuli.server.errors import ApiError
 from liuli.server.runs import ModelFile, check_servable, is_model_folder, models_in, read_json
 
 LOG = logging.getLogger("liuli.server")
@@ -21,15 +27,30 @@ BEFORE_CHAT = "pretrain"  # the stage whose model goes on with any text: it talk
 
 
 class Keeper:
-    """Knows the models of PATH and keeps the newest and one more loaded. `voice` is for the worker's thread only."""
+    """Knows the models of PATH, of `more` folders and their adapters, and keeps at most so many of them in memory.
 
-    def __init__(self, path: Path, load: Callable[[Path], Voice] = ModelVoice) -> None:
+    `voice`, `lent` and `forget` are for the worker's thread only.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        load: Callable[[Path], Voice] = ModelVoice,
+        elsewhere: str = "",
+        more: Sequence[Path] = (),
+        at_most: int = 2,
+    ) -> None:
         check_servable(path)
+        self._elsewhere = ModelFile(Path(elsewhere), "", 0, True, 0.0) if elsewhere else None
         self.path = path
         self.run = None if is_model_folder(path) else path
         self.name = path.resolve().name
         self._load = load
-        self._loaded: dict[ModelFile, Voice] = {}  # never changed, only replaced: other threads read it
+        self.at_most = at_most
+        self._more = folders_by_name(self.name, more)
+        # by when they were used, the longest ago first; never changed, only replaced: other threads read it
+        self._loaded: dict[ModelFile, Voice] = {}
+        self._lent: Counter[ModelFile] = Counter()  # answers that are being written
         self._broken: set[tuple[Path, float]] = set()
 
     def newest(self) -> ModelFile | None:
@@ -44,39 +65,83 @@ class Keeper:
                 best.setdefault(model.stage, model)
         return list(best.values())
 
-    def voice(self, stage: str = "") -> tuple[ModelFile, Voice] | None:
-        """The newest model, or that of a stage, loaded if it was not; None where there is no such model.
+    def ids(self) -> dict[str, ModelFile]:
+        """Every model by its id, the default one first: NAME, in a run NAME/STAGE, other folders', and ID:ADAPTER."""
+        newest = self.newest()
+        found = {self.name: newest} if newest else {}
+        if self.run:
+            found |= {f"{self.name}/{model.stage}": model for model in self.models()}
+        found |= {name: model_file(path) for name, path in self._more.items()}
+        for id, model in list(found.items()):
+            found |= {f"{id}:{name}": replace(model, path=path) for name, path in adapters_of(model.path).items()}
+        return found
 
-        In a run, a model that cannot be read (just pruned, or damaged) is passed over for the next best one.
+    def voice(self, stage: str = "") -> tuple[ModelFile, Voice] | None:
+        """The newest model, or that of a stage or an id, loaded if it was not; None where there is no such model.
+
+        In a run, a model that cannot be read (just pruned, or damaged) is passed over for the next best one. Raises
+        ApiError 503 where there is no room for another model because all those in memory are writing.
         """
         while (wanted := self._best(stage)) is not None:
             if wanted in self._loaded:
-                return wanted, self._loaded[wanted]
+                voice = self._loaded[wanted]
+                self._loaded = {**{model: v for model, v in self._loaded.items() if model != wanted}, wanted: voice}
+                return wanted, voice
             try:
-                kept = [model for model in self.models() if model in self._loaded][:1]  # at most two are in memory
-                self._loaded = {model: self._loaded[model] for model in kept}
+                self._make_room()
                 self._loaded = {**self._loaded, wanted: self._load(wanted.path)}
             except (LiuliError, OSError) as error:
-                if self.run is None:
+                if self.run is None or self._elsewhere or wanted not in self._all():
                     raise
                 if wanted.path.exists():
                     LOG.warning("%s is passed over: %s", wanted.path, error)
                 self._broken.add((wanted.path, wanted.made))
         return None
 
+    def _make_room(self) -> None:
+        idle = [model for model in self._loaded if not self._lent[model]]
+        if len(self._loaded) < self.at_most:
+            return
+        if not idle:
+            message = f"The {self.at_most} models in memory are all writing answers; try again in a moment."
+            raise ApiError(503, message, code="model_busy")
+        self._loaded = {model: voice for model, voice in self._loaded.items() if model != idle[0]}
+        gc.collect()  # an engine and its parts know each other
+
+    @contextmanager
+    def lent(self, model: ModelFile) -> Iterator[None]:
+        """While a model is writing it stays in memory."""
+        self._lent[model] += 1
+        try:
+            yield
+        finally:
+            self._lent[model] = max(0, self._lent[model] - 1)
+
+    def forget(self) -> None:
+        """Unload everything: who knows in which state a dead thread left it."""
+        self._loaded = {}
+        self._lent.clear()
+
+    def reused(self) -> int:
+        """How many tokens of prompts the models in memory did not have to compute anew."""
+        engines = [getattr(voice, "engine", None) for voice in self._loaded.values()]
+        return sum(getattr(getattr(engine, "stats", None), "reused", 0) for engine in engines)
+
     def loaded(self, name: str) -> ModelFile | None:
         """The model in memory whose folder has this name."""
         return next((model for model in self._loaded if model.path.name == name), None)
 
     def _all(self) -> list[ModelFile]:
+        if self._elsewhere:
+            return [self._elsewhere]
         if self.run is None:
-            about = read_json(self.path / "liuli.json") or {}
-            made = (self.path / "config.json").stat().st_mtime
-            return [ModelFile(self.path, str(about.get("stage", "")), int(about.get("step") or 0), True, made)]
+            return [model_file(self.path)]
         return [model for model in models_in(self.run) if (model.path, model.made) not in self._broken]
 
-    def _best(self, stage: str) -> ModelFile | None:
-        return next((m for m in self.models() if m.stage == stage), None) if stage else self.newest()
+    def _best(self, wanted: str) -> ModelFile | None:
+        if not wanted:
+            return self.newest()
+        return next((model for model in self.models() if model.stage == wanted), None) or self.ids().get(wanted)
 
     def is_training(self) -> bool:
         """Whether a build is writing this run folder right now."""
@@ -87,3 +152,26 @@ class Keeper:
             return time.time() - (self.path / "status.json").stat().st_mtime < FRESH_SECONDS
         except OSError:
             return False
+
+
+def model_file(path: Path) -> ModelFile:
+    """A model folder that lies in no run, or is served as if it did not."""
+    about = read_json(path / "liuli.json") or {}
+    made = (path / "config.json").stat().st_mtime
+    return ModelFile(path, str(about.get("stage", "")), int(about.get("step") or 0), True, made)
+
+
+def folders_by_name(first: str, more: Sequence[Path]) -> dict[str, Path]:
+    """Model folders by the names they are served under. Raises UsageError for two of one name, and for a run."""
+    found: dict[str, Path] = {}
+    for path in more:
+        check_servable(path)
+        name = path.resolve().name
+        if not is_model_folder(path):
+            raise UsageError(
+                "Only the first folder may be a run.", path, f"name one of its models, such as {path}/chat"
+            )
+        if name in found or name == first:
+            raise UsageError(f"Two models would be called {name!r}.", path, "rename one of the folders")
+        found[name] = path
+    return found
