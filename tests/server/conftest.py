@@ -18,15 +18,16 @@ TEXT = 'hello world, how are you? 你好，世界！ {"city": "Paris", "days": 3
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """The server; its `path` is the model's folder, `model`."""
+    """The server; its `path` is the model's folder, `model`, its `desk` the one behind the API."""
     folder = tmp_path_factory.mktemp("random")
     tokenizer = Tokenizer.train([TEXT * 20], 320)
     tokenizer.save(folder / "tokenizer")
     torch.manual_seed(1)
     model = Transformer(qwen3(tokenizer.vocab_size, 32, 2, context=512))
     save(model, folder / "model", tokenizer_folder=folder / "tokenizer", provenance={"stage": "chat"})
-    with LiveServer(folder / "model", app=create_app(folder / "model")) as live:
-        live.path = folder / "model"
+    app = create_app(folder / "model")
+    with LiveServer(folder / "model", app=app) as live:
+        live.path, live.desk = folder / "model", app.state.desk
         yield live
 
 

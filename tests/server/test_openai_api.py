@@ -242,8 +242,8 @@ def test_a_client_that_leaves_stops_the_work(tmp_path: Path, stream: bool) -> No
         else:
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{live.url}/v1/chat/completions", json=body, timeout=0.3)
-        until(lambda: live.voice.closed == 2, 3)
-        until(lambda: httpx.get(f"{live.url}/health").json()["answers"] == 0, 3)
+        until(lambda: httpx.get(f"{live.url}/health").json()["answers"] == 0, 5)
+        assert live.voice.closed == len(live.voice.asked) > 0  # all that had begun were stopped
 
 
 def test_answers_take_turns(tmp_path: Path) -> None:

@@ -81,6 +81,16 @@ def test_a_conversation_too_long_for_the_model_is_refused(real_client: openai.Op
     assert error.value.code == "context_length_exceeded"
 
 
+def test_what_was_read_is_shared_under_one_salt_only(real: LiveServer, real_client: openai.OpenAI) -> None:
+    def reused(salt: str) -> int:
+        _, voice = real.desk.keeper.voice()
+        before = voice.engine.streams.stats.reused
+        real_client.completions.create(model="model", prompt="7 " * 40, max_tokens=1, extra_body={"cache_salt": salt})
+        return voice.engine.streams.stats.reused - before
+
+    assert [reused("mine") > 0, reused("mine") > 0, reused("yours") > 0, reused("yours") > 0] == [False, True] * 2
+
+
 # --- forms -----------------------------------------------------------------------------------------------------------
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
-from liuli.server.streaming import AnswerStream
+from liuli.engine import Token
+from liuli.server.streaming import AnswerStream, batches, begun
 
 
 @pytest.mark.parametrize("sent", [0, 1, 2])
@@ -51,3 +54,59 @@ def test_an_answer_is_closed_when_its_client_leaves_while_a_chunk_is_sent(sent: 
             thread.submit(asyncio.run, leave()).result()
     finally:
         gc.enable()
+
+
+def said(*events: object, pause: float = 0.0, closed: list[str] | None = None) -> AsyncIterator[object]:
+    async def answer() -> AsyncIterator[object]:
+        try:
+            for event in events:
+                await asyncio.sleep(pause)
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+        finally:
+            if closed is not None:
+                closed.append("answer")
+
+    return answer()
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    with ThreadPoolExecutor(1) as thread:  # the loop of a browser may be running in this one
+        return thread.submit(asyncio.run, work).result(timeout=5)
+
+
+def test_the_first_token_goes_at_once_and_what_comes_in_the_pause_goes_together() -> None:
+    async def collect() -> list[list[int]]:
+        tokens = [Token(id, "x", -1.0) for id in range(50)]
+        return [[event.id for _, event in batch] async for batch in batches([said(*tokens)], pause=60.0)]
+
+    began = time.monotonic()
+    assert run(collect()) == [[0], list(range(1, 50))]
+    assert time.monotonic() - began < 4  # an answer that is over waits for no pause
+
+
+def test_an_error_of_one_answer_comes_after_what_was_said_and_closes_the_others() -> None:
+    closed: list[str] = []
+
+    async def collect() -> list[tuple[int, object]]:
+        endless = said(*range(10_000), pause=0.01, closed=closed)
+        heard: list[tuple[int, object]] = []
+        with pytest.raises(ValueError, match="broke"):
+            async for batch in batches([said("a", "b", ValueError("broke"), closed=closed), endless], pause=0.0):
+                heard += batch
+        return heard
+
+    heard = run(collect())
+    assert [event for number, event in heard if number == 0] == ["a", "b"] and closed == ["answer"] * 2
+
+
+def test_one_answer_that_cannot_begin_closes_those_that_could() -> None:
+    closed: list[str] = []
+
+    async def begin() -> None:
+        with pytest.raises(ValueError, match="full"):
+            await begun([said(1, 2, closed=closed), said(ValueError("full"), closed=closed)])
+
+    run(begin())
+    assert closed == ["answer"] * 2

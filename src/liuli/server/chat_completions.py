@@ -41,6 +41,7 @@ from liuli.server.wire import (
     MOST_CHOICES,
     Choice,
     ChosenTool,
+    Form,
     Knobs,
     PlainFormat,
     SchemaFormat,
@@ -99,15 +100,14 @@ class ChatRequest(Knobs):
             raise ApiError(400, "`stream_options` needs `stream: true`.", param="stream_options")
 
 
-def form_of(asked: PlainFormat | SchemaFormat | None, tools: Tools) -> tuple[Constraint | None, Tools]:
+def form_of(asked: Form | None, tools: Tools) -> tuple[Constraint | None, Tools]:
     """The form an answer must have, and the tools that are left: an answer in a form is no call."""
     if asked is None or asked.type == "text":
         return tools.shape, tools
     if tools.declared:
         message = "`response_format` and `tools` exclude each other here, unless `tool_choice` is 'none'."
         raise ApiError(400, message, param="response_format")
-    schema = asked.json_schema.schema_ if isinstance(asked, SchemaFormat) else None
-    form = Constraint("json_schema", json.dumps(schema)) if schema else Constraint("json_object")
+    form = Constraint("json_schema", json.dumps(asked.wanted)) if asked.wanted else Constraint("json_object")
     return form, Tools(here=[], declared=[], shape=None)
 
 
@@ -120,8 +120,7 @@ def chat_routes(desk: Desk) -> APIRouter:
         asked = await read_body(request, ChatRequest)
         asked.check()
         stage = stage_of(desk, asked.model)
-        tools = asked.chosen_tools()
-        form, tools = form_of(asked.response_format, tools)
+        form, tools = form_of(asked.response_format, asked.chosen_tools())
         sampling = asked.sampling(asked.top_logprobs or 0, asked.max_completion_tokens, form)
         answers = [
             desk.answer(

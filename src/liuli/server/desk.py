@@ -59,15 +59,26 @@ class Desk:
     def __init__(self, keeper: Keeper, worker: Worker, before: Callable[[], object] = lambda: None) -> None:
         self.keeper, self.worker, self.before = keeper, worker, before
 
-    async def work(self, stage: str, make: Callable[[ModelFile, Voice], Generator[T, None, None]]) -> AsyncIterator[T]:
-        """What `make` yields in the worker's thread, given the newest model or that of a stage; errors as ApiError."""
+    async def work(
+        self,
+        stage: str,
+        make: Callable[[ModelFile, Voice], Generator[T, None, None]],
+        sampling: Sampling | None = None,
+    ) -> AsyncIterator[T]:
+        """What `make` yields in the worker's thread, given the newest model or that of a stage; errors as ApiError.
+
+        sampling: what is to be checked before.
+        """
+        if sampling is not None:
+            await self.check(sampling, stage)
 
         def begin() -> Generator[T, None, None]:
             self.before()
             found = self.keeper.voice(stage)
             if found is None:
                 raise missing(self.keeper, stage)
-            yield from make(*found)
+            with self.keeper.lent(found[0]):
+                yield from make(*found)
 
         stream = self.worker.run(begin)
         try:
@@ -126,7 +137,7 @@ class Desk:
             except UsageError as error:
                 raise ApiError(400, error.what, param=ASKED_BY.get(constraint.kind)) from None
 
-    async def answer(
+    def answer(
         self,
         messages: Sequence[Message],
         sampling: Sampling,
@@ -144,7 +155,6 @@ class Desk:
         what was read before.
         """
         seed = secrets.randbits(31) if sampling.seed is None else sampling.seed
-        await self.check(sampling, stage)
 
         def make(model: ModelFile, voice: Voice) -> Generator[Started | Event, None, None]:
             kept, prompt_tokens = fit(voice, messages, trim)
@@ -154,7 +164,7 @@ class Desk:
             if isinstance(voice, ModelVoice):
                 said = voice.reply(kept, replace(fitted, constraint=fitted.constraint or calls_of(tools)), tools, salt)
             else:
-                said = voice.reply(kept, fitted, tools)
+                said = honoured(voice.reply(kept, fitted, tools))
             for event in said:
                 yield event
                 if isinstance(event, Message) and any(call.name in declared for call in event.tool_calls):
@@ -162,14 +172,9 @@ class Desk:
                     yield Ended("call", written(voice, event))
                     return
 
-        stream = self.work(stage, make)
-        try:
-            async for event in stream:
-                yield event
-        finally:
-            await stream.aclose()  # type: ignore[attr-defined]
+        return self.work(stage, make, sampling)
 
-    async def write(
+    def write(
         self,
         prompt: str | Sequence[int],
         sampling: Sampling | None,
@@ -185,8 +190,6 @@ class Desk:
         their log-probabilities and so many alternatives.
         """
         seed = secrets.randbits(31) if sampling is None or sampling.seed is None else sampling.seed
-        if sampling is not None:
-            await self.check(sampling, stage)
 
         def make(model: ModelFile, found: Voice) -> Generator[Started | Event, None, None]:
             voice = own(found)
@@ -202,12 +205,15 @@ class Desk:
             fitted = replace(sampling, seed=seed, max_tokens=min(sampling.max_tokens, room))
             yield from voice.write(tokens, fitted, salt)
 
-        stream = self.work(stage, make)
-        try:
-            async for event in stream:
-                yield event
-        finally:
-            await stream.aclose()  # type: ignore[attr-defined]
+        return self.work(stage, make, sampling)
+
+
+def honoured(events: Generator[T, None, None]) -> Generator[T, None, None]:
+    """The events of another engine, which may not know all that ours does: that is the request's fault."""
+    try:
+        yield from events
+    except UsageError as error:
+        raise ApiError(400, error.what, code="unsupported_value") from None
 
 
 def echoed(voice: ModelVoice, tokens: Sequence[int], alternatives: int) -> list[Token]:

@@ -31,8 +31,7 @@ from liuli.server.wire import (
     FunctionSpec,
     PartIn,
     PlainFormat,
-    SchemaFormat,
-    SchemaIn,
+    SchemaText,
     Strict,
     ToolName,
     Tools,
@@ -92,12 +91,6 @@ class NamedTool(Strict):
 
     type: Literal["function"]
     name: ToolName
-
-
-class SchemaText(SchemaIn):
-    """A JSON schema, in this API without a layer of its own."""
-
-    type: Literal["json_schema"]
 
 
 class TextIn(Strict):
@@ -187,19 +180,6 @@ class ResponseRequest(InputRequest, Drawn):
         """Whether the tokens' log-probabilities are told."""
         return bool(self.include) or bool(self.top_logprobs)
 
-    def form_asked(self) -> PlainFormat | SchemaFormat | None:
-        """The form of the text, as the chat's API writes it."""
-        form = self.text.format if self.text else None
-        if not isinstance(form, SchemaText):
-            return form
-        inner = form.model_dump(by_alias=True, exclude={"type"})
-        return SchemaFormat.model_validate({"type": "json_schema", "json_schema": inner})
-
-    def format_told(self) -> dict[str, Any]:
-        """The form as the response repeats it."""
-        form = self.text.format if self.text else None
-        return form.model_dump(by_alias=True) if form else {"type": "text"}
-
     def choice_told(self) -> Any:
         """`tool_choice` as the response repeats it."""
         return self.tool_choice.model_dump() if isinstance(self.tool_choice, NamedTool) else self.tool_choice or "auto"
@@ -256,7 +236,7 @@ def response_routes(desk: Desk) -> APIRouter:
         if asked.stream_options and not asked.stream:
             raise ApiError(400, "`stream_options` needs `stream: true`.", param="stream_options")
         try:
-            form, tools = form_of(asked.form_asked(), asked.chosen_tools())
+            form, tools = form_of(asked.text.format if asked.text else None, asked.chosen_tools())
             sampling = asked.sampling(asked.top_logprobs or 0, asked.max_output_tokens, form)
             answer = desk.answer(
                 tools.told(messages),
@@ -343,7 +323,8 @@ class Reply:
             "previous_response_id": asked.previous_response_id,
             "store": asked.store is not False,
             "temperature": 1.0 if asked.temperature is None else asked.temperature,
-            "text": {"format": asked.format_told()},
+            "text": {"format": {"type": "text"}}
+            | (asked.text.model_dump(by_alias=True, exclude_none=True) if asked.text else {}),
             "tool_choice": asked.choice_told(),
             "tools": [tool_told(tool) for tool in asked.tools or ()],
             "top_logprobs": asked.top_logprobs or 0,

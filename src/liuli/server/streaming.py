@@ -76,7 +76,7 @@ async def batches(answers: Sequence[AsyncIterator[T]], pause: float = PAUSE) -> 
             news.set()
 
     tasks = [asyncio.ensure_future(read(number, answer)) for number, answer in enumerate(answers)]
-    work = asyncio.gather(*tasks)
+    work = asyncio.ensure_future(asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION))
     work.add_done_callback(lambda _: news.set())
     sent = 0.0
     try:
@@ -92,11 +92,14 @@ async def batches(answers: Sequence[AsyncIterator[T]], pause: float = PAUSE) -> 
                 yield batch
             if work.done():
                 news.set()
-        await work
+        for task in tasks:
+            if task.done():  # raises what it ended by
+                task.result()
     finally:
+        work.cancel()
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(work, *tasks, return_exceptions=True)
         await close(answers)
 
 

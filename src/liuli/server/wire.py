@@ -158,6 +158,7 @@ class PlainFormat(Strict):
     """Text without a form, or any JSON object."""
 
     type: Literal["text", "json_object"]
+    wanted: ClassVar[None] = None
 
 
 class SchemaFormat(Strict):
@@ -165,6 +166,25 @@ class SchemaFormat(Strict):
 
     type: Literal["json_schema"]
     json_schema: SchemaIn
+
+    @property
+    def wanted(self) -> dict[str, Any]:
+        """The schema."""
+        return self.json_schema.schema_
+
+
+class SchemaText(SchemaIn):
+    """The same in /v1/responses, where it has no layer of its own."""
+
+    type: Literal["json_schema"]
+
+    @property
+    def wanted(self) -> dict[str, Any]:
+        """The schema."""
+        return self.schema_
+
+
+Form = PlainFormat | SchemaFormat | SchemaText
 
 
 class Tools(Strict):
