@@ -13,11 +13,14 @@ import jsonschema_rs
 import pytest
 import torch
 
+from liuli.engine import Engine
 from liuli.engine.constraints import Constraint, Matcher, check, masks
 from liuli.engine.sampling import Sampler, Sampling
 from liuli.errors import UsageError
 from liuli.text.chat import parse_answer
 from liuli.text.tokenizer import SPECIALS, Tokenizer
+
+from .conftest import byte_tokenizer, make_model
 
 V = 500
 SOURCE = "琉璃是一种玻璃，工匠用火把沙子熔化成透明的宝物。Glass is made of sand and fire, in Boshan and Murano."
@@ -173,6 +176,30 @@ def test_after_a_call_only_the_end_or_another_call_may_come() -> None:
             matcher.advance(id)
         assert set(masks([matcher], V)[0].nonzero()[:, 0].tolist()) == then
         assert matcher.finished is not parallel
+
+
+# --- in the engine ---------------------------------------------------------------------------------------------------
+
+
+def test_the_engine_writes_one_answer_as_asked_while_it_writes_others_freely() -> None:
+    spoken = byte_tokenizer()
+    engine = Engine(make_model("qwen3", context=400), spoken)
+    asked = Constraint("json_schema", json.dumps(SCHEMA))
+    each = [Sampling(seed=0, max_tokens=60), Sampling(seed=1, max_tokens=390, constraint=asked)]
+    judge = jsonschema_rs.validator_for(SCHEMA)
+    for ids in (engine.generate([[1, 40]] * 2, each)[1].ids, engine.generate([[1, 40]], each[1:])[0].ids):
+        assert ids[-1] in spoken.stops and judge.is_valid(json.loads(spoken.decode(ids[:-1])))
+
+
+def test_an_answer_whose_constraint_becomes_too_costly_ends_in_an_error_and_harms_no_other() -> None:
+    engine = Engine(make_model("qwen3"), byte_tokenizer())
+    costly = Sampling(seed=0, max_tokens=20, constraint=Constraint("grammar", 'start: "a"{1000000}'))
+    free = Sampling(seed=1, max_tokens=20, ignore_eos=True)
+    broken, whole = engine.generate([[1, 40]] * 2, [costly, free])
+    assert broken.stopped_by == "error"
+    assert whole.ids == engine.generate([[1, 40]], free)[0].ids
+    with pytest.raises(UsageError, match="uniqueItems"):
+        engine.generate([[1]], Sampling(constraint=Constraint("json_schema", '{"type": "array", "uniqueItems": true}')))
 
 
 # --- borders ---------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from liuli.engine.cache import KeyValueCache
 from liuli.engine.constraints import check
 from liuli.engine.decode import Decoder
 from liuli.engine.quantise import Kind
-from liuli.engine.sampling import Sampling
+from liuli.engine.sampling import Sampling, check_ids
 from liuli.engine.scheduler import PREFIX_BYTES, Scheduler, Stats
 from liuli.engine.speculate import Drafter
 from liuli.engine.stops import TextStream
@@ -241,15 +241,21 @@ class Engine:
         # a seed of its own, so that an answer can be had again, and go on where it was interrupted
         seed = secrets.randbits(31) if sampling.seed is None else sampling.seed
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room), seed=seed)
+        check_ids(sampling, self.model.config.vocab_size)
         if sampling.constraint is not None:
             check(sampling.constraint, self.tokenizer)
         return Request(prompt, sampling, number, text=TextStream(sampling.stop), **more)
 
-    def token(self, request: Request, id: int, logprob: float, alternatives: tuple[Alternative, ...]) -> Token:
-        """Write one token into a request: what of its text may be shown, and whether the answer ends with it."""
+    def token(
+        self, request: Request, id: int, logprob: float, alternatives: tuple[Alternative, ...], broken: bool = False
+    ) -> Token:
+        """Write one token into a request: what of its text may be shown, and whether the answer ends with it.
+
+        broken: the constraint can be followed no further.
+        """
         stopped_by: StoppedBy | None = None
-        if logprob != logprob:
-            stopped_by = "error"  # the model gave NaN
+        if broken or logprob != logprob:
+            stopped_by = "error"  # the latter: the model gave NaN
         elif id in self.stops:
             stopped_by = "end"
         elif id in request.sampling.stop_tokens:

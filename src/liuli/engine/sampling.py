@@ -88,6 +88,14 @@ def _are_biases(pairs: Sequence[tuple[int, float]]) -> bool:
     return len({id for id, _ in pairs}) == len(pairs) and all(BARRED <= bias <= -BARRED for _, bias in pairs)
 
 
+def check_ids(sampling: Sampling, vocab_size: int) -> None:
+    """Raise UsageError for an id that the vocabulary does not have."""
+    for name, ids in (("logit_bias", [id for id, _ in sampling.logit_bias]), ("stop_tokens", sampling.stop_tokens)):
+        if wrong := [id for id in ids if not 0 <= id < vocab_size]:
+            fix = f"give ids from 0 to {vocab_size - 1}"
+            raise UsageError(f"{name} names token {wrong[0]}, which the vocabulary does not have", "sampling", fix)
+
+
 # --- pure functions --------------------------------------------------------------------------------------------------
 
 
@@ -210,7 +218,7 @@ class Sampler:
         """
         written = [()] * len(samplings) if written is None else written
         for sampling in samplings:
-            self._check(sampling)
+            check_ids(sampling, self.vocab_size)
         matchers = [self._matcher(s.constraint, ids) for s, ids in zip(samplings, written, strict=True)]
         if self.seen_BV is not None or any(s.repetition_penalty != 1 for s in samplings):
             seen = [dict.fromkeys([*prompt, *ids], 1) for prompt, ids in zip(prompts, written, strict=True)]
@@ -225,15 +233,6 @@ class Sampler:
         self.written_B1 = torch.cat((self.written_B1, lengths_B1))
         self.matchers += matchers
         self._set([*self.rows, *samplings])
-
-    def _check(self, sampling: Sampling) -> None:
-        for name, ids in (
-            ("logit_bias", [id for id, _ in sampling.logit_bias]),
-            ("stop_tokens", sampling.stop_tokens),
-        ):
-            if wrong := [id for id in ids if not 0 <= id < self.vocab_size]:
-                fix = f"give ids from 0 to {self.vocab_size - 1}"
-                raise UsageError(f"{name} names token {wrong[0]}, which the vocabulary does not have", "sampling", fix)
 
     def _matcher(self, constraint: Constraint | None, written: Sequence[int]) -> Matcher | None:
         if constraint is None:
@@ -306,6 +305,11 @@ class Sampler:
             chosen_B1 = torch.where(columns.greedy > 0, wanted_BV.argmax(-1, keepdim=True), chosen_B1)
         self._remember(chosen_B1, self.index_B[own], matchers)
         return chosen_B1
+
+    def broken(self, row: int) -> bool:
+        """Whether what the row wrote is not what its constraint asks for, because it could be followed no further."""
+        matcher = self.matchers[row]
+        return matcher is not None and bool(matcher.error)
 
     def _changed(self, logits_BV: Tensor, own: Tensor | slice, columns: _Columns) -> Tensor:
         """Logits after bias, penalties and bars."""

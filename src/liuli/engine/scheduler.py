@@ -186,7 +186,7 @@ class Scheduler:
         chosen_B1 = self._choose(logits_BV)
         self.previous_B1, self.fed_B1, self.positions_B1 = self.fed_B1, chosen_B1, self.positions_B1 + 1
         self.lengths = [length + 1 for length in self.lengths]
-        self._write(self.running, chosen_B1, logits_BV)
+        self._write(range(len(self.running)), chosen_B1, logits_BV)
 
     def _choose(self, logits_BV: Tensor, rows: list[int] | None = None) -> Tensor:
         banned_BV = (logits_BV + self.engine.ban_V).to(self.sampler.device)
@@ -218,7 +218,7 @@ class Scheduler:
             logits_AV = logits_BTV[index, at]
             chosen_A1 = self._choose(logits_AV, active)
             chosen_B1[index] = chosen_A1
-            self._write([self.running[row] for row in active], chosen_A1, logits_AV)
+            self._write(active, chosen_A1, logits_AV)
             on = []
             for row, id in zip(active, chosen_A1[:, 0].tolist(), strict=True):
                 written[row] += 1
@@ -236,17 +236,18 @@ class Scheduler:
         self.fed_B1, self.positions_B1 = chosen_B1, self.positions_B1 + moved_B1
         self.lengths = [length + count for length, count in zip(self.lengths, written, strict=True)]
 
-    def _write(self, requests: Sequence[Request], chosen_B1: Tensor, logits_BV: Tensor) -> None:
-        """Hand every request its token, with log-probabilities of the unmodified distribution."""
+    def _write(self, rows: Sequence[int], chosen_B1: Tensor, logits_BV: Tensor) -> None:
+        """Hand the request of every row its token, with log-probabilities of the unmodified distribution."""
+        requests = [self.running[row] for row in rows]
         logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
         logprobs_B = logprobs_BV.gather(1, chosen_B1)[:, 0]
         others: list[tuple[Alternative, ...]] = [()] * len(requests)
         if self.sampler.alternatives:
             others = self._alternatives(requests, logprobs_BV)
-        for request, id, logprob, other in zip(
-            requests, chosen_B1[:, 0].tolist(), logprobs_B.tolist(), others, strict=True
+        for row, request, id, logprob, other in zip(
+            rows, requests, chosen_B1[:, 0].tolist(), logprobs_B.tolist(), others, strict=True
         ):
-            self.engine.token(request, id, logprob, other)
+            self.engine.token(request, id, logprob, other, broken=self.sampler.broken(row))
         self.stats.written += len(requests)
 
     def _alternatives(self, requests: Sequence[Request], logprobs_BV: Tensor) -> list[tuple[Alternative, ...]]:
@@ -366,9 +367,10 @@ class Scheduler:
             [request.prompt for request in ready],
             [[token.id for token in request.tokens] for request in ready],
         )
-        chosen_B1 = self._choose(logits_BV, list(range(first, first + len(ready))))
+        rows = list(range(first, first + len(ready)))
+        chosen_B1 = self._choose(logits_BV, rows)
         self.fed_B1 = torch.cat((self.fed_B1, chosen_B1))
-        self._write(ready, chosen_B1, logits_BV)
+        self._write(rows, chosen_B1, logits_BV)
 
     # --- leaving
 
