@@ -122,3 +122,13 @@ def test_the_copy_is_the_model_with_rounded_matrices(config):
     apart = [float((other - plain).norm() / plain.norm()) for other in (eight, integer, four)]
     assert 0 < apart[0] < apart[1] < 0.05 and apart[1] < apart[2] < 0.3
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+@pytest.mark.parametrize("packs", PACKS)
+def test_a_gpu_multiplies_the_same_numbers(packs):
+    w = matrix(64, 256)
+    packed, x = packs(w.cuda()), torch.randn(3, 256).bfloat16()
+    torch.testing.assert_close(packed.dequantised().cpu(), packs(w).dequantised(), rtol=2**-7, atol=1e-3)
+    made = packed.matmul(x.cuda()).float().cpu()
+    torch.testing.assert_close(made, F.linear(x.float(), packs(w).dequantised()), rtol=2**-6, atol=0.03)

@@ -7,9 +7,9 @@ In: a matrix (O outputs, I inputs). Out: a `Packed` one that multiplies bfloat16
     int4   a scale and a zero for each 32 inputs of an output: w = scale * (q - 8) + zero, q from 0 to 15; 0.625 bytes
 
 With `integer` the activations of an int8 product are rounded to 8 bits too, row by row, and the sums are whole numbers:
-exact, so a row's result does not depend on its neighbours. Measured (docs/benchmarks.md): the fastest of all from 384
-channels up and at every batch once torch.compile has fused the rounding; without a compiler the rounding costs 9 µs,
-and weights alone in 8 bits are faster for one row.
+exact, so a row's result does not depend on its neighbours. Measured (docs/benchmarks.md): once torch.compile has fused
+the rounding it is the fastest for one row and from 16 rows on; without a compiler the rounding costs 9 µs and more, and
+weights alone in 8 bits are faster for a few rows.
 """
 
 from __future__ import annotations
