@@ -223,16 +223,19 @@ def chat(
 
 @app.command()
 def serve(
-    path: Annotated[Path, typer.Argument(help="A model folder, or a run folder, also one that is still training.")],
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL...", help="A run folder, also while it trains, or model folders.")
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8365,
     store: Annotated[str | None, typer.Option(envvar="LIULI_STORE", help=STORE)] = None,
     drain: Annotated[int, typer.Option(min=0, help="Seconds that running answers have to end, once stopped.")] = 30,
+    loaded: Annotated[int, typer.Option(min=1, help="Models in memory at once; the rest is loaded when asked.")] = 2,
     engine: EngineName = "liuli",
     engine_url: EngineUrl = None,
     engine_model: Annotated[str, typer.Option(help="With --engine openai: the model's name. Default: the first.")] = "",
 ) -> None:
-    """Open a model as a web page and as an OpenAI-compatible API.
+    """Open models as a web page and as an OpenAI-compatible API. MODEL:NAME is its adapter in MODEL/adapters/NAME.
 
     Example: liuli serve runs/laptop
     """
@@ -247,7 +250,8 @@ def serve(
         return voice_of(engine, model, engine_url, name=engine_model, key=engine_key())
 
     elsewhere = (engine_model or engine_url or "") if engine == "openai" else ""
-    server.serve(path, host=host, port=port, store=store, drain=drain, load=load, elsewhere=elsewhere, ready=ready)
+    options = {"store": store, "drain": drain, "load": load, "elsewhere": elsewhere, "loaded": loaded}
+    server.serve(models[0], more=models[1:], host=host, port=port, ready=ready, **options)  # type: ignore[arg-type]
 
 
 StoreOption = Annotated[str, typer.Option("--store", envvar="LIULI_STORE", help="The server's store: a path or URL.")]

@@ -26,7 +26,6 @@ from tests.server.scripted import make_model, until
 CHILD = """
 import ctypes, sys, threading
 from pathlib import Path
-import liuli.server.app as app
 import liuli.server.connection as connection
 import liuli.server.metrics as metrics
 from liuli.server import serve
@@ -44,8 +43,10 @@ class Voice(ScriptedVoice):
             ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(KeyboardInterrupt))
         yield from super().reply(messages, sampling, tools)
 
-app.create_app.__kwdefaults__["load"] = lambda path: Voice(path, pause=float(pause), context=2000)
-serve(Path(path), port=0, drain=int(drain), ready=lambda url: print(url, flush=True))
+def load(path):
+    return Voice(path, pause=float(pause), context=2000)
+
+serve(Path(path), port=0, drain=int(drain), load=load, ready=lambda url: print(url, flush=True))
 """
 LONG = " ".join(f"word{i}" for i in range(400))
 HTTP = httpx.Client(timeout=60, limits=httpx.Limits(max_connections=None))

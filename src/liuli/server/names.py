@@ -10,14 +10,11 @@ from liuli.server.runs import ModelFile
 
 def served(desk: Desk) -> dict[str, ModelFile]:
     """The models there are by their ids, the default one first."""
-    keeper = desk.keeper
-    stages = {f"{keeper.name}/{model.stage}": model for model in keeper.models()} if keeper.run else {}
-    newest = keeper.newest()
-    return {keeper.name: newest, **stages} if newest else {}
+    return desk.keeper.ids()
 
 
 def stage_of(desk: Desk, name: str) -> str:
-    """The stage that a model's id names, "" for the newest model (as no name does); 404 for any other name."""
+    """What the desk knows a model's id by, "" for the newest model (as no name does); 404 for any other name."""
     if name in ("", desk.keeper.name):
         return ""
     models = served(desk)
@@ -25,7 +22,7 @@ def stage_of(desk: Desk, name: str) -> str:
         ids = ", ".join(repr(id) for id in models or [desk.keeper.name])
         message = f"The model {name[:200]!r} does not exist; this server serves {ids}."
         raise ApiError(404, message, param="model", code="model_not_found")
-    return models[name].stage
+    return name
 
 
 def model_out(id: str, model: ModelFile | None) -> ModelOut:

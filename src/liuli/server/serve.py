@@ -71,9 +71,9 @@ def serve(
 ) -> None:
     """Serve a model folder or a run folder until SIGTERM or Ctrl-C; answers then have `drain` seconds to end.
 
-    port: 0 takes a free one. store, prompts, load, elsewhere, more, loaded: see `create_app`. ready: called with the page's address
-    once requests are answered. Raises LiuliError when the port is taken, UsageError when `path` cannot be served or is
-    open to the network without a key, DamagedError for a damaged model.
+    port: 0 takes a free one. store, prompts, load, elsewhere, more, loaded: see `create_app`. ready: called with the
+    page's address once requests are answered. Raises LiuliError when the port is taken, UsageError when `path` cannot
+    be served or is open to the network without a key, DamagedError for a damaged model.
     """
     check_servable(path)
     has_keys = check_keys(path, store, host)

@@ -41,7 +41,7 @@ class Keeper:
         at_most: int = 2,
     ) -> None:
         check_servable(path)
-        self._elsewhere = ModelFile(Path(elsewhere), "", 0, True, 0.0) if elsewhere else None
+        self._elsewhere = ModelFile(Path(elsewhere), "remote", 0, True, 0.0) if elsewhere else None
         self.path = path
         self.run = None if is_model_folder(path) else path
         self.name = path.resolve().name
@@ -99,7 +99,8 @@ class Keeper:
         return None
 
     def _make_room(self) -> None:
-        idle = [model for model in self._loaded if not self._lent[model]]
+        newest = self.newest()  # goes last: it is the one that is asked for without a name
+        idle = sorted((model for model in self._loaded if not self._lent[model]), key=lambda model: model == newest)
         if len(self._loaded) < self.at_most:
             return
         if not idle:

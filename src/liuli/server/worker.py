@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 LOG = logging.getLogger("liuli.server")
 T = TypeVar("T")
-WAITING_AT_MOST = 32
+WAITING_AT_MOST = 128  # twice as many as the engine writes at once
 
 
 class Busy(Exception):
@@ -118,9 +118,8 @@ class Worker:
         except BaseException:  # nothing a model does gets here: the interpreter is ending the thread
             LOG.exception("the thread that writes answers died; a new one begins")
             with self._wake:
-                lost, self._jobs = self._jobs, deque()
-            for job in lost:
-                job.tell(_End(RuntimeError("the thread that wrote this answer died")))
+                while self._jobs:
+                    self._jobs.popleft().tell(_End(RuntimeError("the thread that wrote this answer died")))
             self._died()
             self._start()
 
