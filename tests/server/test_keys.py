@@ -28,6 +28,7 @@ from liuli.server.keys import FRESH_SECONDS, OPEN, Keys, Logins
 from liuli.server.limits import Limits
 from tests.server.scripted import LiveServer, ScriptedVoice, make_model, until
 
+HTTP = httpx.Client()
 HI = [{"role": "user", "content": "Hi"}]
 
 
@@ -44,7 +45,7 @@ class Locked:
 
     def get(self, path: str, key: str = "", method: str = "GET", **options: Any) -> httpx.Response:
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        return httpx.request(method, self.live.url + path, headers=headers, **options)
+        return HTTP.request(method, self.live.url + path, headers=headers, **options)
 
     def client(self, key: str) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.live.url}/v1", api_key=key, max_retries=0)

@@ -64,6 +64,15 @@ def test_running_answers_are_seen_and_a_client_that_leaves_is_cancelled(live: Li
     assert figures(live)["liuli_answers_total{cancelled}"] == 1
 
 
+def test_prompts_that_were_not_computed_again_are_counted(real: LiveServer) -> None:
+    """At a real engine, also while it has nothing to do."""
+    before = figures(real)["liuli_prefix_cache_tokens{}"]
+    for _ in range(2):
+        assert ask(real, "the same question " * 10, max_tokens=2).status_code == 200
+    reused = figures(real)["liuli_prefix_cache_tokens{}"] - before
+    assert reused >= 32 and reused % 16 == 0  # whole blocks
+
+
 def test_strangers_make_no_series(live: LiveServer) -> None:
     def series() -> set[str]:
         return {name for name in figures(live) if name.startswith("liuli_requests_total")}

@@ -18,6 +18,9 @@ from liuli.server.app import create_app
 from tests.server.scripted import LiveServer, ScriptedVoice, make_model, make_run, until
 
 
+HTTP = httpx.Client()
+
+
 class Many:
     """A server of some folders; `alive` are the voices in memory by their folders' names."""
 
@@ -41,7 +44,7 @@ class Many:
 
     def ask(self, model: str, text: str = "which", **more: Any) -> httpx.Response:
         body = {"model": model, "messages": [{"role": "user", "content": text}], **more}
-        return httpx.post(f"{self.live.url}/v1/chat/completions", json=body, timeout=60)
+        return HTTP.post(f"{self.live.url}/v1/chat/completions", json=body, timeout=60)
 
     def says(self, model: str) -> str:
         said = self.ask(model)

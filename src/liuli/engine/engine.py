@@ -160,7 +160,7 @@ class Engine:
     @property
     def stats(self) -> Stats:
         """What its streams have done so far."""
-        return self._streams.stats if self._streams else Stats()
+        return Stats() if self._streams is None else self._streams.stats
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling]) -> list[Answer]:
         """An answer for each prompt, in order. sampling: one for all, or one each.

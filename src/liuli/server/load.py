@@ -60,7 +60,7 @@ class Load:
 
 @dataclass
 class Answer:
-    """What one question met; times in seconds, from when it was due. gaps: between the tokens that came."""
+    """What one question met; times in seconds, from when it was due. gaps: between the chunks that came."""
 
     due: float
     first: float = 0.0
@@ -285,7 +285,7 @@ def report(load: Load, answers: Sequence[Answer], seconds: float) -> dict[str, A
         "prompt_tokens": sum(answer.prompt_tokens for answer in good),
         "tokens": tokens,
         "first_token_s": spread([answer.first for answer in good if answer.first]),
-        "between_tokens_s": spread([gap for answer in good for gap in answer.gaps]),
+        "between_chunks_s": spread([gap for answer in good for gap in answer.gaps]),
         "per_token_s": spread([(a.end - a.first) / (a.tokens - 1) for a in good if a.first and a.tokens > 1]),
         "whole_s": spread([answer.end for answer in good]),
     }
@@ -306,7 +306,7 @@ def table(figures: dict[str, Any]) -> str:
     how = f"{load['rate']:g} questions/s arriving at random" if load["rate"] else f"{load['clients']} clients at once"
     lines = [f"{load['url']}  {load['model']}: {figures['requests']} questions, {how}, {figures['seconds']} s", ""]
     lines += [f"{'milliseconds':24}{'mean':>10}{'p50':>10}{'p90':>10}{'p99':>10}"]
-    names = {"first_token_s": "to the first token", "between_tokens_s": "between tokens"}
+    names = {"first_token_s": "to the first token", "between_chunks_s": "between chunks"}
     names |= {"per_token_s": "a token, by answer", "whole_s": "to the whole answer"}
     for key, name in names.items():
         cells = [figures[key].get(each) for each in ("mean", "p50", "p90", "p99")]
