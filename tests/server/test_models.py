@@ -17,7 +17,6 @@ from liuli.errors import UsageError
 from liuli.server.app import create_app
 from tests.server.scripted import LiveServer, ScriptedVoice, make_model, make_run, until
 
-
 HTTP = httpx.Client()
 
 
