@@ -75,7 +75,7 @@ def test_the_answer_after_a_call_draws_other_random_numbers(monkeypatch: pytest.
     engine = scripted(SCRIPT)
     seeds, stream = [], engine.stream
     monkeypatch.setattr(
-        engine, "stream", lambda prompt, sampling: seeds.append(sampling.seed) or stream(prompt, sampling)
+        engine, "stream", lambda prompt, sampling, salt: seeds.append(sampling.seed) or stream(prompt, sampling)
     )
     list(reply(engine, user("Twice?"), Sampling(seed=5, max_tokens=100)))
     assert seeds == [5, 6, 7]
