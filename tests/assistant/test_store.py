@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def message(id: str, text: str, parent: str | None = None) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The URL of a real PostgreSQL, started for these tests (it refuses to run as root)."""
     server = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"))), None) or Path("/nowhere")
     if not (server / "initdb").exists():
@@ -60,12 +61,10 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             pytest.skip("PostgreSQL is not installed here: apt install postgresql")
         server = Path(found).parent
     pytest.importorskip("psycopg", reason="no driver for PostgreSQL: pip install 'liuli[postgres]'")
-    folder = tmp_path_factory.mktemp("postgres")
+    folder = Path(tempfile.mkdtemp(prefix="liuli-postgres-"))  # pytest's own folders are closed to other users
     user: dict[str, Any] = {"user": "postgres"} if os.getuid() == 0 else {}
     if user:
         shutil.chown(folder, "postgres")
-        for above in folder.parents[:2]:
-            above.chmod(0o755)
 
     def run(name: str, *options: str) -> None:
         command = [str(server / name), "-D", str(folder / "data"), *options]
@@ -76,6 +75,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     run("pg_ctl", "-w", "start", "-o", f"-c listen_addresses='' -k {folder} -c fsync=off", "-l", str(folder / "log"))
     yield f"postgresql+psycopg://liuli@/postgres?host={folder}"
     run("pg_ctl", "-m", "immediate", "stop")
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def read(data: bytes, cuts: list[int]) -> Answer:
         await reader.over
         return reader.answer
 
-    return asyncio.run(run())
+    with ThreadPoolExecutor(1) as thread:  # the browser's tests leave a loop running in this one
+        return thread.submit(asyncio.run, run()).result()
 
 
 @settings(max_examples=40, deadline=None)

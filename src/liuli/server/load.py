@@ -15,6 +15,7 @@ import random
 import ssl
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -82,7 +83,8 @@ def bench(load: Load, key: str = "", told: Callable[[str], object] = lambda _: N
         raise UsageError(f"{load.url!r} is no address of a server.", "URL", "for example http://127.0.0.1:8365")
     if min(load.clients, load.requests, load.prompt_tokens, load.max_tokens) < 1 or not 0 <= load.rate < math.inf:
         raise UsageError("Clients, requests and tokens are whole numbers from 1 up, and a rate is a number from 0 up.")
-    return asyncio.run(_bench(load, key, told))
+    with ThreadPoolExecutor(1) as thread:  # a loop of its own, also where one is running already: in a notebook
+        return thread.submit(asyncio.run, _bench(load, key, told)).result()
 
 
 async def _bench(load: Load, key: str, told: Callable[[str], object]) -> dict[str, Any]:
