@@ -32,7 +32,8 @@ class Bucket:
 
     def seconds_until(self, level: float) -> float:
         """How long it takes to fill up to `level`."""
-        return max(0.0, (level - self.level) * 60 / self.per_minute)
+        seconds = (level - self.level) * 60 / self.per_minute
+        return seconds if seconds > 1e-6 else 0.0  # a sum of many pauses is not exact
 
 
 @dataclass
