@@ -228,3 +228,18 @@ def test_a_prompt_read_in_chunks_gives_the_same_answer(
     parts = engine.generate(prompts, Sampling(temperature=0, max_tokens=6))
     assert [answer.ids for answer in parts] == [answer.ids for answer in whole]
     assert parts[3].logprobs == pytest.approx(whole[3].logprobs, abs=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_a_compiled_step_writes_what_the_plain_one_writes() -> None:
+    """Rows at their own positions, through many lengths: one compilation serves them all."""
+    model, prompts = make_model("qwen3"), [prompt[:5] + [40] * at for at, prompt in enumerate(some_prompts(3, seed=2))]
+    answers = [
+        Engine(model, byte_tokenizer(), compiled=compiled).generate(
+            prompts, Sampling(temperature=0, max_tokens=12, ignore_eos=True)
+        )
+        for compiled in (False, True)
+    ]
+    assert [answer.ids for answer in answers[1]] == [answer.ids for answer in answers[0]]
+    for plain, compiled in zip(*answers, strict=True):
+        assert compiled.logprobs == pytest.approx(plain.logprobs, abs=TOLERANCE)

@@ -23,6 +23,8 @@ import torch
 from liuli.assistant.remote import RemoteVoice, refuse_unless_default
 from liuli.assistant.voices import EngineVoice, ModelVoice, Voice
 from liuli.engine import Alternative, Engine, Sampling, Token
+from liuli.engine.answer import likeliest
+from liuli.engine.engine import barred
 from liuli.engine.http import ask_stream
 from liuli.engine.sampling import Sampler
 from liuli.errors import LiuliError, UsageError
@@ -148,10 +150,8 @@ class LlamaCppEngine:
         config = import_config(read_model_folder(folder).config, folder)
         self.tokenizer, self.context, self.vocab_size = Tokenizer.load(folder), config.context, config.vocab_size
         self.rules = rules(config, self.tokenizer)
-        allowed = {self.tokenizer.call, self.tokenizer.think, self.tokenizer.end_think, *self.tokenizer.stops}
-        barred = [id for id in range(config.vocab_size) if id not in allowed and not self.rules.may_show(id)]
         self.ban_V = torch.zeros(config.vocab_size)
-        self.ban_V[barred] = -math.inf
+        self.ban_V[barred(self.tokenizer, config.vocab_size)] = -math.inf
         with tempfile.TemporaryDirectory(prefix="liuli-gguf-") as made:
             export_gguf(folder, Path(made) / "model.gguf", kind)
             path = str(Path(made) / "model.gguf").encode()
@@ -163,17 +163,14 @@ class LlamaCppEngine:
         request = self.rules.request(prompt, sampling)
         sampler = Sampler(self.vocab_size, torch.device("cpu"), self.tokenizer.stops, self.tokenizer)
         sampler.add([request.sampling], [request.prompt])
-        names = self.rules.names
         with self._reader(request.ids) as reader:
             while request.stopped_by is None:
                 logits_1V = torch.from_numpy(reader.read(request.ids)).unsqueeze(0)
                 with torch.inference_mode():
                     id = int(sampler(logits_1V + self.ban_V))
-                    logprobs_V = torch.log_softmax(logits_1V[0], -1)
-                    best = logprobs_V[: len(names)].topk(min(sampling.alternatives, len(names)))
-                pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-                others = tuple(Alternative(other, names[other], value) for other, value in pairs)
-                yield self.rules.token(request, id, float(logprobs_V[id]), others)
+                    logprobs_1V = torch.log_softmax(logits_1V, -1)
+                others = likeliest(logprobs_1V, self.rules.names, [sampling.alternatives])
+                yield self.rules.token(request, id, float(logprobs_1V[0, id]), others[0])
 
     @contextmanager
     def _reader(self, ids: Sequence[int]) -> Generator[_Reader, None, None]:

@@ -14,7 +14,8 @@ from typing import Protocol
 
 import torch
 
-from liuli.engine import TOOLS, Alternative, Model, Sampling, Token, reply
+from liuli.engine import TOOLS, Model, Sampling, Token, reply
+from liuli.engine.answer import likeliest
 from liuli.engine.chat import Streams
 from liuli.text import Message, render
 
@@ -83,17 +84,15 @@ class ModelVoice:
         """The tokens with their log-probabilities (NaN for the first, before which is nothing) and the likeliest ones
         that could have stood there; their texts stay empty.
         """
-        names, model = self.engine.names, self.engine.model
+        model = self.engine.model
         hidden_TD = model.hidden(torch.tensor([list(tokens)], device=self.engine.device))[0, :-1]
         scored = [Token(tokens[0], "", math.nan)]
         for start in range(0, len(hidden_TD), SCORED_AT_ONCE):
             logprobs_TV = torch.log_softmax(model.logits(hidden_TD[start : start + SCORED_AT_ONCE]).float(), dim=-1)
             nexts = list(tokens[start + 1 : start + 1 + len(logprobs_TV)])
             chosen = logprobs_TV.gather(1, torch.tensor(nexts, device=logprobs_TV.device)[:, None])[:, 0].tolist()
-            top = logprobs_TV[:, : len(names)].topk(min(alternatives, len(names)))
-            for id, logprob, values, ids in zip(nexts, chosen, top.values.tolist(), top.indices.tolist(), strict=True):
-                others = zip(ids, values, strict=True)
-                scored.append(Token(id, "", logprob, tuple(Alternative(o, names[o], value) for o, value in others)))
+            others = likeliest(logprobs_TV, self.engine.names, [alternatives] * len(nexts))
+            scored += [Token(id, "", *found) for id, *found in zip(nexts, chosen, others, strict=True)]
         return scored
 
     @torch.inference_mode()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from torch import Tensor
 
 StoppedBy = Literal["end", "stop", "length", "cancel", "error"]
 
@@ -50,3 +53,16 @@ class Answer:
     def logprobs(self) -> list[float]:
         """Natural logarithms of the probabilities of the tokens, of the unmodified distribution."""
         return [token.logprob for token in self.tokens]
+
+
+def likeliest(logprobs_BV: Tensor, names: Sequence[str], counts: Sequence[int]) -> list[tuple[Alternative, ...]]:
+    """The likeliest tokens of every row, as many as its count says; only tokens that have a name."""
+    most = min(max(counts), len(names))
+    if not most:
+        return [()] * len(counts)
+    values_BN, ids_BN = logprobs_BV[:, : len(names)].topk(most)
+    rows = zip(ids_BN.tolist(), values_BN.tolist(), counts, strict=True)
+    return [
+        tuple(Alternative(id, names[id], value) for id, value in zip(ids[:count], values[:count], strict=True))
+        for ids, values, count in rows
+    ]

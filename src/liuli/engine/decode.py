@@ -40,7 +40,8 @@ class _Layer:
 
 @dataclass(frozen=True)
 class _Fed:
-    """What is fed: N = B * T tokens. index: lines of the cache to write, None for one slot that all rows share."""
+    """What is fed: N = B * T tokens. index: lines of the cache to write; None for one slot that all rows share, and in
+    a compiled step, which finds the places by itself."""
 
     tokens_BT: Tensor
     positions_BT: Tensor
@@ -110,17 +111,15 @@ class Decoder:
 
     def __call__(self, tokens_BT: Tensor, cache: KeyValueCache) -> Tensor:
         """Logits (B, T, V) after each of T tokens for each of the cache's rows, which `cache.follow` was told of."""
-        index, closed_BTS = cache.index, None
-        if index is None and self.compiled:
-            index = (cache.heads_BK[: cache.batch, None, :] + cache.positions_BT[:, :, None]).view(-1)
-        if index is not None:
+        index, closed_BTS = None if self.compiled else cache.index, None
+        if self.compiled or index is not None:
             closed_BTS = torch.zeros(cache.mask_BTS.shape, dtype=self.dtype, device=tokens_BT.device)
             closed_BTS.masked_fill_(~cache.mask_BTS, float("-inf"))
             closed_BTS = closed_BTS.expand(cache.batch, -1, -1)
         fed = (tokens_BT, cache.positions_BT, cache.previous_B1, index, closed_BTS)
         if self.compiled:
-            _vary(fed)
-        logits_BTV: Tensor = self._step(*fed, cache.pairs_L, cache.seen if index is None else 0)
+            _vary(tokens_BT, cache.positions_BT, cache.previous_B1, closed_BTS)
+        logits_BTV: Tensor = self._step(*fed, cache.pairs_L, cache.seen if closed_BTS is None else 0)
         return logits_BTV
 
     def _forward(
@@ -222,18 +221,17 @@ def _product(x_NI: Tensor, weight: Weight, plus: Tensor | None = None) -> Tensor
 def _stored(store_RKSE: Tensor, new_NKE: Tensor, B: int, fed: _Fed) -> Tensor:
     """Write the new tokens' keys or values; all that the rows hold, (B, K, S, E), a view."""
     E = new_NKE.shape[-1]
-    if fed.index is None:
+    if fed.closed_BTS is None:
         store_BKSE = store_RKSE[:B, :, : fed.seen]
         store_BKSE[:, :, -1] = new_NKE
         return store_BKSE
-    assert fed.closed_BTS is not None
-    if torch.compiler.is_compiling():  # by row, head and position: through a flat view the compiler copies the store
+    if fed.index is None:  # by row, head and position: through a flat view the compiler copies the store
         K, new_BTKE = store_RKSE.shape[1], new_NKE.reshape(B, -1, *new_NKE.shape[1:])
         row_B11 = torch.arange(B, device=new_NKE.device)[:, None, None]
         head_K = torch.arange(K, device=new_NKE.device)[None, None]
         store_RKSE.index_put_((row_B11, head_K, fed.positions_BT.unsqueeze(-1)), new_BTKE)
-        return store_RKSE[:B, :, : fed.closed_BTS.shape[-1]]
-    store_RKSE.view(-1, E).index_copy_(0, fed.index, new_NKE.reshape(-1, E))
+    else:
+        store_RKSE.view(-1, E).index_copy_(0, fed.index, new_NKE.reshape(-1, E))
     return store_RKSE[:B, :, : fed.closed_BTS.shape[-1]]
 
 
@@ -262,13 +260,12 @@ def _by_query(closed_BTS: Tensor, G: int) -> Tensor:
     return closed_BTS.unsqueeze(1) if T == 1 else closed_BTS[:, None].expand(B, G, T, S).reshape(B, 1, G * T, S)
 
 
-def _vary(fed: tuple[Tensor | None, ...]) -> None:
+def _vary(tokens_BT: Tensor, positions_BT: Tensor, previous_B1: Tensor, closed_BTS: Tensor | None) -> None:
     """Tell the compiler which sizes change from step to step: rows (one row is a case of its own) and slots."""
-    tokens_BT, positions_BT, previous_B1, index, closed_BTS = fed
-    assert tokens_BT is not None and index is not None and closed_BTS is not None
+    assert closed_BTS is not None
     torch._dynamo.mark_dynamic(closed_BTS, 2)
     if tokens_BT.shape[0] > 1:
-        for tensor in (tokens_BT, positions_BT, previous_B1, index, closed_BTS):
+        for tensor in (tokens_BT, positions_BT, previous_B1, closed_BTS):
             torch._dynamo.mark_dynamic(tensor, 0)
 
 

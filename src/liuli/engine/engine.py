@@ -116,14 +116,8 @@ class Engine:
         self.stops = frozenset(tokenizer.stops)
         self.bytes_of = [tokenizer.bytes_of(id) for id in range(tokenizer.vocab_size)]
         self.names = [tokenizer.decode([id]) for id in range(tokenizer.vocab_size)]  # as alternatives are shown
-        allowed = {tokenizer.call, tokenizer.think, tokenizer.end_think} | self.stops
-        banned = [id for id in range(config.vocab_size) if id not in allowed and not self.may_show(id)]
         self.ban_V = torch.zeros(config.vocab_size, device=self.device)
-        self.ban_V[banned] = -math.inf
-
-    def may_show(self, id: int) -> bool:
-        """Whether an id stands for bytes of text, not for a control token or nothing at all."""
-        return id < len(self.bytes_of) and self.tokenizer.bytes_per_id[id] > 0
+        self.ban_V[barred(tokenizer, config.vocab_size)] = -math.inf
 
     def decoder(self) -> Callable[[Tensor, KeyValueCache], Tensor]:
         """What computes the next tokens: prepared weights, made anew when the model has learned, or the model."""
@@ -274,6 +268,14 @@ class Engine:
         request.tokens.append(token)
         request.ids.append(id)
         return token
+
+
+def barred(tokenizer: Tokenizer, vocab_size: int) -> list[int]:
+    """The ids that no answer holds: they stand for no text, and neither end an answer nor open a call or thought."""
+    allowed = {tokenizer.call, tokenizer.think, tokenizer.end_think, *tokenizer.stops}
+    shown = {id for id in range(tokenizer.vocab_size) if tokenizer.bytes_per_id[id] > 0}
+    kept = allowed | shown
+    return [id for id in range(vocab_size) if id not in kept]
 
 
 def hides(id: int, hidden: bool, tokenizer: Tokenizer) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from liuli.engine.answer import Alternative
+from liuli.engine.answer import Alternative, likeliest
 from liuli.engine.cache import KeyValueCache, PrefixCache
 from liuli.engine.decode import weight_versions
 from liuli.engine.sampling import Sampler
@@ -243,25 +243,12 @@ class Scheduler:
         logprobs_B = logprobs_BV.gather(1, chosen_B1)[:, 0]
         others: list[tuple[Alternative, ...]] = [()] * len(requests)
         if self.sampler.alternatives:
-            others = self._alternatives(requests, logprobs_BV)
+            others = likeliest(logprobs_BV, self.engine.names, [r.sampling.alternatives for r in requests])
         for row, request, id, logprob, other in zip(
             rows, requests, chosen_B1[:, 0].tolist(), logprobs_B.tolist(), others, strict=True
         ):
             self.engine.token(request, id, logprob, other, broken=self.sampler.broken(row))
         self.stats.written += len(requests)
-
-    def _alternatives(self, requests: Sequence[Request], logprobs_BV: Tensor) -> list[tuple[Alternative, ...]]:
-        """The likeliest tokens of every row, as many as its request asks for."""
-        names = self.engine.names
-        most = min(self.sampler.alternatives, len(names))
-        values_BN, ids_BN = logprobs_BV[:, : len(names)].topk(most)
-        rows = zip(requests, ids_BN.tolist(), values_BN.tolist(), strict=True)
-        return [
-            tuple(Alternative(id, names[id], value) for id, value in zip(ids, values, strict=True))[
-                : request.sampling.alternatives
-            ]
-            for request, ids, values in rows
-        ]
 
     # --- reading
 

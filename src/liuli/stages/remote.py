@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from liuli.engine import Request, Sampling, StoppedBy, Token
+from liuli.engine.engine import barred
 from liuli.engine.http import ask
 from liuli.errors import LiuliError, UsageError
 from liuli.files import remove
@@ -61,15 +62,13 @@ class RemoteEngine:
         if self.call("/tokenize", probe).get("tokens") != tokenizer.encode(PROBE):
             raise LiuliError("the server has another tokenizer", self.url, "serve the model folder that is trained")
         self.names = [tokenizer.decode([id]) for id in range(tokenizer.vocab_size)]
-        allowed = {tokenizer.call, tokenizer.think, tokenizer.end_think, *tokenizer.stops}
-        shown = {id for id in range(tokenizer.vocab_size) if tokenizer.bytes_per_id[id] > 0}
-        barred = [id for id in range(config.vocab_size) if id not in allowed | shown]
+        never = barred(tokenizer, config.vocab_size)
         self.ban_V = torch.zeros(config.vocab_size)
-        self.ban_V[barred] = -math.inf
+        self.ban_V[never] = -math.inf
         self.always: dict[str, Any] = {
             "model": self.name,
             "stop_token_ids": sorted(tokenizer.stops),
-            "logit_bias": {str(id): BAR for id in barred},
+            "logit_bias": {str(id): BAR for id in never},
             "logprobs": 0,  # of the drawn token alone
             "return_token_ids": True,
         }
