@@ -81,11 +81,15 @@ def test_a_conversation_too_long_for_the_model_is_refused(real_client: openai.Op
     assert error.value.code == "context_length_exceeded"
 
 
-def test_what_was_read_is_shared_under_one_salt_only(real: LiveServer, real_client: openai.OpenAI) -> None:
+@pytest.mark.parametrize("path", ["v1/completions", "v1/chat/completions", "api/chat"])
+def test_what_was_read_is_shared_under_one_salt_only(real: LiveServer, path: str) -> None:
+    text = f"{path} " * 12
+    asked = {"prompt": text} if path == "v1/completions" else {"messages": [{"role": "user", "content": text}]}
+
     def reused(salt: str) -> int:
         _, voice = real.desk.keeper.voice()
         before = voice.engine.streams.stats.reused
-        real_client.completions.create(model="model", prompt="7 " * 40, max_tokens=1, extra_body={"cache_salt": salt})
+        httpx.post(f"{real.url}/{path}", json={"max_tokens": 1, "cache_salt": salt, **asked}).raise_for_status()
         return voice.engine.streams.stats.reused - before
 
     assert [reused("mine") > 0, reused("mine") > 0, reused("yours") > 0, reused("yours") > 0] == [False, True] * 2

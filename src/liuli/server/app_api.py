@@ -26,7 +26,7 @@ from liuli.server.desk import Desk, Started
 from liuli.server.errors import ApiError
 from liuli.server.runs import RunReader
 from liuli.server.streaming import AnswerStream
-from liuli.server.wire import Knobs, MessageIn, Strict, read_body
+from liuli.server.wire import Knobs, MessageIn, Strict, read_body, salt_of
 from liuli.text import Message
 
 LOG = logging.getLogger("liuli.server")
@@ -103,7 +103,8 @@ def app_routes(desk: Desk, store: Store | None = None) -> APIRouter:
     async def chat(request: Request) -> Response:
         asked = await read_body(request, AppChat)
         sampling = asked.sampling(asked.alternatives)
-        answer = desk.answer(asked.conversation(), sampling, list(TOOLS), stage=asked.model, trim=True)
+        salt = salt_of(request, asked)
+        answer = desk.answer(asked.conversation(), sampling, list(TOOLS), stage=asked.model, trim=True, salt=salt)
         first = await anext(answer)  # errors up to here still have an HTTP status of their own
         return AnswerStream(lines(first, answer), [answer], "application/x-ndjson")
 
