@@ -1,10 +1,12 @@
-"""Real Chromium for every test that looks at a page."""
+"""Real Chromium for every test that looks at a page; sockets for every test that stands in for a server."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,26 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     for context in contexts:
         context.close()
     assert not [problem for problem in problems if "503" not in problem]
+
+
+class Listening(ThreadingHTTPServer):
+    """Takes as many connections at once as a test may open."""
+
+    daemon_threads, request_queue_size = True, 256
+
+
+@pytest.fixture
+def listen() -> Iterator[Callable[[type[BaseHTTPRequestHandler]], str]]:
+    """Starts servers that answer by a handler; gives their addresses."""
+    started: list[Listening] = []
+
+    def start(handler: type[BaseHTTPRequestHandler]) -> str:
+        server = Listening(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        started.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in started:
+        server.shutdown()
+        server.server_close()

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,8 @@ class StandIn:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[StandIn], str]]:
+def serve(listen: Callable[[type[BaseHTTPRequestHandler]], str]) -> Callable[[StandIn], str]:
     """Starts stand-ins; gives their addresses."""
-    started: list[ThreadingHTTPServer] = []
 
     def start(stand_in: StandIn) -> str:
         class Handler(BaseHTTPRequestHandler):
@@ -84,15 +83,9 @@ def serve() -> Iterator[Callable[[StandIn], str]]:
             def log_message(self, *args: Any) -> None:
                 pass
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        started.append(server)
-        return f"http://127.0.0.1:{server.server_port}"
+        return listen(Handler)
 
-    yield start
-    for server in started:
-        server.shutdown()
-        server.server_close()
+    return start
 
 
 MODELS = b'{"data": [{"id": "first", "max_model_len": 99}, {"id": "second"}]}'

@@ -1,4 +1,5 @@
-"""A tiny model with random weights behind a real socket: it cannot speak, but what it says must hold together."""
+"""Servers behind real sockets: a scripted model, and a tiny random one, which cannot speak, but what it says must hold
+together."""
 
 from __future__ import annotations
 
@@ -11,9 +12,22 @@ import torch
 from liuli.model import Transformer, qwen3, save
 from liuli.server.app import create_app
 from liuli.text import Tokenizer
-from tests.server.scripted import LiveServer
+from tests.server.scripted import LiveServer, make_model
 
 TEXT = 'hello world, how are you? 你好，世界！ {"city": "Paris", "days": 3, "expression": "12*7"}\n'
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server whose model is scripted."""
+    with LiveServer(make_model(tmp_path_factory.mktemp("models") / "tiny")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(live: LiveServer) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

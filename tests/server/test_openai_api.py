@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -29,18 +28,6 @@ WEATHER = {
     },
 }
 CALL = [{"role": "user", "content": 'call weather {"city": "巴黎"}'}]
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    with LiveServer(make_model(tmp_path_factory.mktemp("models") / "tiny")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(live: LiveServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 def post(live: LiveServer, **body: object) -> httpx.Response:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import httpx
 import openai
@@ -12,7 +11,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from liuli.server.responses import Shelf, Stored
-from tests.server.scripted import LiveServer, make_model
+from tests.server.scripted import LiveServer
 
 EVENT: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
 WEATHER = {"type": "function", "name": "weather", "parameters": {"type": "object", "properties": {}}, "strict": True}
@@ -25,18 +24,6 @@ CALL = [
     "response.output_item.added", "response.function_call_arguments.delta", "response.function_call_arguments.done",
     "response.output_item.done", "response.completed",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    with LiveServer(make_model(tmp_path_factory.mktemp("models") / "tiny")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(live: LiveServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 def streamed(live: LiveServer, **body: object) -> list[dict[str, object]]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +90,8 @@ class StandIn:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[StandIn], str]]:
+def serve(listen: Callable[[type[BaseHTTPRequestHandler]], str]) -> Callable[[StandIn], str]:
     """Starts stand-ins; gives their addresses."""
-    started: list[ThreadingHTTPServer] = []
 
     def start(stand_in: StandIn) -> str:
         class Handler(BaseHTTPRequestHandler):
@@ -113,18 +112,9 @@ def serve() -> Iterator[Callable[[StandIn], str]]:
             def log_message(self, *args: Any) -> None:
                 pass
 
-        class Server(ThreadingHTTPServer):
-            daemon_threads, request_queue_size = True, 256
+        return listen(Handler)
 
-        server = Server(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        started.append(server)
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield start
-    for server in started:
-        server.shutdown()
-        server.server_close()
+    return start
 
 
 def tiny(seed: int = 0) -> Transformer:

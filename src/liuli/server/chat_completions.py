@@ -35,7 +35,7 @@ from liuli.server.replies import (
     TokenLogprob,
     Usage,
 )
-from liuli.server.streaming import DONE, AnswerStream, batches, begun, guarded, sse, unless_disconnected
+from liuli.server.streaming import DONE, batches, respond, sse
 from liuli.server.wire import (
     IGNORED,
     MOST_CHOICES,
@@ -135,11 +135,7 @@ def chat_routes(desk: Desk) -> APIRouter:
             for index in range(asked.n or 1)
         ]
         reply = Reply(asked, asked.model or desk.keeper.name, tools.names)
-        if not asked.stream:
-            return await unless_disconnected(request, reply.whole(answers))
-        firsts = await begun(answers)  # errors up to here still have an HTTP status of their own
-        chunks = guarded(reply.chunks(firsts, answers), lambda error: sse(error.body()))
-        return AnswerStream(chunks, answers, "text/event-stream")
+        return await respond(request, reply, answers, bool(asked.stream))
 
     return routes
 

@@ -25,7 +25,7 @@ from liuli.server.errors import ApiError
 from liuli.server.names import stage_of
 from liuli.server.openapi import describes
 from liuli.server.replies import TextChoice, TextCompletion, TextLogprobs, Usage
-from liuli.server.streaming import DONE, AnswerStream, batches, begun, guarded, sse, unless_disconnected
+from liuli.server.streaming import DONE, batches, respond, sse
 from liuli.server.wire import IGNORED, MOST_CHOICES, Drawn, StreamOptions, TokenId, read_body, salt_of
 
 MOST_PROMPTS = 256
@@ -125,11 +125,7 @@ def completion_routes(desk: Desk) -> APIRouter:
         asked.check()
         reply = Reply(asked, asked.model or desk.keeper.name)
         answers = begin(desk, asked, salt_of(request, asked))
-        if not asked.stream:
-            return await unless_disconnected(request, reply.whole(answers))
-        firsts = await begun(answers)  # errors up to here still have an HTTP status of their own
-        chunks = guarded(reply.chunks(firsts, answers), lambda error: sse(error.body()))
-        return AnswerStream(chunks, answers, "text/event-stream")
+        return await respond(request, reply, answers, bool(asked.stream))
 
     return routes
 

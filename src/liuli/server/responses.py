@@ -23,7 +23,7 @@ from liuli.server.errors import ApiError
 from liuli.server.names import stage_of
 from liuli.server.openapi import describes
 from liuli.server.replies import CallOut, Deleted, InputTokens, ResponseOut
-from liuli.server.streaming import AnswerStream, batches, begun, guarded, sse, unless_disconnected
+from liuli.server.streaming import batches, respond, sse
 from liuli.server.wire import (
     IGNORED,
     Choice,
@@ -248,14 +248,12 @@ def response_routes(desk: Desk) -> APIRouter:
             )
             history = messages[1:] if asked.instructions else messages
             reply = Reply(asked, asked.model or desk.keeper.name, tools.names, user, history, shelf)
-            if not asked.stream:
-                return await unless_disconnected(request, reply.whole(answer))
-            firsts = await begun([answer])  # errors up to here still have an HTTP status of their own
+            return await respond(
+                request, reply, [answer], bool(asked.stream), lambda error: told([reply.failed(error)])
+            )
         except ApiError as error:
             error.param = {"response_format": "text.format", "messages": "input"}.get(error.param or "", error.param)
             raise
-        chunks = guarded(reply.chunks(firsts[0], answer), lambda error: told([reply.failed(error)]))
-        return AnswerStream(chunks, [answer], "text/event-stream")
 
     @routes.post("/input_tokens", **describes(InputRequest, InputTokens))
     async def input_tokens(request: Request) -> InputTokens:
@@ -333,19 +331,21 @@ class Reply:
             "usage": None,
         }
 
-    async def whole(self, answer: AsyncIterator[Started | Event]) -> dict[str, Any]:
+    async def whole(self, answers: Sequence[AsyncIterator[Started | Event]]) -> dict[str, Any]:
         """The response of a request that does not stream."""
-        async for batch in batches([answer]):
+        async for batch in batches(answers):
             self.take(batch)
             self.news()
         self.end()
         return self.response
 
-    async def chunks(self, first: Started | Event, answer: AsyncIterator[Started | Event]) -> AsyncIterator[bytes]:
+    async def chunks(
+        self, firsts: Sequence[Started | Event], answers: Sequence[AsyncIterator[Started | Event]]
+    ) -> AsyncIterator[bytes]:
         """Server-sent events, those of one moment together."""
-        self.take([(0, first)])
+        self.take(list(enumerate(firsts)))
         yield told([self.event(kind, response=dict(self.response)) for kind in ("created", "in_progress")])
-        async for batch in batches([answer]):
+        async for batch in batches(answers):
             self.take(batch)
             if events := self.news():
                 yield told(events)

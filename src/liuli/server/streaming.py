@@ -10,8 +10,8 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -134,6 +134,28 @@ async def unless_disconnected(request: Request, work: Any) -> Response:
     finally:
         task.cancel()
         watch.cancel()
+
+
+class Reply(Protocol):
+    """One request's answers in the shape of an API: the whole of it, or the chunks of a stream."""
+
+    def whole(self, answers: Sequence[AsyncIterator[Any]]) -> Coroutine[Any, Any, Any]: ...
+
+    def chunks(self, firsts: Sequence[Any], answers: Sequence[AsyncIterator[Any]]) -> AsyncIterator[bytes]: ...
+
+
+async def respond(
+    request: Request,
+    reply: Reply,
+    answers: Sequence[AsyncIterator[Any]],
+    stream: bool,
+    failed: Callable[[ApiError], bytes] = lambda error: sse(error.body()),
+) -> Response:
+    """The reply, whole or as it is written. failed: the last chunk of a stream that breaks."""
+    if not stream:
+        return await unless_disconnected(request, reply.whole(answers))
+    firsts = await begun(answers)  # errors up to here still have an HTTP status of their own
+    return AnswerStream(guarded(reply.chunks(firsts, answers), failed), answers, "text/event-stream")
 
 
 def sse(value: Any, event: str = "") -> bytes:
