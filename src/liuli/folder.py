@@ -22,7 +22,7 @@ from liuli.files import MANIFEST, folder_hash, new_folder, read_json, verify_fol
 if TYPE_CHECKING:
     import torch
 
-MODEL_TYPES = ("qwen3", "liuli_racer")
+MODEL_TYPES = ("qwen3", "llama", "liuli_racer")
 PROVENANCE_KEYS = (
     *("stage", "parent", "parent_hash", "data", "options"),
     *("figures", "versions", "seed", "step", "tokens"),
@@ -236,7 +236,7 @@ def model_card(name: str, config: Mapping[str, Any], provenance: Mapping[str, An
     figures = provenance.get("figures") or {}
     rows = "\n".join(f"| {key} | {value:.4g} |" for key, value in figures.items() if isinstance(value, int | float))
     table = f"| figure · 指标 | value · 数值 |\n|---|---|\n{rows}\n" if rows else ""
-    transformers = config.get("model_type") == "qwen3"
+    transformers = config.get("model_type") != "liuli_racer"
     library = "transformers" if transformers else "liuli"
     code = (
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"

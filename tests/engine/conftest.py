@@ -1,9 +1,10 @@
-"""A tokenizer of bytes alone, and tiny random models of both presets."""
+"""A tokenizer of bytes alone, and tiny random models of every preset."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
 
@@ -26,8 +27,9 @@ def make_model(
 ) -> Transformer:
     """A random model whose every weight differs from its start value, so that no part is silently zero."""
     torch.manual_seed(seed)
-    make = {"qwen3": qwen3, "racer": racer}[preset]
-    model = Transformer(make(vocab_size, 32, 3, context=context, head_size=8, heads=4, kv_heads=kv_heads))
+    sizes = {"context": context, "head_size": 8, "heads": 4, "kv_heads": kv_heads}
+    config = (racer if preset == "racer" else qwen3)(vocab_size, 32, 3, **sizes)
+    model = Transformer(replace(config, preset=preset))
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight) * 0.2)

@@ -181,7 +181,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused() -> None:
         Engine(make_model("qwen3", vocab_size=200), byte_tokenizer())
 
 
-@pytest.mark.parametrize("preset", ["qwen3", "racer"])
+@pytest.mark.parametrize("preset", ["qwen3", "llama", "racer"])
 @pytest.mark.parametrize(("kv_heads", "compute"), [(4, None), (1, None), (2, torch.bfloat16)])
 def test_decoding_step_computes_what_the_model_computes(
     preset: str, kv_heads: int, compute: torch.dtype | None

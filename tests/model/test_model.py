@@ -1,5 +1,7 @@
 """The model against independent judges: transformers, autograd of the plain form, a FLOP counter."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,7 @@ from liuli.train.loss import TensorBatch, next_token
 SMALL = [
     qwen3(97, 64, 2, context=32),
     qwen3(97, 64, 3, context=32, heads=4, kv_heads=2, head_size=16, tied=True),
+    replace(qwen3(97, 64, 2, context=32, heads=4, kv_heads=1, head_size=16), preset="llama", norm_eps=1e-5),
     racer(97, 64, 3, context=32),
     racer(700, 64, 2, context=32),
 ]
@@ -133,7 +136,7 @@ def test_attention_equals_torch_scaled_dot_product():
 
 
 def test_compiled_form_equals_eager_form(monkeypatch):
-    config = SMALL[2]
+    config = SMALL[3]
     model, tokens = build(config), torch.randint(0, 97, (2, 32))
     batch = TensorBatch(tokens, tokens.roll(-1, 1), torch.ones(2, 32))
     eager = next_token(model, batch)
@@ -141,9 +144,9 @@ def test_compiled_form_equals_eager_form(monkeypatch):
     torch.testing.assert_close(next_token(model, batch), eager, rtol=1e-5, atol=1e-4)
 
 
-def test_qwen3_folder_opens_in_transformers_with_equal_logits_and_equal_greedy_text(tmp_path):
+def test_qwen3_and_llama_folders_open_in_transformers_with_equal_logits_and_equal_greedy_text(tmp_path):
     transformers = pytest.importorskip("transformers")
-    for number, config in enumerate(SMALL[:2]):
+    for number, config in enumerate(SMALL[:3]):
         model = build(config)
         path = tmp_path / str(number)
         save(model, path, tokenizer_folder=None, provenance={"stage": "test"})
@@ -160,13 +163,14 @@ def test_qwen3_folder_opens_in_transformers_with_equal_logits_and_equal_greedy_t
         assert torch.equal(wanted, got)
 
 
-def test_qwen3_folder_written_by_transformers_opens_here(tmp_path):
+@pytest.mark.parametrize("kind", ["Qwen3", "Llama"])
+def test_folder_written_by_transformers_opens_here(kind, tmp_path):
     transformers = pytest.importorskip("transformers")
-    config = transformers.Qwen3Config(
+    config = getattr(transformers, f"{kind}Config")(
         vocab_size=120, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
         intermediate_size=80, max_position_embeddings=64, tie_word_embeddings=False,
     )  # fmt: skip
-    theirs = transformers.Qwen3ForCausalLM(config).eval()
+    theirs = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
     theirs.save_pretrained(tmp_path)
     ours, tokens = load(tmp_path), torch.randint(0, 120, (2, 40))
     with torch.no_grad():

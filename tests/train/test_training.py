@@ -22,6 +22,7 @@ from liuli.train import (
     TensorBatch,
     fit,
     load_checkpoint,
+    next_target,
     next_token,
     save_checkpoint,
     schedule,
@@ -88,6 +89,21 @@ def test_a_batch_cut_in_micro_batches_has_the_gradient_of_the_whole():
     wrong = torch.cat([weight.grad.flatten() for weight in model.parameters()])
     right = torch.cat([grad.flatten() for grad in whole])
     assert (wrong - right).norm() / right.norm() > 0.05
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.4, 1.0])
+def test_a_head_on_the_targets_alone_gives_the_same_loss_and_gradient(kept):
+    model, dealt = Transformer(CONFIG), next(Deal())
+    tokens, targets = torch.from_numpy(dealt.tokens_BT), torch.from_numpy(dealt.targets_BT)
+    batch = TensorBatch(tokens, targets, (torch.rand(tokens.shape) < kept).float())
+    made = []
+    for objective in (next_token, next_target):
+        model.zero_grad()
+        loss = objective(model, batch)
+        loss.backward()
+        made.append([loss.detach(), *(weight.grad.clone() for weight in model.parameters())])
+    for a, b in zip(*made, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
 def test_micro_batches_train_to_the_same_weights():

@@ -3,7 +3,7 @@
 With a token a row there is little to compute and much to start: small operations and weights read from memory cost
 more than the products. So weights that meet the same input are laid side by side once, as floats or packed into bytes
 (quantise.py), residuals are added inside the products, and torch.compile fuses the rest where it is asked to. Prompts
-are read by the Transformer itself; a test holds the two equal for both presets.
+are read by the Transformer itself; a test holds the two equal for every preset.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class Decoder:
                     x_ND = x_ND.addcmul_(pairs_ND, share)
             x_ND = self._attend(layer, x_ND, fed, turn, closed, pair)
             h_NF = _product(_norm(x_ND, layer.feed_forward_gain, c.norm_eps), layer.up_DF)
-            if c.preset == "qwen3":
+            if c.preset != "racer":
                 gate_NF, up_NF = torch.split(h_NF, c.ff_width, dim=1)
                 h_NF = torch.nn.functional.silu(gate_NF).mul_(up_NF)
             else:
@@ -182,7 +182,10 @@ class Decoder:
             gate_NK = torch.mm(normed_ND[:, : layer.value_gate_GK.shape[0]], layer.value_gate_GK).sigmoid_().mul_(3)
             own_NKE = torch.nn.functional.embedding(fed.tokens_BT.reshape(-1), layer.value_table).view(-1, K, E)
             v_NKE = torch.addcmul(v_NKE, gate_NK.unsqueeze(-1), own_NKE)
-        qk_NHE = _norm(qk_NHE, layer.qk_gain_HE, c.norm_eps)
+        if c.preset == "llama":
+            qk_NHE = qk_NHE * layer.qk_gain_HE
+        else:
+            qk_NHE = _norm(qk_NHE, layer.qk_gain_HE, c.norm_eps)
         cos_N1E, sin_N1E = turn
         qk_NHE = (qk_NHE * cos_N1E).addcmul_(qk_NHE.roll(E // 2, -1), sin_N1E)
         q_NHE, k_NKE = torch.split(qk_NHE, [c.heads, K], dim=1)

@@ -10,7 +10,7 @@ from typing import Any
 
 from liuli.errors import LiuliError
 
-PRESETS = ("qwen3", "racer")
+PRESETS = ("qwen3", "llama", "racer")  # llama: qwen3 without the norm over queries and keys (arXiv 2302.13971)
 
 
 @dataclass(frozen=True)
@@ -101,17 +101,18 @@ def parameter_count(config: ModelConfig) -> dict[str, int]:
     """Exact number of weights by part: `embedding`, `blocks`, `head`, `lookup` (racer's tables), `other`, `total`."""
     c = config
     attention = c.width * c.head_size * (2 * c.heads + 2 * c.kv_heads)
-    mlp = (3 if c.preset == "qwen3" else 2) * c.width * c.ff_width
+    mlp = (2 if c.preset == "racer" else 3) * c.width * c.ff_width
     parts = {
         "embedding": c.vocab_size * c.width,
         "blocks": c.layers * (attention + mlp),
         "head": 0 if c.tied else c.vocab_size * c.width,
         "lookup": c.bigram_rows * c.width + len(c.value_layers) * c.vocab_size * c.kv_heads * c.head_size,
     }
-    if c.preset == "qwen3":
-        parts["other"] = c.layers * (2 * c.width + 2 * c.head_size) + c.width
-    else:
+    if c.preset == "racer":
         parts["other"] = 3 * c.layers + len(c.value_layers) * c.kv_heads * GATE_CHANNELS
+    else:
+        head_gains = 2 * c.head_size if c.preset == "qwen3" else 0
+        parts["other"] = c.layers * (2 * c.width + head_gains) + c.width
     return parts | {"total": sum(parts.values())}
 
 

@@ -1,4 +1,4 @@
-"""Between our Transformer and a model folder. A qwen3 model becomes a Hugging Face Qwen3 folder by renaming alone."""
+"""Between our Transformer and a model folder. Renaming alone makes qwen3 and llama folders Hugging Face's."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ NAMES = {
     "blocks.{}.feed_forward.up.weight": "model.layers.{}.mlp.up_proj.weight",
     "blocks.{}.feed_forward.down.weight": "model.layers.{}.mlp.down_proj.weight",
 }
+CLASSES = {"qwen3": "Qwen3", "llama": "Llama"}  # of transformers, by preset and model_type
 LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -55,23 +56,25 @@ def rename(name: str, table: Mapping[str, str]) -> str:
 def export_tensors(model: Transformer) -> dict[str, Tensor]:
     """The weights under the names that the folder uses (float32, contiguous, on the CPU)."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_parameters()}
-    return {rename(name, NAMES): tensor for name, tensor in tensors.items()} if is_qwen3(model.config) else tensors
+    names = NAMES if is_known_elsewhere(model.config) else {}
+    return {rename(name, names): tensor for name, tensor in tensors.items()}
 
 
-def is_qwen3(config: ModelConfig) -> bool:
-    return config.preset == "qwen3"
+def is_known_elsewhere(config: ModelConfig) -> bool:
+    """Whether transformers and vLLM have code for such a model."""
+    return config.preset in CLASSES
 
 
 def export_config(config: ModelConfig, special: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """config.json. special: bos_token_id, eos_token_id and the like, taken over as they are."""
     c = config
-    if not is_qwen3(c):
+    if not is_known_elsewhere(c):
         return {"model_type": "liuli_racer"} | c.to_dict() | dict(special or {})
     if c.softcap or c.bigram_rows or c.value_layers:
-        raise LiuliError("a qwen3 model cannot hold softcap, bigram table or value embeddings", "model config")
+        raise LiuliError(f"a {c.preset} model cannot hold softcap, bigram table or value embeddings", "model config")
     return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
+        "architectures": [f"{CLASSES[c.preset]}ForCausalLM"],
+        "model_type": c.preset,
         "vocab_size": c.vocab_size,
         "hidden_size": c.width,
         "num_hidden_layers": c.layers,
@@ -94,22 +97,24 @@ def export_config(config: ModelConfig, special: Mapping[str, Any] | None = None)
 
 
 def import_config(values: Mapping[str, Any], where: str | Path) -> ModelConfig:
-    """Our config from a config.json of ours or of any Qwen3 model that uses no feature that we lack."""
+    """Our config from a config.json of ours or of any Qwen3 or Llama model that uses no feature that we lack."""
     kind = values.get("model_type")
     if kind == "liuli_racer":
         return ModelConfig.from_dict(dict(values))
-    if kind != "qwen3":
-        raise LiuliError(f"model_type {kind!r} is not one that Liuli reads", where, "use a qwen3 or liuli_racer folder")
+    if kind not in CLASSES:
+        fix = "use a qwen3, llama or liuli_racer folder"
+        raise LiuliError(f"model_type {kind!r} is not one that Liuli reads", where, fix)
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     lacking = {
         "attention_bias": bool(values.get("attention_bias")),
+        "mlp_bias": bool(values.get("mlp_bias")),
         "hidden_act": values.get("hidden_act", "silu") != "silu",
         "rope type": rope.get("rope_type", rope.get("type", "default")) != "default",
         "sliding window": bool(values.get("use_sliding_window")),
     }
     if any(lacking.values()):
         used = ", ".join(name for name, is_used in lacking.items() if is_used)
-        raise LiuliError(f"this Qwen3 model uses what Liuli has no code for: {used}", where)
+        raise LiuliError(f"this {CLASSES[kind]} model uses what Liuli has no code for: {used}", where)
     heads = values["num_attention_heads"]
     return ModelConfig(
         vocab_size=values["vocab_size"],
@@ -120,6 +125,7 @@ def import_config(values: Mapping[str, Any], where: str | Path) -> ModelConfig:
         head_size=values.get("head_dim") or values["hidden_size"] // heads,
         ff_width=values["intermediate_size"],
         context=values.get("max_position_embeddings", 2048),
+        preset=kind,
         rope_base=float(rope.get("rope_theta", values.get("rope_theta", 10_000.0))),
         norm_eps=values.get("rms_norm_eps", 1e-6),
         tied=values.get("tie_word_embeddings", False),
@@ -138,7 +144,7 @@ def load(path: str | Path, device: str | torch.device | None = None, dtype: torc
         model = Transformer(config)
     back = {theirs: ours for ours, theirs in NAMES.items()}
     found = folder.tensors(device="cpu")
-    if is_qwen3(config):
+    if is_known_elsewhere(config):
         found = {rename(name, back): tensor for name, tensor in found.items()}
     if config.tied:
         found.pop("head.weight", None)  # some writers store the tied matrix twice
@@ -180,11 +186,11 @@ DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
 def export_folder(model: str | Path, out: str | Path, kind: str = "f32") -> None:
-    """Write a qwen3 model as a plain Hugging Face folder, without what only Liuli reads. kind: f32, f16 or bf16."""
+    """Write a model as a plain Hugging Face folder, without what only Liuli reads. kind: f32, f16 or bf16."""
     if kind not in DTYPES:
         raise UsageError(f"there is no number type {kind!r} in a folder", "--type", f"use one of {', '.join(DTYPES)}")
     folder = read_model_folder(model)
-    if not is_qwen3(import_config(folder.config, folder.path)):
+    if not is_known_elsewhere(import_config(folder.config, folder.path)):
         raise LiuliError("transformers has no code for this model", folder.path, "train one with preset=qwen3")
     with new_folder(out) as stage:
         number = str(DTYPES[kind]).removeprefix("torch.")

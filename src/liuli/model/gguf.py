@@ -25,7 +25,7 @@ from liuli.errors import LiuliError, UsageError
 from liuli.files import CHUNK, write_file
 from liuli.folder import TOKENIZER, ModelFolder, read_model_folder
 from liuli.model.config import ModelConfig
-from liuli.model.convert import import_config, is_qwen3
+from liuli.model.convert import import_config
 from liuli.text import Tokenizer
 from liuli.text.tokenizer import SPECIALS
 
@@ -66,9 +66,9 @@ def export_gguf(model: str | Path, out: str | Path, kind: str = "q8_0") -> None:
         raise UsageError("This file exists already", out, "choose another name, or remove it")
     folder = read_model_folder(model)
     config = import_config(folder.config, folder.path)
-    if not is_qwen3(config):
+    if config.preset != "qwen3":
         raise LiuliError(
-            f"llama.cpp has no code for a {config.preset} model", folder.path, "train one with preset=qwen3"
+            f"a {config.preset} model cannot be written as GGUF", folder.path, "train one with preset=qwen3"
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".liuli-gguf-", dir=out.parent) as made:

@@ -14,11 +14,18 @@ from torch import Tensor, nn
 
 from liuli.errors import LiuliError
 from liuli.folder import check_shapes, read_model_folder, write_model_folder
-from liuli.model.convert import NAMES, export_config, export_tensors, import_config, is_qwen3, rename
+from liuli.model.convert import (
+    CLASSES,
+    NAMES,
+    export_config,
+    export_tensors,
+    import_config,
+    is_known_elsewhere,
+    rename,
+)
 from liuli.model.transformer import Linear, Transformer
 
 SCORE = "score.weight"
-ARCHITECTURE = "Qwen3ForSequenceClassification"
 CARD = """# A reward model
 
 Made with Liuli: it gives the answer at the end of a conversation a number; each label is the opinion of one member of
@@ -73,9 +80,12 @@ def save_scalar(
     """Write the model folder, whole or not at all."""
     config = export_config(model.body.config, special)
     config |= {"tie_word_embeddings": False, "score_offsets": model.offsets_E.tolist()}
-    if is_qwen3(model.body.config):
+    if is_known_elsewhere(model.body.config):
         labels = {str(number): f"member {number + 1}" for number in range(len(model.offsets_E))}
-        config |= {"architectures": [ARCHITECTURE], "id2label": labels}
+        config |= {
+            "architectures": [f"{CLASSES[model.body.config.preset]}ForSequenceClassification"],
+            "id2label": labels,
+        }
         config |= {"label2id": {name: int(number) for number, name in labels.items()}}
     write_model_folder(
         path,
@@ -97,7 +107,7 @@ def load_scalar(path: str | Path, device: str | torch.device | None = None) -> S
         raise LiuliError("this model writes words, it gives no scores", folder.path, "make one: liuli reward")
     score, config = found.pop(SCORE), import_config(folder.config, folder.path)
     back = {theirs: ours for ours, theirs in NAMES.items()}
-    if is_qwen3(config):
+    if is_known_elsewhere(config):
         found = {rename(name, back): tensor for name, tensor in found.items()}
     model = ScalarModel(Transformer(config), len(score))
     expected = {name: tuple(tensor.shape) for name, tensor in model.body.named_parameters()}

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liuli.model.config import GATE_CHANNELS, ModelConfig
-from liuli.model.ops import attention, cap, causal_mask, norm_and_rotate, rms_norm, rotary_table
+from liuli.model.ops import attention, cap, causal_mask, norm_and_rotate, rms_norm, rotary_table, rotate
 
 Trace = Callable[[str, Tensor], None]
 
@@ -46,7 +46,7 @@ class Linear(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped key/value heads, RoPE and normalised queries and keys."""
+    """Causal self-attention with grouped key/value heads, RoPE and (but in Llama) normalised queries and keys."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -83,8 +83,10 @@ class Attention(nn.Module):
             gate_BTK = 3 * torch.sigmoid(F.linear(x_BTD[..., :GATE_CHANNELS], self.value_gate.to(x_BTD.dtype)))
             own_BTKE = self.value_embedding(tokens_BT).to(x_BTD.dtype).view(B, T, c.kv_heads, c.head_size)
             v_BTKE = v_BTKE + gate_BTK.unsqueeze(-1) * own_BTKE
-        # RMSNorm over each head keeps the scores in bounds (arXiv 2302.05442); Qwen3 with gains, racer without
-        qk_BTHE = norm_and_rotate(qk_BTHE, self.gains(), *rotary, c.norm_eps)
+        if c.preset == "llama":
+            qk_BTHE = rotate(qk_BTHE, *rotary)
+        else:  # RMSNorm over each head keeps the scores in bounds (arXiv 2302.05442); Qwen3 with gains, racer without
+            qk_BTHE = norm_and_rotate(qk_BTHE, self.gains(), *rotary, c.norm_eps)
         q_BTHE, k_BTKE = torch.split(qk_BTHE, [c.heads, c.kv_heads], dim=2)
         if cache is not None:
             k_BTKE, v_BTKE = cache.extend(self.layer, k_BTKE, v_BTKE)
@@ -114,11 +116,11 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (arXiv 2002.05202, eq. 6) for qwen3, squared ReLU (arXiv 2109.08668) for racer."""
+    """SwiGLU (arXiv 2002.05202, eq. 6), or squared ReLU (arXiv 2109.08668) for racer."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gated = config.preset == "qwen3"
+        self.gated = config.preset != "racer"
         if self.gated:
             self.gate = Linear(config.width, config.ff_width)
         self.up = Linear(config.width, config.ff_width)
@@ -139,7 +141,7 @@ class Block(nn.Module):
         self.config, self.layer = config, layer
         self.attention = Attention(config, layer)
         self.feed_forward = FeedForward(config)
-        gain = config.preset == "qwen3"
+        gain = config.preset != "racer"
         self.attention_gain = nn.Parameter(torch.ones(config.width)) if gain else None
         self.feed_forward_gain = nn.Parameter(torch.ones(config.width)) if gain else None
 
@@ -164,7 +166,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A decoder-only language model; `config.preset` chooses between Qwen3's parts and the racer's."""
+    """A decoder-only language model; `config.preset` chooses between Qwen3's parts, Llama's and the racer's."""
 
     cos_TE: Tensor
     sin_TE: Tensor
@@ -175,7 +177,7 @@ class Transformer(nn.Module):
         self.compute_dtype: torch.dtype | None = None  # None: the weights' own
         self.embedding = nn.Embedding(c.vocab_size, c.width)
         self.blocks = nn.ModuleList(Block(c, layer) for layer in range(c.layers))
-        self.final_gain = nn.Parameter(torch.ones(c.width)) if c.preset == "qwen3" else None
+        self.final_gain = nn.Parameter(torch.ones(c.width)) if c.preset != "racer" else None
         self.head = None if c.tied else Linear(c.width, c.vocab_size)
         if c.preset == "racer":
             # x = keep * x + again * x0 + pair * bigram before each block
@@ -276,14 +278,14 @@ class Transformer(nn.Module):
 
 @torch.no_grad()
 def initialise(model: Transformer) -> None:
-    """Start weights: N(0, 0.02) with residual projections scaled down for qwen3 (GPT-2's scheme); uniform inputs, zero
-    residual projections, a near-zero head and zero tables for racer, so that each block starts as the identity."""
+    """Start weights: N(0, 0.02) with residual projections scaled down (GPT-2's scheme); for racer uniform inputs, zero
+    residual projections, a near-zero head and zero tables, so that each block starts as the identity."""
     c = model.config
     for name, weight in model.named_parameters():
         if weight.dim() < 2:
             continue
         into_residual = name.endswith(("attention.output.weight", "down.weight"))
-        if c.preset == "qwen3":
+        if c.preset != "racer":
             nn.init.normal_(weight, std=0.02 / (2 * c.layers) ** 0.5 if into_residual else 0.02)
         elif into_residual or name.startswith("bigram") or "value_gate" in name:
             nn.init.zeros_(weight)

@@ -34,7 +34,7 @@ from liuli.stages.rollout import (
 from liuli.stages.training import write_model
 from liuli.text import Loader, Rows, Tokenizer
 from liuli.text.chat import Messages
-from liuli.train import Optimizer, Pace, RunLog, measure_machine, next_token, one_rate, schedule
+from liuli.train import Optimizer, Pace, RunLog, measure_machine, next_target, one_rate, schedule
 from liuli.train.loop import to_tensors
 from liuli.train.policy import KL, Spread, clipped_loss, explained_variance, kl_terms, token_weights, value_loss
 from liuli.train.steps import run_steps
@@ -307,7 +307,7 @@ class Learner:
         device = str(self.policy.model.embedding.weight.device)
         # documents of a row are kept apart, as in every stage
         part = to_tensors(batch, slice(None), device, self.engine.tokenizer.bos)
-        loss: Tensor = self.ptx * next_token(self.policy.model, part) / float(batch.weights_BT.sum())
+        loss: Tensor = self.ptx * next_target(self.policy.model, part) / float(batch.weights_BT.sum())
         return loss
 
     def state(self) -> dict[str, Any]:

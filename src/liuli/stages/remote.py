@@ -25,6 +25,7 @@ from liuli.engine.http import ask
 from liuli.errors import LiuliError, UsageError
 from liuli.files import remove
 from liuli.model import ModelConfig, Transformer
+from liuli.model.convert import is_known_elsewhere
 from liuli.stages.training import write_model
 from liuli.text import Tokenizer
 
@@ -53,7 +54,7 @@ class RemoteEngine:
     ) -> None:
         self.url, self.tokenizer, self.key = url.rstrip("/"), tokenizer, key
         self.concurrent, self.timeout_s = concurrent, timeout_s
-        if config.preset != "qwen3":
+        if not is_known_elsewhere(config):
             raise UsageError(f"vLLM does not know the preset {config.preset}", self.url, "train one with preset=qwen3")
         served = (self.call("/v1/models").get("data") or [{}])[0]
         self.name = str(served.get("id"))

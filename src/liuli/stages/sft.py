@@ -10,7 +10,7 @@ from liuli.model import Transformer, load
 from liuli.stages.pretrain import check_vocabulary
 from liuli.stages.training import TrainOptions, train_model
 from liuli.text import Rows, Tokenizer
-from liuli.train import FitResult, RunLog, next_token
+from liuli.train import FitResult, RunLog, next_target
 
 
 def sft(
@@ -48,7 +48,7 @@ def sft(
         model,
         rows,
         Path(out),
-        objective=next_token,
+        objective=next_target,
         options=options,
         tokenizer=tokenizer,
         tokenizer_folder=Path(model_folder),

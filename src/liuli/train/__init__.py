@@ -7,7 +7,7 @@ not know what the rows mean or which stage it serves.
 from liuli.train.checkpoint import load_checkpoint, save_checkpoint
 from liuli.train.log import RunLog, StageState
 from liuli.train.loop import FitResult, LoopOptions, fit
-from liuli.train.loss import Objective, TensorBatch, next_token
+from liuli.train.loss import Objective, TensorBatch, next_target, next_token
 from liuli.train.machine import Machine, measure_machine
 from liuli.train.optimizer import Optimizer, OptimizerOptions, one_rate
 from liuli.train.pace import Pace, schedule
@@ -26,6 +26,7 @@ __all__ = [
     "fit",
     "load_checkpoint",
     "measure_machine",
+    "next_target",
     "next_token",
     "one_rate",
     "save_checkpoint",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from liuli.model import Transformer
@@ -37,3 +38,21 @@ def next_token(model: Transformer, batch: TensorBatch) -> Tensor:
         batch.weights_BT.flatten(),
         model.config.softcap,
     )
+
+
+def next_target(model: Transformer, batch: TensorBatch) -> Tensor:
+    """`next_token`, for rows in which many positions have no target: the head computes those that have one alone.
+
+    How many there are differs from batch to batch, so a compiler leaves head and loss as they are.
+    """
+    x_BTD = model.hidden(batch.tokens_BT, documents_BT=batch.documents_BT)
+    loss: Tensor = _loss_of_targets(model, x_BTD, batch)
+    return loss
+
+
+@torch.compiler.disable
+def _loss_of_targets(model: Transformer, x_BTD: Tensor, batch: TensorBatch) -> Tensor:
+    weights_N = batch.weights_BT.flatten()
+    kept = weights_N.nonzero().squeeze(1)
+    x_ND = x_BTD.flatten(0, 1).index_select(0, kept)
+    return cross_entropy(x_ND, model.head_VD, batch.targets_BT.flatten()[kept], weights_N[kept], model.config.softcap)
