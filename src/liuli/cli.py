@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -190,6 +190,18 @@ EngineName = Annotated[
 EngineUrl = Annotated[str | None, typer.Option(help="The server of vllm or openai. Its key: LIULI_ENGINE_KEY.")]
 
 
+Weights = Annotated[str | None, typer.Option(help="int8 or int4: matrices in fewer bits, to write sooner.")]
+Compiled = Annotated[bool, typer.Option("--compiled", help="Compile the step that writes; takes half a minute.")]
+Draft = Annotated[str, typer.Option(help="Foretell tokens: lookup (in the text so far), or a smaller model's folder.")]
+
+
+def sooner(weights: str | None, compiled: bool, draft: str) -> dict[str, Any]:
+    """How our engine writes sooner; says so where that takes a while first."""
+    if compiled:
+        print("Compiling the step that writes: half a minute the first time …", file=sys.stderr, flush=True)
+    return {"weights": weights, "compiled": compiled, "draft": draft}
+
+
 def engine_key() -> str | None:
     """The key for another server; from the environment alone, for everyone can read a command line."""
     return os.environ.get("LIULI_ENGINE_KEY") or None
@@ -206,6 +218,9 @@ def chat(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps. Default: the fastest there is.")] = None,
     engine: EngineName = "liuli",
     engine_url: EngineUrl = None,
+    weights: Weights = None,
+    compiled: Compiled = False,
+    draft: Draft = "",
     as_json: Json = False,
 ) -> None:
     """Talk to a model in the terminal; /help lists what one can do there. --json: one object for each answer.
@@ -217,7 +232,8 @@ def chat(
     from liuli.engine import Sampling
 
     sampling = Sampling(temperature, top_p=top_p, max_tokens=max_tokens, seed=seed, alternatives=5)
-    voice = voice_of(engine, model, engine_url, name=str(model), key=engine_key(), device=device)
+    how = sooner(weights, compiled, draft)
+    voice = voice_of(engine, model, engine_url, name=str(model), key=engine_key(), device=device, **how)
     terminal.chat_here(voice, sampling, system, str(model), as_json)
 
 
@@ -234,6 +250,9 @@ def serve(
     engine: EngineName = "liuli",
     engine_url: EngineUrl = None,
     engine_model: Annotated[str, typer.Option(help="With --engine openai: the model's name. Default: the first.")] = "",
+    weights: Weights = None,
+    compiled: Compiled = False,
+    draft: Draft = "",
 ) -> None:
     """Open models as a web page and as an OpenAI-compatible API. MODEL:NAME is its adapter in MODEL/adapters/NAME.
 
@@ -247,7 +266,8 @@ def serve(
     def load(model: Path) -> Voice:
         from liuli.assistant.elsewhere import voice_of
 
-        return voice_of(engine, model, engine_url, name=engine_model, key=engine_key())
+        how = sooner(weights, compiled, draft)
+        return voice_of(engine, model, engine_url, name=engine_model, key=engine_key(), **how)
 
     elsewhere = (engine_model or engine_url or "") if engine == "openai" else ""
     options = {"store": store, "drain": drain, "load": load, "elsewhere": elsewhere, "loaded": loaded}

@@ -295,6 +295,8 @@ def test_a_server_that_is_not_there_and_an_address_that_is_none() -> None:
         voice_of("vllm", Path("x"))
     with pytest.raises(UsageError, match="no server"):
         voice_of("llamacpp", Path("x"), "http://127.0.0.1:1")
+    with pytest.raises(UsageError, match="in its own way"):
+        voice_of("llamacpp", Path("x"), weights="int8")
 
 
 def test_the_page_talks_to_a_model_elsewhere(serve: Any, tmp_path: Path) -> None:

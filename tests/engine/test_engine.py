@@ -9,6 +9,7 @@ import torch
 
 from liuli.engine import Engine, KeyValueCache, Sampling
 from liuli.engine.decode import Decoder
+from liuli.engine.speculate import lookup
 from liuli.errors import LiuliError
 from liuli.model import Transformer
 from liuli.train import Optimizer, OptimizerOptions
@@ -232,14 +233,20 @@ def test_a_prompt_read_in_chunks_gives_the_same_answer(
 
 @pytest.mark.slow
 def test_a_compiled_step_writes_what_the_plain_one_writes() -> None:
-    """Rows at their own positions, through many lengths: one compilation serves them all."""
+    """Rows at their own positions, through many lengths, with drafts: one compilation serves them all."""
     model, prompts = make_model("qwen3"), [prompt[:5] + [40] * at for at, prompt in enumerate(some_prompts(3, seed=2))]
-    answers = [
-        Engine(model, byte_tokenizer(), compiled=compiled).generate(
-            prompts, Sampling(temperature=0, max_tokens=12, ignore_eos=True)
-        )
-        for compiled in (False, True)
-    ]
-    assert [answer.ids for answer in answers[1]] == [answer.ids for answer in answers[0]]
-    for plain, compiled in zip(*answers, strict=True):
-        assert compiled.logprobs == pytest.approx(plain.logprobs, abs=TOLERANCE)
+    plain, compiled = (
+        Engine(model, byte_tokenizer(), compiled=is_compiled, drafter=lookup if is_compiled else None)
+        for is_compiled in (False, True)
+    )
+    compiled.warm_up()
+    made = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    wanted, found = (
+        engine.generate(prompts, Sampling(temperature=0, max_tokens=24, ignore_eos=True))
+        for engine in (plain, compiled)
+    )
+    assert [answer.ids for answer in found] == [answer.ids for answer in wanted]
+    for one, other in zip(wanted, found, strict=True):
+        assert other.logprobs == pytest.approx(one.logprobs, abs=TOLERANCE)
+    assert compiled.stats.drafted > 0
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == made  # nothing was compiled on the way

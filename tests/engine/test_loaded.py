@@ -12,6 +12,7 @@ import torch
 import liuli
 from liuli.errors import UsageError
 from liuli.model import save
+from liuli.text.tokenizer import Tokenizer
 from tests.engine.conftest import byte_tokenizer, make_model
 
 
@@ -33,6 +34,28 @@ def test_the_lines_of_the_design_page_work(folder: Path) -> None:
     assert len(answer.tokens) == len(answer.logprobs) <= 6
     assert answer.stopped_by in ("end", "length")
     assert model.tokenizer.decode(model.tokenizer.encode("琉璃")) == "琉璃"
+
+
+@pytest.mark.parametrize("how", [{"draft": "lookup"}, {"draft": "folder"}, {"weights": "int8"}, {"weights": "int4"}])
+def test_ways_to_write_sooner_give_an_answer_and_drafts_the_same_one(folder: Path, how: dict[str, str]) -> None:
+    how = {name: str(folder) if value == "folder" else value for name, value in how.items()}
+    hello, greedy = [{"role": "user", "content": "Hi"}], {"temperature": 0, "max_tokens": 20, "ignore_eos": True}
+    model = liuli.load(folder, device="cpu", **how)
+    answer = model.generate(hello, **greedy)
+    assert len(answer.tokens) == 20
+    if "draft" in how:
+        assert answer.ids == liuli.load(folder, device="cpu").generate(hello, **greedy).ids
+
+
+def test_a_draft_of_another_tokenizer_and_unknown_weights_are_refused(folder: Path, tmp_path: Path) -> None:
+    Tokenizer.train(["other words, other tokens"] * 9, 300).save(tmp_path / "tokenizer")
+    other = make_model("qwen3", vocab_size=300)
+    save(other, tmp_path / "other", tokenizer_folder=tmp_path / "tokenizer", provenance={"stage": "sft"})
+    with pytest.raises(UsageError, match="another tokenizer"):
+        liuli.load(folder, device="cpu", draft=str(tmp_path / "other"))
+    with pytest.raises(UsageError, match="int3") as raised:
+        liuli.load(folder, device="cpu", weights="int3")
+    assert "int8 or int4" in str(raised.value.fix)
 
 
 def test_a_wrong_setting_names_the_known_ones(folder: Path) -> None:

@@ -51,10 +51,12 @@ def voice_of(
     name: str = "",
     key: str | None = None,
     device: str | None = None,
+    **how: Any,
 ) -> Voice:
     """The voice of a model folder behind an engine, or with "openai" of a model that lies in no folder here.
 
-    url, key: of the server of "vllm" or "openai". name: what "openai" asks for; "": the first. device: of our engine.
+    url, key: of the server of "vllm" or "openai". name: what "openai" asks for; "": the first. device, how: of our
+    engine, as in Model.
     """
     if engine not in ENGINES:
         raise UsageError(f"there is no engine {engine!r}", "--engine", f"use one of {', '.join(ENGINES)}")
@@ -62,6 +64,8 @@ def voice_of(
         if url:
             raise UsageError(f"the engine {engine} is no server", "--engine-url", "leave it out, or name --engine vllm")
         raise UsageError(f"where is the {engine} server?", "--engine", "--engine-url http://127.0.0.1:8000")
+    if engine != "liuli" and any(how.values()):
+        raise UsageError(f"the engine {engine} writes in its own way", "--weights, --compiled, --draft", "leave it out")
     match engine:
         case "vllm":
             return EngineVoice(VllmEngine(path, str(url), key))
@@ -70,7 +74,7 @@ def voice_of(
         case "llamacpp":
             return EngineVoice(LlamaCppEngine(path))
         case _:
-            return ModelVoice(path, device)
+            return ModelVoice(path, device, **how)
 
 
 def rules(config: ModelConfig, tokenizer: Tokenizer) -> Engine:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -50,10 +50,10 @@ class Voice(Protocol):
 
 
 class ModelVoice:
-    """A model folder behind the engine."""
+    """A model folder behind the engine. how: weights, compiled and draft of Model."""
 
-    def __init__(self, path: Path, device: str | None = None) -> None:
-        model = Model(path, device)
+    def __init__(self, path: Path, device: str | None = None, **how: Any) -> None:
+        model = Model(path, device, **how)
         self.tokenizer, self.engine = model.tokenizer, model.engine
         self.context = model.engine.context
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -68,7 +69,14 @@ class Decoder:
             self.head_DV = self._laid(model.head_VD)
             self.final_gain = _low(model.final_gain, self.dtype)
             self.angles = _signed_angles(model, self.dtype)
-        self._step = torch.compile(self._forward) if compiled else self._forward
+        self._step = self._compiled() if compiled else self._forward
+
+    def _compiled(self) -> Any:
+        """The step compiled, as a copy of its code: torch counts compilations by code, and gives up after eight."""
+        plain = Decoder._forward
+        copy = FunctionType(plain.__code__.replace(), plain.__globals__, plain.__name__, None, plain.__closure__)
+        wrapper = {"cpp_wrapper": True} if self.embedding_VD.device.type == "cpu" else None
+        return torch.compile(copy.__get__(self), options=wrapper)
 
     @staticmethod
     def pays(model: Transformer) -> bool:
@@ -115,7 +123,7 @@ class Decoder:
         if self.compiled or index is not None:
             closed_BTS = torch.zeros(cache.mask_BTS.shape, dtype=self.dtype, device=tokens_BT.device)
             closed_BTS.masked_fill_(~cache.mask_BTS, float("-inf"))
-            closed_BTS = closed_BTS.expand(cache.batch, -1, -1)
+            closed_BTS = closed_BTS.expand(cache.batch, -1, -1).contiguous()  # of one layout: compiled once
         fed = (tokens_BT, cache.positions_BT, cache.previous_B1, index, closed_BTS)
         if self.compiled:
             _vary(tokens_BT, cache.positions_BT, cache.previous_B1, closed_BTS)

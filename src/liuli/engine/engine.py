@@ -23,10 +23,10 @@ from liuli.engine.answer import Alternative, Answer, StoppedBy, Token
 from liuli.engine.cache import KeyValueCache
 from liuli.engine.constraints import check
 from liuli.engine.decode import Decoder
-from liuli.engine.quantise import Kind
+from liuli.engine.quantise import KINDS, Kind
 from liuli.engine.sampling import Sampling, check_ids
 from liuli.engine.scheduler import PREFIX_BYTES, Scheduler, Stats
-from liuli.engine.speculate import Drafter
+from liuli.engine.speculate import MOST, Drafter
 from liuli.engine.stops import TextStream
 from liuli.errors import LiuliError, UsageError
 from liuli.model import Transformer
@@ -103,6 +103,8 @@ class Engine:
                 "engine",
                 "use the tokenizer that the model was trained with",
             )
+        if weights is not None and weights not in KINDS:
+            raise UsageError(f"weights cannot be packed as {weights!r}", "engine", f"use {' or '.join(KINDS)}")
         if weights is not None and model.dtype != torch.bfloat16:
             raise UsageError(
                 f"{weights} weights need a model in bfloat16, this one is in {model.dtype}", "engine", "load it so"
@@ -155,6 +157,16 @@ class Engine:
     def stats(self) -> Stats:
         """What its streams have done so far."""
         return Stats() if self._streams is None else self._streams.stats
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Compile the step now, for one row and for several, rather than while the first question waits."""
+        streams, lengths = self.streams, [7, 7]
+        for B in (1, 2):
+            for T in (1, 1 + MOST) if self.drafter else (1,):
+                places_B1 = torch.full((B, 1), lengths[0], device=self.device)
+                streams.cache.follow(places_B1, places_B1 - 1, lengths[:B], T)
+                streams.decode(torch.zeros((B, T), dtype=torch.int64, device=self.device), streams.cache)
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling]) -> list[Answer]:
         """An answer for each prompt, in order. sampling: one for all, or one each.

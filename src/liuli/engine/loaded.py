@@ -12,7 +12,9 @@ from torch import Tensor
 from liuli.engine.answer import Answer
 from liuli.engine.chat import fit
 from liuli.engine.engine import Engine
+from liuli.engine.quantise import Kind
 from liuli.engine.sampling import Sampling
+from liuli.engine.speculate import Drafter, DraftModel, lookup
 from liuli.errors import UsageError
 from liuli.model import load
 from liuli.model.adapters import base_of, merge
@@ -24,22 +26,40 @@ class Model:
     """What `liuli.load` gives: logits of tokens, answers to messages.
 
     path: a model folder, or an adapter in one. device: default is the GPU where there is one, else the CPU. dtype:
-    default is bfloat16 on a GPU and float32 elsewhere; on a CPU bfloat16 makes a matrix times one vector take twice as
-    long.
+    default is bfloat16 on a GPU and with packed weights, float32 elsewhere; on a CPU bfloat16 makes a matrix times one
+    vector take twice as long. weights, compiled: of the Engine. draft: "lookup", or the folder of a smaller model with
+    the same tokenizer, foretells tokens. Raises LiuliError for a folder that cannot be used so.
     """
 
     def __init__(
-        self, path: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+        self,
+        path: str | Path,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        weights: Kind | None = None,
+        compiled: bool = False,
+        draft: str = "",
     ) -> None:
         self.path = Path(path)
         place = pick_device(device)
-        kind = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
+        kind = dtype or (torch.bfloat16 if place.type == "cuda" or weights else torch.float32)
         base = base_of(self.path)
         self.transformer = load(base, device=place, dtype=kind)
         if base != self.path:
             merge(self.transformer, self.path)
         self.tokenizer = Tokenizer.load(base)
-        self.engine = Engine(self.transformer, self.tokenizer)
+        drafter = self._drafter(draft, place, kind) if draft else None
+        self.engine = Engine(self.transformer, self.tokenizer, weights=weights, compiled=compiled, drafter=drafter)
+        if compiled:
+            self.engine.warm_up()
+
+    def _drafter(self, draft: str, place: torch.device, kind: torch.dtype) -> Drafter:
+        if draft == "lookup":
+            return lookup
+        if Tokenizer.load(draft).backend.get_vocab() != self.tokenizer.backend.get_vocab():
+            raise UsageError("this model has another tokenizer", f"--draft {draft}", "take one of the same run")
+        return DraftModel(load(draft, device=place, dtype=kind))
 
     @torch.inference_mode()
     def logits(self, tokens: Sequence[int]) -> Tensor:

@@ -92,8 +92,6 @@ def rounded(x_BI: Tensor) -> tuple[Tensor, Tensor]:
 
 def pack(weight_OI: Tensor, kind: Kind, *, integer: bool = False) -> Packed:
     """Pack a matrix as "int8" or "int4"; what int4 kernels refuse (see `fits_int4`) becomes int8."""
-    if kind not in KINDS:
-        raise UsageError(f"weights cannot be packed as {kind!r}", "quantise", f"use {' or '.join(KINDS)}")
     packs_int4 = kind == "int4" and fits_int4(weight_OI)
     return pack_int4(weight_OI) if packs_int4 else pack_int8(weight_OI, integer=integer)
 

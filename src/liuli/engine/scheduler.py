@@ -21,6 +21,7 @@ from liuli.engine.answer import Alternative, likeliest
 from liuli.engine.cache import KeyValueCache, PrefixCache
 from liuli.engine.decode import weight_versions
 from liuli.engine.sampling import Sampler
+from liuli.engine.speculate import MOST
 from liuli.errors import LiuliError
 from liuli.model import Transformer
 
@@ -198,6 +199,8 @@ class Scheduler:
         if drafter is None:
             return []
         room = self.slots - max(self.lengths) - 1
+        if self.engine.compiled and room < MOST:  # a compiled step checks always as many
+            return []
         return [
             drafter(request, min(room, request.sampling.max_tokens - len(request.tokens) - 1))
             for request in self.running
@@ -206,7 +209,7 @@ class Scheduler:
     def _verify(self, drafts: list[list[int]]) -> None:
         """Feed the drafts at once, then draw each row's tokens one by one from the model's own distribution, for as
         long as what is drawn is what was drafted: the answer is the same as without drafts."""
-        T, B = 1 + max(map(len, drafts)), len(drafts)
+        T, B = 1 + (MOST if self.engine.compiled else max(map(len, drafts))), len(drafts)
         rows = [[*draft, *([0] * (T - 1 - len(draft)))] for draft in drafts]
         tokens_BT = torch.cat((self.fed_B1, torch.tensor(rows, dtype=torch.int64, device=self.engine.device)), dim=1)
         self.cache.follow(self.positions_B1, self.previous_B1, self.lengths, T)

@@ -51,6 +51,7 @@ class DraftModel:
 
     def __init__(self, model: Transformer, rows: int = 64, most: int = MOST) -> None:
         c, self.model, self.most = model.config, model.eval(), most
+        self.device = model.embedding.weight.device
         self.cache = KeyValueCache(
             layers=c.layers,
             rows=rows,
@@ -58,7 +59,7 @@ class DraftModel:
             kv_heads=c.kv_heads,
             head_size=c.head_size,
             dtype=model.dtype,
-            device=model.embedding.weight.device,
+            device=self.device,
         )
         self.rows: dict[Request, tuple[int, int]] = {}  # the row and how many tokens are in it; the oldest first
 
@@ -72,9 +73,9 @@ class DraftModel:
         drafted: list[int] = []
         text = list(request.ids)
         while len(drafted) < min(self.most, room):
-            before = torch.tensor([[text[done - 1]]]) if done else None
+            before = torch.tensor([[text[done - 1]]], device=self.device) if done else None
             self.cache.begin(row, 1, len(text) - done, done, before)
-            x_1TD = self.model.hidden(torch.tensor([text[done:]]), self.cache)
+            x_1TD = self.model.hidden(torch.tensor([text[done:]], device=self.device), self.cache)
             done = len(text)
             drafted.append(int(self.model.logits(x_1TD[:, -1]).argmax()))
             text.append(drafted[-1])
