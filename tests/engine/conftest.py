@@ -23,12 +23,12 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def make_model(
-    preset: str, context: int = 48, seed: int = 0, kv_heads: int = 2, vocab_size: int = SMALLEST
+    preset: str, context: int = 48, seed: int = 0, kv_heads: int = 2, vocab_size: int = SMALLEST, layers: int = 3
 ) -> Transformer:
     """A random model whose every weight differs from its start value, so that no part is silently zero."""
     torch.manual_seed(seed)
     sizes = {"context": context, "head_size": 8, "heads": 4, "kv_heads": kv_heads}
-    config = (racer if preset == "racer" else qwen3)(vocab_size, 32, 3, **sizes)
+    config = (racer if preset == "racer" else qwen3)(vocab_size, 32, layers, **sizes)
     model = Transformer(replace(config, preset=preset))
     with torch.no_grad():
         for weight in model.parameters():

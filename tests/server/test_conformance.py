@@ -56,12 +56,12 @@ def test_schemathesis_finds_nothing(real: LiveServer, described: Any, path: str)
         find_nothing(described[path][method.upper()], path)
 
 
-def find_nothing(operation: Any, path: str) -> set[int]:
+def find_nothing(operation: Any, path: str, examples: int = 12) -> set[int]:
     """Send what the specification allows, and hold the answers against it; the statuses that came."""
     came = set[int]()
 
     @settings(
-        max_examples=12, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
+        max_examples=examples, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(case=operation.as_strategy())
@@ -121,8 +121,7 @@ def public_specification(model: str) -> dict[str, Any]:
 def test_schemathesis_finds_nothing_with_the_public_specification(real: LiveServer, path: str) -> None:
     public = schemathesis.openapi.from_dict(public_specification(real.path.name))
     public.config.update(base_url=real.url)
-    answered = find_nothing(public[path]["POST"], path)
-    assert 200 in answered
+    assert find_nothing(public[path]["POST"], path, examples=40) <= {200, 400}
 
 
 def parts(live: LiveServer, path: str, **body: Any) -> list[str]:

@@ -75,7 +75,7 @@ class Decoder:
         """The step compiled, as a copy of its code: torch counts compilations by code, and gives up after eight."""
         plain = Decoder._forward
         copy = FunctionType(plain.__code__.replace(), plain.__globals__, plain.__name__, None, plain.__closure__)
-        wrapper = {"cpp_wrapper": True} if self.embedding_VD.device.type == "cpu" else None
+        wrapper: dict[str, Any] | None = {"cpp_wrapper": True} if self.embedding_VD.device.type == "cpu" else None
         return torch.compile(copy.__get__(self), options=wrapper)
 
     @staticmethod

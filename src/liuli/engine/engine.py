@@ -23,7 +23,7 @@ from liuli.engine.answer import Alternative, Answer, StoppedBy, Token
 from liuli.engine.cache import KeyValueCache
 from liuli.engine.constraints import check
 from liuli.engine.decode import Decoder
-from liuli.engine.quantise import KINDS, Kind
+from liuli.engine.quantise import Kind, check_kind
 from liuli.engine.sampling import Sampling, check_ids
 from liuli.engine.scheduler import PREFIX_BYTES, Scheduler, Stats
 from liuli.engine.speculate import MOST, Drafter
@@ -103,12 +103,11 @@ class Engine:
                 "engine",
                 "use the tokenizer that the model was trained with",
             )
-        if weights is not None and weights not in KINDS:
-            raise UsageError(f"weights cannot be packed as {weights!r}", "engine", f"use {' or '.join(KINDS)}")
-        if weights is not None and model.dtype != torch.bfloat16:
-            raise UsageError(
-                f"{weights} weights need a model in bfloat16, this one is in {model.dtype}", "engine", "load it so"
-            )
+        if weights is not None:
+            check_kind(weights)
+            if model.dtype != torch.bfloat16:
+                what = f"{weights} weights need a model in bfloat16, this one is in {model.dtype}"
+                raise UsageError(what, "engine", "load it so")
         self.model, self.tokenizer, self.rows, self.drafter = model, tokenizer, rows, drafter
         self.weights, self.compiled = weights, compiled
         self.prefix_bytes, self.most_waiting = prefix_bytes, most_waiting

@@ -90,8 +90,15 @@ def rounded(x_BI: Tensor) -> tuple[Tensor, Tensor]:
     return (x_BI / scale_B1).round().to(torch.int8), scale_B1
 
 
+def check_kind(kind: str) -> None:
+    """Raises UsageError for a kind of weights that is not known."""
+    if kind not in KINDS:
+        raise UsageError(f"weights cannot be packed as {kind!r}", "quantise", f"use {' or '.join(KINDS)}")
+
+
 def pack(weight_OI: Tensor, kind: Kind, *, integer: bool = False) -> Packed:
     """Pack a matrix as "int8" or "int4"; what int4 kernels refuse (see `fits_int4`) becomes int8."""
+    check_kind(kind)
     packs_int4 = kind == "int4" and fits_int4(weight_OI)
     return pack_int4(weight_OI) if packs_int4 else pack_int8(weight_OI, integer=integer)
 

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+QUERY_BLOCK = 128
+
 
 def rms_norm(x: Tensor, gain: Tensor | None, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * gain over the last axis (RMSNorm, arXiv 1910.07467, eq. 4). Any shape; gain (D,)."""
@@ -145,6 +147,19 @@ def attention(q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, mask_BTS: Tensor, 
     weights = torch.softmax(scores, dim=-1)
     mixed = torch.bmm(weights, v_BHSE.reshape(B * H, S, E))
     return mixed.view(B, H, T, E), weights.view(B, H, T, S)
+
+
+def attention_in_blocks(q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, mask_BTS: Tensor, scale: float) -> Tensor:
+    """`attention` of a long text without its weights: (B, H, T, E). Queries go in blocks, each with the slots up to its
+    last query alone, for no query looks further: query t is at or before slot S - T + t."""
+    T, S = q_BHTE.shape[2], k_BHSE.shape[2]
+    mixed = []
+    for start in range(0, T, QUERY_BLOCK):
+        end = min(start + QUERY_BLOCK, T)
+        seen = S - T + end
+        q, mask = q_BHTE[:, :, start:end], mask_BTS[:, start:end, :seen]
+        mixed.append(attention(q, k_BHSE[:, :, :seen], v_BHSE[:, :, :seen], mask, scale)[0])
+    return torch.cat(mixed, dim=2)
 
 
 def cap(logits: Tensor, softcap: float) -> Tensor:

@@ -19,7 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liuli.model.config import GATE_CHANNELS, ModelConfig
-from liuli.model.ops import attention, cap, causal_mask, norm_and_rotate, rms_norm, rotary_table, rotate
+from liuli.model.ops import (
+    QUERY_BLOCK,
+    attention,
+    attention_in_blocks,
+    cap,
+    causal_mask,
+    norm_and_rotate,
+    rms_norm,
+    rotary_table,
+    rotate,
+)
 
 Trace = Callable[[str, Tensor], None]
 
@@ -93,7 +103,10 @@ class Attention(nn.Module):
         q_BHTE, k_BHSE, v_BHSE = (heads.transpose(1, 2) for heads in (q_BTHE, k_BTKE, v_BTKE))
         if c.kv_heads != c.heads:
             k_BHSE, v_BHSE = (h.repeat_interleave(c.heads // c.kv_heads, dim=1) for h in (k_BHSE, v_BHSE))
-        mixed_BHTE, weights_BHTS = attention(q_BHTE, k_BHSE, v_BHSE, mask_BTS, self.scale)
+        if trace is None and T > QUERY_BLOCK and not torch.is_grad_enabled():
+            mixed_BHTE = attention_in_blocks(q_BHTE, k_BHSE, v_BHSE, mask_BTS, self.scale)
+        else:
+            mixed_BHTE, weights_BHTS = attention(q_BHTE, k_BHSE, v_BHSE, mask_BTS, self.scale)
         if trace is not None:
             for name, value in (("query", q_BHTE), ("key", k_BHSE), ("value", v_BHSE), ("weights", weights_BHTS)):
                 trace(f"blocks.{self.layer}.attention.{name}", value)

@@ -1,7 +1,8 @@
 """One thread that does all generating: any number of answers take turns in it, one token each.
 
-In: functions that make a generator. Out: the generator's values, in the event loop that asked, as they come. It knows
-nothing of models or HTTP. Leaving the `async for` early cancels the work at the next token.
+In: functions that make a generator. Out: the generator's values, in the event loop that asked, as they come: all of a
+turn at once, for to wake a loop costs more than to hand it a token. It knows nothing of models or HTTP. Leaving the
+`async for` early cancels the work at the next token.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import deque
+import time
 from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -17,6 +18,7 @@ from typing import Any, Generic, TypeVar
 LOG = logging.getLogger("liuli.server")
 T = TypeVar("T")
 WAITING_AT_MOST = 128  # twice as many as the engine writes at once
+WAIT_SECONDS = 0.01  # that a value waits at most for those of the same turn
 
 
 class Busy(Exception):
@@ -36,13 +38,7 @@ class _Job(Generic[T]):
     generator: Generator[T, None, None] | None = None
     cancelled: bool = False
 
-    def tell(self, event: T | _End) -> None:
-        try:
-            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
-        except RuntimeError:  # the loop is closed: nobody listens any more
-            self.cancelled = True
-
-    def step(self) -> bool:
+    def step(self, tell: Callable[[_Job[T], T | _End], object]) -> bool:
         """Advance by one value; False when the job is over."""
         try:
             if self.cancelled:
@@ -51,13 +47,44 @@ class _Job(Generic[T]):
                 return False
             if self.generator is None:
                 self.generator = self.make()
-            self.tell(next(self.generator))
+            tell(self, next(self.generator))
             return True
         except StopIteration:
-            self.tell(_End(None))
+            tell(self, _End(None))
         except Exception as error:  # one failed answer must not end the others: it is raised where it was asked for
-            self.tell(_End(error))
+            tell(self, _End(error))
         return False
+
+
+class _News:
+    """What jobs have said and their loops have not been told yet."""
+
+    def __init__(self) -> None:
+        self.since = 0.0
+        self.said: dict[asyncio.AbstractEventLoop, list[tuple[_Job[Any], Any]]] = {}
+
+    def add(self, job: _Job[Any], event: Any) -> None:
+        """Keep one event, but none longer than WAIT_SECONDS while others are made."""
+        if not self.said:
+            self.since = time.monotonic()
+        self.said.setdefault(job.loop, []).append((job, event))
+        if time.monotonic() - self.since > WAIT_SECONDS:
+            self.tell()
+
+    def tell(self) -> None:
+        """Wake each loop once."""
+        for loop, events in self.said.items():
+            try:
+                loop.call_soon_threadsafe(_hand_over, events)
+            except RuntimeError:  # the loop is closed: nobody listens any more
+                for job, _ in events:
+                    job.cancelled = True
+        self.said = {}
+
+
+def _hand_over(events: list[tuple[_Job[Any], Any]]) -> None:
+    for job, event in events:
+        job.events.put_nowait(event)
 
 
 class Worker:
@@ -67,10 +94,11 @@ class Worker:
     """
 
     def __init__(self, died: Callable[[], object] = lambda: None) -> None:
-        self._jobs: deque[_Job[Any]] = deque()
+        self._jobs: list[_Job[Any]] = []
         self._wake = threading.Condition()
         self._closed = False
         self._died = died
+        self._news = _News()
         self._start()
 
     def __len__(self) -> int:
@@ -119,7 +147,8 @@ class Worker:
             LOG.exception("the thread that writes answers died; a new one begins")
             with self._wake:
                 while self._jobs:
-                    self._jobs.popleft().tell(_End(RuntimeError("the thread that wrote this answer died")))
+                    self._news.add(self._jobs.pop(0), _End(RuntimeError("the thread that wrote this answer died")))
+            self._news.tell()
             self._died()
             self._start()
 
@@ -130,9 +159,8 @@ class Worker:
                     self._wake.wait()
                 if not self._jobs:
                     return
-                job = self._jobs[0]
-            more = job.step()
+                turn = list(self._jobs)
+            over = {job for job in turn if not job.step(self._news.add)}
+            self._news.tell()
             with self._wake:
-                self._jobs.popleft()
-                if more:
-                    self._jobs.append(job)
+                self._jobs = [job for job in self._jobs if job not in over]
