@@ -2,8 +2,8 @@
 
     python benchmarks/serving.py MODEL [--clients 64] [--weights int8] [--compiled] [--parts load connections …]
 
-MODEL is a chat model's folder, for example runs/laptop/aligned. `liuli serve` runs in a process of its own, the client
-in this one, on the same cores.
+MODEL is a chat model's folder, for example runs/laptop/aligned, or a size of decode.py (3m, 10m, 30m) with random
+weights. `liuli serve` runs in a process of its own, the client in this one, on the same cores.
 
 load: the same questions with answers of the same length by the engine alone (offline), by as many clients at once, and
 arriving at random at half of that rate. connections: 1,000 are opened and held while questions are answered. turn: time
@@ -29,11 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from decode import SIZES, VOCABULARY, byte_tokenizer
 
 from liuli.engine import Model, Sampling
 from liuli.model import Transformer, qwen3, save
 from liuli.server.load import Load, bench, prompt
-from liuli.text import Message, Tokenizer, render
+from liuli.text import Message, render
 
 PARTS = ("load", "connections", "turn", "memory")
 
@@ -41,19 +42,25 @@ PARTS = ("load", "connections", "turn", "memory")
 def main() -> None:
     options = read_options()
     flags = (["--weights", options.weights] if options.weights else []) + (["--compiled"] if options.compiled else [])
-    if set(options.parts) - {"turn"}:
-        with server(options.model, flags) as (url, process):
-            if "load" in options.parts:
-                under_load(options, url)
-            if "connections" in options.parts:
-                with_connections(url, options.connections)
-            if "memory" in options.parts:
-                over_time(url, process, options.requests)
-    if "turn" in options.parts:
-        with tempfile.TemporaryDirectory() as made:
-            long_model(Path(made) / "long")
-            with server(Path(made) / "long", flags) as (url, _):
+    with tempfile.TemporaryDirectory() as made:
+        if str(options.model) in SIZES:
+            options.model = random_model(Path(made) / "model", *SIZES[str(options.model)], context=1024)
+        if set(options.parts) - {"turn"}:
+            parts_of_one_server(options, flags)
+        if "turn" in options.parts:
+            with server(random_model(Path(made) / "long", *SIZES["10m"], context=2048), flags) as (url, _):
                 second_turn(url)
+
+
+def parts_of_one_server(options: argparse.Namespace, flags: list[str]) -> None:
+    """Load, connections, memory."""
+    with server(options.model, flags) as (url, process):
+        if "load" in options.parts:
+            under_load(options, url)
+        if "connections" in options.parts:
+            with_connections(url, options.connections)
+        if "memory" in options.parts:
+            over_time(url, process, options.requests)
 
 
 def read_options() -> argparse.Namespace:
@@ -106,8 +113,13 @@ def under_load(options: argparse.Namespace, url: str) -> None:
 
 def offline_speed(model: Model, load: Load) -> float:
     """Tokens a second of the engine alone over the same questions, all there from the beginning."""
-    texts = [prompt(load, load.prompt_tokens // 2, number) for number in range(load.requests)]
-    prompts = [render([Message("user", text)], model.tokenizer, answer=True).tokens for text in texts]
+    words = load.prompt_tokens
+
+    def tokens(number: int) -> list[int]:
+        return render([Message("user", prompt(load, words, number))], model.tokenizer, answer=True).tokens
+
+    words = max(1, round(words * load.prompt_tokens / len(tokens(-1))))  # as bench does: a word is not a token
+    prompts = [tokens(number) for number in range(load.requests)]
     model.engine.generate(prompts[:2], Sampling(max_tokens=2))
     started = time.perf_counter()
     answers = model.engine.generate(prompts, Sampling(1.0, max_tokens=load.max_tokens, ignore_eos=True, seed=0))
@@ -169,12 +181,13 @@ def resident(pid: int) -> int:
 # --- a second turn
 
 
-def long_model(folder: Path) -> None:
-    """10M parameters, a context of 2,048, a token a byte."""
+def random_model(folder: Path, layers: int, width: int, context: int) -> Path:
+    """Random weights, a token a byte."""
     torch.manual_seed(0)
-    Tokenizer.train(["a"], 272).save(folder.parent / "tokenizer")
-    model = Transformer(qwen3(4096, 384, 6, context=2048, tied=True))
+    byte_tokenizer().save(folder.parent / "tokenizer")
+    model = Transformer(qwen3(VOCABULARY, width, layers, context=context, tied=True))
     save(model, folder, tokenizer_folder=folder.parent / "tokenizer", provenance={"stage": "benchmark"})
+    return folder
 
 
 def second_turn(url: str) -> None:
@@ -182,11 +195,11 @@ def second_turn(url: str) -> None:
     known, fresh = [], []
     first_token(url, talk("warm up ", 100))
     for round in range(5):
-        story = f"{round} once upon a time there was a fox who learned to count the stars. " * 20
-        first_token(url, talk(story, 1400))
-        known.append(first_token(url, [*talk(story, 1400), said("And then?" * 10), *talk("Why? ", 60)]))
+        story = f"{round} once upon a time there was a fox who learned to count the stars. " * 30
+        first_token(url, talk(story, 1480))
+        known.append(first_token(url, [*talk(story, 1480), said("Yes."), *talk("And then?", 20)]))
         other = f"another {story}"
-        fresh.append(first_token(url, [*talk(other, 1400), said("And then?" * 10), *talk("Why? ", 60)]))
+        fresh.append(first_token(url, [*talk(other, 1480), said("Yes."), *talk("And then?", 20)]))
     ratio = sorted(fresh)[2] / sorted(known)[2]
     print(f"second turn after 1,500 tokens: first token {1000 * sorted(known)[2]:.0f} ms, ", end="")
     print(f"{1000 * sorted(fresh)[2]:.0f} ms where nothing was read before: {ratio:.1f}x sooner")

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from liuli.assistant.voices import Ended, Voice
+from liuli.assistant.voices import Voice
 from liuli.engine import TOOLS, Sampling, Token
 from liuli.errors import LiuliError
 from liuli.text import Message
@@ -120,7 +120,7 @@ class Chat:
                         produced.append(part)
                         self._show_step(part)
                         shown = "" if part.role == "assistant" else shown  # its text is in that message
-                    elif not isinstance(part, Ended):
+                    elif isinstance(part, Token):
                         self.tokens.append(part)
                         shown += part.text
                         self._write(part.text)

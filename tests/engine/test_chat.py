@@ -73,9 +73,9 @@ def test_what_is_held_back_at_a_control_token_is_shown_before_it() -> None:
 
 def test_the_answer_after_a_call_draws_other_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = scripted(SCRIPT)
-    seeds, stream = [], engine.stream
+    seeds, poll = [], engine.poll
     monkeypatch.setattr(
-        engine, "stream", lambda prompt, sampling, salt: seeds.append(sampling.seed) or stream(prompt, sampling)
+        engine, "poll", lambda prompt, sampling, salt: seeds.append(sampling.seed) or poll(prompt, sampling)
     )
     list(reply(engine, user("Twice?"), Sampling(seed=5, max_tokens=100)))
     assert seeds == [5, 6, 7]

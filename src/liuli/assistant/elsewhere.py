@@ -93,7 +93,7 @@ class VllmEngine:
         self.context = self.remote.context
         self.rules = rules(replace(config, context=self.context), self.tokenizer)
 
-    def stream(self, prompt: Sequence[int], sampling: Sampling, **more: Any) -> Generator[Token, None, None]:
+    def poll(self, prompt: Sequence[int], sampling: Sampling, **more: Any) -> Generator[Token, None, None]:
         """The tokens of one answer as they come; closing the iterator hangs up. more: for our engine alone."""
         # the server counts one place more than our engine: nothing is computed after the last token
         room = self.context - len(prompt)
@@ -159,10 +159,12 @@ class LlamaCppEngine:
         with tempfile.TemporaryDirectory(prefix="liuli-gguf-") as made:
             export_gguf(folder, Path(made) / "model.gguf", kind)
             path = str(Path(made) / "model.gguf").encode()
-            model = self.lib.llama_model_load_from_file(path, self.lib.llama_model_default_params())
+            params = self.lib.llama_model_default_params()
+            params.use_extra_bufts = False  # its code for Intel's matrix tiles (AMX) ends with an illegal instruction
+            model = self.lib.llama_model_load_from_file(path, params)
         self.model = _Owned(model, self.lib.llama_model_free, f"a model of {folder}")
 
-    def stream(self, prompt: Sequence[int], sampling: Sampling, **more: Any) -> Generator[Token, None, None]:
+    def poll(self, prompt: Sequence[int], sampling: Sampling, **more: Any) -> Generator[Token, None, None]:
         """The tokens of one answer as they are written; closing the iterator stops the work. more: for our engine."""
         request = self.rules.request(prompt, sampling)
         sampler = Sampler(self.vocab_size, torch.device("cpu"), self.tokenizer.stops, self.tokenizer)

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 import torch
 
-from liuli.engine import TOOLS, Model, Sampling, Token, reply
+from liuli.engine import TOOLS, Model, Sampling, Token
 from liuli.engine.answer import likeliest
-from liuli.engine.chat import Streams
+from liuli.engine.chat import Streams, polled_reply
 from liuli.text import Message, render
 
 
@@ -42,8 +42,8 @@ class Voice(Protocol):
 
     def reply(
         self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str]
-    ) -> Generator[Event, None, None]:
-        """The answer as it comes; Ended is always last."""
+    ) -> Generator[Event | None, None, None]:
+        """The answer as it comes; Ended is always last. None: nothing is there yet, and others may have their turn."""
 
     def bytes_of(self, token: int) -> bytes:
         """The bytes a token stands for."""
@@ -67,15 +67,16 @@ class ModelVoice:
 
     def reply(
         self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str], salt: str = ""
-    ) -> Generator[Event, None, None]:
+    ) -> Generator[Event | None, None, None]:
         """The engine's reply, its tools among those named. salt: only questions of the same share what was computed."""
         return spoken(self.engine, messages, sampling, tools, salt)
 
-    def write(self, prompt: Sequence[int], sampling: Sampling, salt: str = "") -> Generator[Event, None, None]:
+    def write(self, prompt: Sequence[int], sampling: Sampling, salt: str = "") -> Generator[Event | None, None, None]:
         """What goes on after these tokens, which need not be a conversation."""
         count, stopped_by = 0, "end"
-        for token in self.engine.stream(prompt, sampling, salt=salt):
-            count, stopped_by = count + 1, token.stopped_by or stopped_by
+        for token in self.engine.poll(prompt, sampling, salt=salt):
+            if token is not None:
+                count, stopped_by = count + 1, token.stopped_by or stopped_by
             yield token
         yield Ended(stopped_by, count)
 
@@ -119,19 +120,21 @@ class EngineVoice:
 
     def reply(
         self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str]
-    ) -> Generator[Event, None, None]:
+    ) -> Generator[Event | None, None, None]:
         """The engine's reply, its tools among those named."""
         return spoken(self.engine, messages, sampling, tools)
 
 
 def spoken(
     engine: Streams, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str], salt: str = ""
-) -> Generator[Event, None, None]:
+) -> Generator[Event | None, None, None]:
     """The reply of an engine with our tokens, and its end."""
     chosen = {name: TOOLS[name] for name in tools}
     count, stopped_by = 0, "end"
-    for event in reply(engine, list(messages), sampling, chosen, salt):
-        if isinstance(event, Token):
+    for event in polled_reply(engine, list(messages), sampling, chosen, salt):
+        if event is None:
+            pass
+        elif isinstance(event, Token):
             count, stopped_by = count + 1, event.stopped_by or stopped_by
         elif event.role == "assistant":  # the tokens of a call are not among those the engine shows
             count += sum(len(engine.tokenizer.encode(f"{c.name} {c.arguments}")) + 1 for c in event.tool_calls)

@@ -6,8 +6,9 @@ An answer that calls a tool is followed by the tool's message, and the model goe
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from liuli.engine.answer import Answer, Token
 from liuli.engine.engine import Engine, Request, hides
@@ -18,6 +19,7 @@ from liuli.text.chat import Message, Messages, as_messages, parse_answer, render
 from liuli.text.tokenizer import Tokenizer
 
 MAX_CALLS = 4
+T = TypeVar("T", Token, Token | None)
 
 
 class Streams(Protocol):
@@ -28,7 +30,7 @@ class Streams(Protocol):
     @property
     def context(self) -> int: ...
 
-    def stream(self, prompt: Sequence[int], sampling: Sampling, **more: Any) -> Iterator[Token]: ...
+    def poll(self, prompt: Sequence[int], sampling: Sampling, **more: Any) -> Iterator[Token | None]: ...
 
 
 @dataclass
@@ -47,12 +49,23 @@ def reply(
     Texts of the tokens joined are the content that is shown; the tokens of calls and thoughts have none. The last token
     has `stopped_by`. Closing the iterator stops the work. salt: only texts of the same share what was computed.
     """
+    with closing(polled_reply(engine, messages, sampling, tools, salt)) as polled:
+        yield from (event for event in polled if event is not None)
+
+
+def polled_reply(
+    engine: Streams, messages: Messages, sampling: Sampling, tools: Mapping[str, Tool] = TOOLS, salt: str = ""
+) -> Generator[Token | Message | None, None, None]:
+    """`reply`, for one thread that serves many: None where nothing is there yet and others may go on."""
     history = list(as_messages(messages))
     for calls_made in range(MAX_CALLS + 1):
         tokens: list[Token] = []
         last: Token | None = None
-        stream = engine.stream(fit(history, engine, sampling), _reseeded(sampling, calls_made), salt=salt)
+        stream = engine.poll(fit(history, engine, sampling), _reseeded(sampling, calls_made), salt=salt)
         for token, hidden in _with_hidden(stream, engine.tokenizer):
+            if token is None:
+                yield None
+                continue
             tokens.append(token)
             if token.stopped_by is not None:
                 last = replace(token, text="") if hidden else token
@@ -146,12 +159,12 @@ def fit(messages: Sequence[Message], engine: Streams, sampling: Sampling) -> lis
         rest = rest[later[0] :]
 
 
-def _with_hidden(tokens: Iterable[Token], tokenizer: Tokenizer) -> Iterator[tuple[Token, bool]]:
+def _with_hidden(tokens: Iterable[T], tokenizer: Tokenizer) -> Iterator[tuple[T, bool]]:
     """Each token, and whether its text belongs to a call or a thought; that of a control token is from before it."""
     hidden = False
     for token in tokens:
         yield token, hidden
-        hidden = hides(token.id, hidden, tokenizer)
+        hidden = hidden if token is None else hides(token.id, hidden, tokenizer)
 
 
 def _calls(message: Message, last: Token) -> bool:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -182,15 +183,27 @@ class Engine:
 
         more: salt, priority, deadline of the Request. All streams are written together, by whoever asks first.
         """
+        with closing(self.poll(prompt, sampling, **more)) as polled:
+            yield from (token for token in polled if token is not None)
+
+    def poll(self, prompt: Sequence[int], sampling: Sampling, **more: Any) -> Generator[Token | None, None, None]:
+        """`stream`, for one thread that serves many: None where the token is not there yet and others may go on.
+
+        Of those who ask in turn only the first makes a step; so nobody runs ahead of the one who waits for a place.
+        """
         request = self.request(prompt, sampling, **more)
         with self._turn:
             self.streams.submit(request)
+        seen = -1  # steps made when it last looked
         try:
             for at in range(sampling.max_tokens):
                 while at == len(request.tokens):
                     with self._turn:
-                        if at == len(request.tokens):
+                        if at == len(request.tokens) and seen == self.stats.steps:
                             self.streams.step()
+                        seen = self.stats.steps
+                    if at == len(request.tokens):
+                        yield None
                 yield request.tokens[at]
                 if request.tokens[at].stopped_by is not None:
                     return

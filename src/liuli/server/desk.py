@@ -62,7 +62,7 @@ class Desk:
     async def work(
         self,
         stage: str,
-        make: Callable[[ModelFile, Voice], Generator[T, None, None]],
+        make: Callable[[ModelFile, Voice], Generator[T | None, None, None]],
         sampling: Sampling | None = None,
     ) -> AsyncIterator[T]:
         """What `make` yields in the worker's thread, given the newest model or that of a stage; errors as ApiError.
@@ -72,7 +72,7 @@ class Desk:
         if sampling is not None:
             await self.check(sampling, stage)
 
-        def begin() -> Generator[T, None, None]:
+        def begin() -> Generator[T | None, None, None]:
             self.before()
             found = self.keeper.voice(stage)
             if found is None:
@@ -156,7 +156,7 @@ class Desk:
         """
         seed = secrets.randbits(31) if sampling.seed is None else sampling.seed
 
-        def make(model: ModelFile, voice: Voice) -> Generator[Started | Event, None, None]:
+        def make(model: ModelFile, voice: Voice) -> Generator[Started | Event | None, None, None]:
             kept, prompt_tokens = fit(voice, messages, trim)
             room = voice.context - prompt_tokens
             fitted = replace(sampling, seed=seed, max_tokens=min(sampling.max_tokens, room))
@@ -191,7 +191,7 @@ class Desk:
         """
         seed = secrets.randbits(31) if sampling is None or sampling.seed is None else sampling.seed
 
-        def make(model: ModelFile, found: Voice) -> Generator[Started | Event, None, None]:
+        def make(model: ModelFile, found: Voice) -> Generator[Started | Event | None, None, None]:
             voice = own(found)
             tokens = prompt_ids(voice, prompt, bos)
             silent = int(bos and isinstance(prompt, str))

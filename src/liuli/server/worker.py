@@ -1,8 +1,8 @@
 """One thread that does all generating: any number of answers take turns in it, one token each.
 
-In: functions that make a generator. Out: the generator's values, in the event loop that asked, as they come: all of a
-turn at once, for to wake a loop costs more than to hand it a token. It knows nothing of models or HTTP. Leaving the
-`async for` early cancels the work at the next token.
+In: functions that make a generator; None from it is no value, but gives others their turn. Out: the values, in the
+event loop that asked, as they come. It knows nothing of models or HTTP. Leaving the `async for` early cancels the work
+at the next token.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 LOG = logging.getLogger("liuli.server")
 T = TypeVar("T")
 WAITING_AT_MOST = 128  # twice as many as the engine writes at once
-WAIT_SECONDS = 0.01  # that a value waits at most for those of the same turn
+PAUSE_SECONDS = 0.0015  # between what an answer tells, for each answer in the turn: 64 of them, a tenth of a second
 
 
 class Busy(Exception):
@@ -32,13 +32,16 @@ class _End:
 
 @dataclass(eq=False)
 class _Job(Generic[T]):
-    make: Callable[[], Generator[T, None, None]]
+    make: Callable[[], Generator[T | None, None, None]]
     loop: asyncio.AbstractEventLoop
     events: asyncio.Queue[T | _End] = field(default_factory=asyncio.Queue)
-    generator: Generator[T, None, None] | None = None
+    generator: Generator[T | None, None, None] | None = None
     cancelled: bool = False
+    said: list[T | _End] = field(default_factory=list)  # and not told yet
+    told: float = 0.0  # when it was told last, and how often
+    tellings: int = 0
 
-    def step(self, tell: Callable[[_Job[T], T | _End], object]) -> bool:
+    def step(self) -> bool:
         """Advance by one value; False when the job is over."""
         try:
             if self.cancelled:
@@ -47,44 +50,40 @@ class _Job(Generic[T]):
                 return False
             if self.generator is None:
                 self.generator = self.make()
-            tell(self, next(self.generator))
+            if (value := next(self.generator)) is not None:
+                self.said.append(value)
             return True
         except StopIteration:
-            tell(self, _End(None))
+            self.said.append(_End(None))
         except Exception as error:  # one failed answer must not end the others: it is raised where it was asked for
-            tell(self, _End(error))
+            self.said.append(_End(error))
         return False
 
 
-class _News:
-    """What jobs have said and their loops have not been told yet."""
+def _told(jobs: Sequence[_Job[Any]], over: Collection[_Job[Any]]) -> None:
+    """Hand what jobs have said to their loops, each of which is woken once.
 
-    def __init__(self) -> None:
-        self.since = 0.0
-        self.said: dict[asyncio.AbstractEventLoop, list[tuple[_Job[Any], Any]]] = {}
-
-    def add(self, job: _Job[Any], event: Any) -> None:
-        """Keep one event, but none longer than WAIT_SECONDS while others are made."""
-        if not self.said:
-            self.since = time.monotonic()
-        self.said.setdefault(job.loop, []).append((job, event))
-        if time.monotonic() - self.since > WAIT_SECONDS:
-            self.tell()
-
-    def tell(self) -> None:
-        """Wake each loop once."""
-        for loop, events in self.said.items():
-            try:
-                loop.call_soon_threadsafe(_hand_over, events)
-            except RuntimeError:  # the loop is closed: nobody listens any more
-                for job, _ in events:
-                    job.cancelled = True
-        self.said = {}
+    How an answer begins and ends is told at once. In between the busier the thread is the more is told at a time: to
+    wake an answer's readers costs as much as a dozen tokens.
+    """
+    now, pause = time.monotonic(), PAUSE_SECONDS * len(jobs)
+    news: dict[asyncio.AbstractEventLoop, list[tuple[_Job[Any], list[Any]]]] = {}
+    for job in jobs:
+        if job.said and (job.tellings < 2 or job in over or now - job.told >= pause):
+            news.setdefault(job.loop, []).append((job, job.said))
+            job.said, job.told, job.tellings = [], now, job.tellings + 1
+    for loop, said in news.items():
+        try:
+            loop.call_soon_threadsafe(_hand_over, said)
+        except RuntimeError:  # the loop is closed: nobody listens any more
+            for job, _ in said:
+                job.cancelled = True
 
 
-def _hand_over(events: list[tuple[_Job[Any], Any]]) -> None:
-    for job, event in events:
-        job.events.put_nowait(event)
+def _hand_over(said: list[tuple[_Job[Any], list[Any]]]) -> None:
+    for job, events in said:
+        for event in events:
+            job.events.put_nowait(event)
 
 
 class Worker:
@@ -98,14 +97,13 @@ class Worker:
         self._wake = threading.Condition()
         self._closed = False
         self._died = died
-        self._news = _News()
         self._start()
 
     def __len__(self) -> int:
         """How many answers are being generated or waited for."""
         return len(self._jobs)
 
-    async def run(self, make: Callable[[], Generator[T, None, None]]) -> AsyncIterator[T]:
+    async def run(self, make: Callable[[], Generator[T | None, None, None]]) -> AsyncIterator[T]:
         """Run the generator that `make` returns in the worker's thread and yield its values.
 
         Raises Busy at once when too many wait; what the generator raises is raised here.
@@ -146,9 +144,10 @@ class Worker:
         except BaseException:  # nothing a model does gets here: the interpreter is ending the thread
             LOG.exception("the thread that writes answers died; a new one begins")
             with self._wake:
-                while self._jobs:
-                    self._news.add(self._jobs.pop(0), _End(RuntimeError("the thread that wrote this answer died")))
-            self._news.tell()
+                dead, self._jobs = self._jobs, []
+            for job in dead:
+                job.said.append(_End(RuntimeError("the thread that wrote this answer died")))
+            _told(dead, dead)
             self._died()
             self._start()
 
@@ -160,7 +159,7 @@ class Worker:
                 if not self._jobs:
                     return
                 turn = list(self._jobs)
-            over = {job for job in turn if not job.step(self._news.add)}
-            self._news.tell()
+            over = {job for job in turn if not job.step()}
+            _told(turn, over)
             with self._wake:
                 self._jobs = [job for job in self._jobs if job not in over]
