@@ -179,7 +179,7 @@ def test_what_is_no_model_folder_is_a_usage_error_that_says_what_it_is(model: Pa
 
 def test_an_unknown_kind_of_model_is_named_with_the_known_ones(foreign: Path) -> None:
     (foreign / "config.json").write_text(json.dumps(CONFIG | {"model_type": "mamba"}))
-    with pytest.raises(LiuliError, match=r"'mamba'[\s\S]*qwen3 and liuli_racer"):
+    with pytest.raises(LiuliError, match=r"'mamba'[\s\S]*qwen3, llama and liuli_racer"):
         read_model_folder(foreign)
 
 

@@ -68,7 +68,7 @@ def read_model_folder(path: str | Path, verify: bool = True, tokenizer: bool = T
         raise LiuliError(
             f"Unknown model_type {config.get('model_type')!r}",
             where=path / CONFIG,
-            fix=f"Liuli runs {' and '.join(MODEL_TYPES)}",
+            fix=f"Liuli runs {', '.join(MODEL_TYPES[:-1])} and {MODEL_TYPES[-1]}",
         )
     _weight_files(path)
     if tokenizer:
