@@ -521,7 +521,7 @@ def export_command(
 
 @app.command(name="import")
 def import_command(
-    source: Annotated[Path, typer.Argument(help="A Hugging Face folder: a Qwen3 model with a tokenizer of Liuli's.")],
+    source: Annotated[Path, typer.Argument(help="A Hugging Face folder: Qwen3 or Llama, with a tokenizer of Liuli's.")],
     out: Annotated[Path, typer.Argument(help="The model folder to write.")],
 ) -> None:
     """Bring a model back from other programs. Example: liuli import tuned-elsewhere runs/laptop/tuned"""

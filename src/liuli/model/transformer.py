@@ -103,7 +103,7 @@ class Attention(nn.Module):
         q_BHTE, k_BHSE, v_BHSE = (heads.transpose(1, 2) for heads in (q_BTHE, k_BTKE, v_BTKE))
         if c.kv_heads != c.heads:
             k_BHSE, v_BHSE = (h.repeat_interleave(c.heads // c.kv_heads, dim=1) for h in (k_BHSE, v_BHSE))
-        if trace is None and T > QUERY_BLOCK and not torch.is_grad_enabled():
+        if cache is not None and trace is None and T > QUERY_BLOCK:  # only there: training and scoring must agree
             mixed_BHTE = attention_in_blocks(q_BHTE, k_BHSE, v_BHSE, mask_BTS, self.scale)
         else:
             mixed_BHTE, weights_BHTS = attention(q_BHTE, k_BHSE, v_BHSE, mask_BTS, self.scale)
