@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from liuli.assistant.elsewhere import llama_cpp
+from liuli.assistant.elsewhere import llama_cpp, load_gguf
 from liuli.engine import Engine, Sampling
 from liuli.engine.quantise import Kind
 from liuli.errors import UsageError
@@ -217,16 +217,14 @@ def llama_process(file: str, threads: int, pipe: Any) -> None:
 def llama_here(file: str, threads: int) -> Callable[[np.ndarray, int], list[list[int]]]:
     """All prompts in one batch, the likeliest token taken from llama.cpp's logits."""
     lib = llama_cpp()
-    params = lib.llama_model_default_params()
-    params.use_extra_bufts = False  # its code for matrix tiles (AMX) ends with an illegal instruction here
-    loaded = lib.llama_model_load_from_file(file.encode(), params)
+    loaded = load_gguf(lib, file)
     contexts = {rows: llama_context(lib, loaded, rows, threads) for rows in (1, 2, MANY)}
 
     def write(prompts_BT: np.ndarray, tokens: int) -> list[list[int]]:
         B, T = prompts_BT.shape
         context = contexts[B]
         lib.llama_memory_clear(lib.llama_get_memory(context), True)
-        batch = Batch(lib, B * T, B)
+        batch = Batch(lib, B * T)
         row_N, at_N = np.divmod(np.arange(B * T), T)
         answers = [llama_step(lib, context, batch, prompts_BT.ravel(), at_N, row_N, at_N == T - 1)]
         for at in range(T, T + tokens - 1):
@@ -249,7 +247,7 @@ def llama_context(lib: Any, loaded: Any, rows: int, threads: int) -> Any:
 class Batch:
     """llama.cpp's batch with numpy views of its arrays."""
 
-    def __init__(self, lib: Any, most: int, rows: int) -> None:
+    def __init__(self, lib: Any, most: int) -> None:
         self.made = lib.llama_batch_init(most, 0, 1)
 
         def view(pointer: Any, kind: Any) -> np.ndarray[Any, Any]:

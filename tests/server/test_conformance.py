@@ -90,11 +90,11 @@ def public_specification(model: str) -> dict[str, Any]:
     schemas: dict[str, Any] = {"Error": TypeAdapter(dict[Literal["error"], ErrorObject]).json_schema(ref_template=REF)}
     paths: dict[str, Any] = {}
     for path, (body, answer) in PUBLIC.items():
-        names = {"body": f"Body {path}", "answer": f"Answer {path}"}
-        for name, kind in ((names["body"], body), (names["answer"], answer)):
-            schemas[name.replace("/", "_")] = TypeAdapter(kind).json_schema(ref_template=REF)
-        asked, told = ({"$ref": REF.format(model=names[name].replace("/", "_"))} for name in names)
-        schemas[names["body"].replace("/", "_")]["properties"]["model"] = {"const": model}
+        name = path.replace("/", "_")
+        for side, kind in (("asked", body), ("told", answer)):
+            schemas[side + name] = TypeAdapter(kind).json_schema(ref_template=REF)
+        schemas["asked" + name]["properties"]["model"] = {"const": model}
+        asked, told = ({"$ref": REF.format(model=side + name)} for side in ("asked", "told"))
         paths[path] = {
             "post": {
                 "requestBody": {"required": True, "content": {"application/json": {"schema": asked}}},

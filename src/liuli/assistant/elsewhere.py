@@ -158,10 +158,7 @@ class LlamaCppEngine:
         self.ban_V[barred(self.tokenizer, config.vocab_size)] = -math.inf
         with tempfile.TemporaryDirectory(prefix="liuli-gguf-") as made:
             export_gguf(folder, Path(made) / "model.gguf", kind)
-            path = str(Path(made) / "model.gguf").encode()
-            params = self.lib.llama_model_default_params()
-            params.use_extra_bufts = False  # its code for Intel's matrix tiles (AMX) ends with an illegal instruction
-            model = self.lib.llama_model_load_from_file(path, params)
+            model = load_gguf(self.lib, str(Path(made) / "model.gguf"))
         self.model = _Owned(model, self.lib.llama_model_free, f"a model of {folder}")
 
     def poll(self, prompt: Sequence[int], sampling: Sampling, **more: Any) -> Generator[Token, None, None]:
@@ -245,3 +242,10 @@ def llama_cpp() -> Any:
         raise UsageError("this engine needs llama-cpp-python", "--engine llamacpp", fix) from error
     set_verbose(False)
     return lib
+
+
+def load_gguf(lib: Any, file: str) -> Any:
+    """llama.cpp's model of a GGUF file."""
+    params = lib.llama_model_default_params()
+    params.use_extra_bufts = False  # its code for Intel's matrix tiles (AMX) ends with an illegal instruction
+    return lib.llama_model_load_from_file(file.encode(), params)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Drafter = Callable[["Request", int], list[int]]
 MOST = 4  # tokens drafted at once
-HOPE = 0.4  # drafting less often true than this costs more than it gives: measured by benchmarks/decode.py
+HOPE = 0.4  # drafting less often true than this costs more than it gives; a guess, not measured
 RENEWED = 0.02  # hope gained by each step without a draft
 
 
