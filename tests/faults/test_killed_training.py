@@ -101,8 +101,9 @@ def killed(work: Callable[[], None], run: Path, draw: random.Random) -> bool:
 
 
 def newest(run: Path) -> int:
-    """The step of the newest checkpoint of a run; 0 where there is none."""
-    return max((int(path.name) for path in run.glob("checkpoints/*/0*")), default=0)
+    """The step of the newest checkpoint of a run; 0 where there is none. Folders may come and go while this looks."""
+    names = [name for _, folders, _ in os.walk(run / "checkpoints") for name in folders]
+    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def continuations(run: Path) -> int:
