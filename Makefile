@@ -21,7 +21,7 @@ chat: .venv/installed
 	$(BIN)/liuli build recipes/laptop.toml --serve $(if $(MINUTES),--minutes $(MINUTES) --out runs/laptop-$(MINUTES)min)
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 mutants: .venv/installed-test
 	$(BIN)/python scripts/mutants.py

@@ -111,7 +111,7 @@ def dpo_here(
 ) -> None:
     """`liuli dpo`: from comparisons, or with kind=kto from thumbs."""
     options = options_of(DPOOptions, budget, changes)
-    with own_run(out, "learning from comparisons", quiet) as log:
+    with own_run(out, "learning from comparisons", quiet, divided=True) as log:
         tokenizer, context = facts_of(model)
         if options.kind == "kto":
             report = ReadReport()
@@ -145,7 +145,7 @@ def ppo_here(
     check_tokenizers(model, judge_folder)
     if bool(options.ptx) != (texts is not None):
         raise UsageError("the pretraining loss needs its weight and its rows", "ptx", "--option ptx=0.5 --replay ROWS")
-    with own_run(out, "learning what the reward model likes", quiet) as log:
+    with own_run(out, "learning what the reward model likes", quiet, divided=True) as log:
         report = ReadReport()
         asked, truth = questions(prompts, skip_bad, report)
         tell_skipped(report, log)
@@ -167,7 +167,7 @@ def grpo_here(
 ) -> None:
     """`liuli grpo`: on tasks with known answers, on skills of the classroom, or on a reward model."""
     options = options_of(GRPOOptions, budget, changes)
-    with own_run(out, "learning from its own answers", quiet) as log:
+    with own_run(out, "learning from its own answers", quiet, divided=True) as log:
         report = ReadReport()
         if skills:
             items = practice(options.seed + 1, 400, only=skills)

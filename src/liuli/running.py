@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import webbrowser
 from collections.abc import Iterator, Sequence
@@ -14,8 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from liuli.build import Recipe, build, option_values, read_recipe
-from liuli.errors import LiuliError
+from liuli.errors import LiuliError, UsageError
 from liuli.files import lock
 from liuli.folder import read_model_folder
 from liuli.model import ModelConfig
@@ -25,6 +29,7 @@ from liuli.stages.sft import sft
 from liuli.stages.training import TrainOptions, begun_with, checkpoints_of
 from liuli.text import ReadReport, Rows, Tokenizer, pack_conversations, read_conversations, render_many
 from liuli.train import FitResult, RunLog, StageState
+from liuli.train.parallel import join, leave
 
 STOPPED = "\nStopped. The same command goes on where this one was."
 
@@ -112,9 +117,21 @@ def context_of(config: dict[str, Any]) -> int:
 
 
 @contextmanager
-def own_run(out: Path, title: str, quiet: bool) -> Iterator[RunLog]:
+def own_run(out: Path, title: str, quiet: bool, divided: bool = False) -> Iterator[RunLog]:
     """The run of a stage by itself, in the parent of what it writes. Its log begins once the folder is locked, so that
-    a refused second process leaves the first one's alone, and says how the stage ended."""
+    a refused second process leaves the first one's alone, and says how the stage ended.
+
+    divided: the stage knows how to share its work out among the processes that torchrun starts; the first writes.
+    """
+    rank, ranks = join("cuda" if torch.cuda.is_available() else "cpu") if divided else (0, 1)
+    if not divided and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UsageError(f"{title} is done in one process", "torchrun", "start it without torchrun")
+    if rank > 0:
+        with tempfile.TemporaryDirectory() as aside:  # one diary is enough
+            log = RunLog(Path(aside), [StageState(out.name, title)], quiet=True, tensorboard=False)
+            log.begin(out.name)
+            yield log
+        leave()
     log = RunLog(out.resolve().parent, [StageState(out.name, title)], quiet)
     with lock(log.folder):
         log.begin(out.name)
@@ -127,6 +144,8 @@ def own_run(out: Path, title: str, quiet: bool) -> Iterator[RunLog]:
         except BaseException as error:
             log.end("failed", str(error))
             raise
+    if ranks > 1:
+        leave()
 
 
 def finish(log: RunLog, out: Path, result: FitResult) -> None:

@@ -21,10 +21,14 @@ import torch
 from liuli.engine import TOOLS, Engine, Sampling
 from liuli.errors import LiuliError, UsageError
 from liuli.model import Transformer, load
-from liuli.stages.learn import Learner, Step
+from liuli.stages import learn
+from liuli.stages.grpo import GRPOOptions, grpo
+from liuli.stages.learn import Learner, Reward, Step
 from liuli.stages.remote import RemoteEngine, load_weights, publish
 from liuli.stages.rollout import ModelActor, Rollouts, roll_out, score_all
+from liuli.stages.training import write_model
 from liuli.text import Message, Tokenizer
+from liuli.train import RunLog, StageState, measure_machine
 from tests.engine.conftest import byte_tokenizer, make_model, scripted
 
 T = byte_tokenizer()
@@ -217,6 +221,32 @@ def test_a_server_draws_from_the_weights_that_it_was_given_last(serve: Any, tmp_
     last = max(at for at, path in enumerate(paths) if path == "/collective_rpc")
     assert paths[last + 1] == "/reset_prefix_cache" and set(paths[last + 2 :]) == {"/v1/completions"}
     assert learner_of(new, remote).check(after) < 1e-4
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.8])
+def test_grpo_learns_from_a_server_what_it_learns_from_our_engine(
+    serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    monkeypatch.setattr(learn, "measure_machine", lambda: replace(measure_machine(), dtype="float32"))
+    write_model(tiny(), tmp_path / "model", T, write_tokenizer(tmp_path / "tokenizer"), {"seed": 0})
+    stand_in = StandIn(Engine(load(tmp_path / "model"), T))
+    found = {}
+    for name, url in (("ours", ""), ("theirs", serve(stand_in))):
+        log = RunLog(tmp_path / name, [StageState("out", "out")], quiet=True, tensorboard=False)
+        log.begin("out")
+        options = GRPOOptions(
+            steps=3, answers=24, group=6, max_tokens=12, lr=3e-3, temperature=temperature, engine_url=url
+        )
+        pays = lambda rollouts: Reward(rollouts.mask_BT.sum(1).float())  # noqa: E731
+        grpo(tmp_path / "model", PROMPTS[:4], tmp_path / name / "out", reward=pays, options=options, log=log)
+        found[name] = load(tmp_path / name / "out").state_dict()
+        assert [path.name for path in (tmp_path / name).iterdir() if "weights" in path.name] == []
+    published = [body for path, body in stand_in.asked if path == "/collective_rpc"]
+    assert [body["kwargs"]["weights_path"][-6:] for body in published] == ["000000", "000001", "000002"]
+    before = load(tmp_path / "model").state_dict()
+    for name, weight in found["ours"].items():
+        torch.testing.assert_close(found["theirs"][name], weight, rtol=0, atol=1e-5)
+    assert not torch.equal(before["embedding.weight"], found["ours"]["embedding.weight"])
 
 
 def test_a_server_that_keeps_old_weights_is_found_out(serve: Any, tmp_path: Path) -> None:

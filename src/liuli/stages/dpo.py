@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,11 +14,12 @@ from liuli.errors import LiuliError, UsageError
 from liuli.files import remove
 from liuli.model import load
 from liuli.stages.reward import Comparisons
-from liuli.stages.rollout import Batches, ModelActor, Rollouts, as_rollouts, parts, score_all, sequence_log_probs
+from liuli.stages.rollout import Actor, Batches, ModelActor, Rollouts, as_rollouts, parts, score_all, sequence_log_probs
 from liuli.stages.training import write_model
 from liuli.text import Judged, Tokenizer, as_messages, render
 from liuli.text.chat import Messages
-from liuli.train import Optimizer, Pace, RunLog, measure_machine, one_rate, schedule
+from liuli.train import Pace, RunLog, measure_machine, one_rate, schedule
+from liuli.train.parallel import across, from_first, gathered, load_gathered, sharded
 from liuli.train.preference import dpo_loss, kto_loss, mismatched_kl
 from liuli.train.steps import run_steps
 
@@ -95,11 +96,12 @@ def dpo(
     """Teach the model in `model_folder` by comparisons (kto: by thumbs) and write it to `out`; the last figures."""
     if isinstance(data, Thumbs) != (options.kind == "kto"):
         raise UsageError(f"{options.kind} does not learn from this kind of data", "kind", "kto: thumbs; others: pairs")
-    out, machine, tokenizer = Path(out), measure_machine(), Tokenizer.load(model_folder)
+    out, machine, tokenizer = Path(out), from_first(measure_machine), Tokenizer.load(model_folder)
     torch.manual_seed(options.seed)
     model = load(model_folder, machine.device)
     model.compute_dtype = machine.compute_dtype
-    actor = ModelActor(model)
+    optimizer = sharded(model, one_rate(options.lr, beta2=0.98, adam_eps=1e-8))
+    actor = across(ModelActor(model))
     # the reference is the model as it is now: its log-probabilities are taken once
     reference_B = sequence_log_probs(score_all(actor, data.answers, options.micro_tokens))
     far_B = None
@@ -108,7 +110,6 @@ def dpo(
     count = len(data.good_B) if isinstance(data, Thumbs) else len(data)
     size = min(options.pairs, count)
     batches = Batches(count, size, options.seed)
-    optimizer = Optimizer(model, one_rate(options.lr, beta2=0.98, adam_eps=1e-8))
     checkpoints = log.folder / "checkpoints" / out.name
     seconds = None if options.minutes is None else 60 * options.minutes
     steps = max(1, round(options.epochs * count / size))
@@ -126,28 +127,26 @@ def dpo(
         optimizer.zero_grad()
         return figures
 
-    def load_state(state: dict[str, Any]) -> None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state(state["optimizer"])
-
     done, figures = run_steps(
         one_step,
         pace,
         log=log,
-        state=lambda: {"model": dict(model.state_dict()), "optimizer": optimizer.state()},
-        load_state=load_state,
+        state=lambda: gathered({"model": dict(model.state_dict()), "optimizer": optimizer.state()}),
+        load_state=lambda state: load_gathered(model, optimizer, state["model"], state["optimizer"]),
         checkpoints=checkpoints,
         save_every_s=options.save_every_s,
         shown=("loss", "accuracy"),
     )
-    model.compute_dtype = None
     origin = {"stage": "dpo", "parent": str(model_folder), "options": asdict(options), "figures": figures}
-    write_model(model.cpu(), out, tokenizer, Path(model_folder), origin | {"seed": options.seed, "step": done})
+    whole = load(model_folder)
+    whole.load_state_dict(gathered(model.state_dict()))
+    provenance = origin | {"seed": options.seed, "step": done}
+    from_first(write_model, whole, out, tokenizer, Path(model_folder), provenance)
     remove(checkpoints)
     return figures
 
 
-def summed(actor: ModelActor, answers: Rollouts, micro_tokens: int) -> Tensor:
+def summed(actor: Actor, answers: Rollouts, micro_tokens: int) -> Tensor:
     """log p(answer | prompt) of each answer (B,), with gradients."""
     pieces = parts(answers.lengths_B, micro_tokens)
     each = torch.cat([sequence_log_probs(actor.score(answers.part(index))) for index in pieces])
@@ -155,7 +154,7 @@ def summed(actor: ModelActor, answers: Rollouts, micro_tokens: int) -> Tensor:
 
 
 def pairs_loss(
-    actor: ModelActor, data: Comparisons, rows: Tensor, reference_B: Tensor, options: DPOOptions
+    actor: Actor, data: Comparisons, rows: Tensor, reference_B: Tensor, options: DPOOptions
 ) -> tuple[Tensor, dict[str, float]]:
     """The mean loss of some pairs, and how often the policy's own reward ranks them as the judge did."""
     places = torch.cat((data.chosen_P[rows], data.rejected_P[rows]))
@@ -176,7 +175,7 @@ def pairs_loss(
 
 
 def thumbs_loss(
-    actor: ModelActor, data: Thumbs, rows: Tensor, reference_B: Tensor, far_B: Tensor, options: DPOOptions
+    actor: Actor, data: Thumbs, rows: Tensor, reference_B: Tensor, far_B: Tensor, options: DPOOptions
 ) -> tuple[Tensor, dict[str, float]]:
     """KTO's mean loss of some answers."""
     log_probs = summed(actor, data.answers.part(rows), options.micro_tokens)

@@ -43,6 +43,7 @@ class GRPOOptions:
     no_end: float = -1.0
     temperature: float = 1.0
     max_tokens: int = 128
+    engine_url: str = ""  # a vLLM server that draws the answers; "": our own engine
     most_drift: float = 0.02  # nats a token between engine and trainer, mean; more stops the run
     trace_every: int = 10  # steps between traces for the microscope; 0: none
     save_every_s: float = 60.0

@@ -7,18 +7,20 @@ policy learns from it is `update`. Both are pure but for the weights, and the te
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from liuli.engine import Engine
 from liuli.errors import LiuliError
 from liuli.files import remove
 from liuli.model import Transformer, load
+from liuli.stages.remote import RemoteEngine, publish
 from liuli.stages.rollout import (
     Actor,
     Batches,
@@ -36,6 +38,7 @@ from liuli.text import Loader, Rows, Tokenizer
 from liuli.text.chat import Messages
 from liuli.train import Optimizer, Pace, RunLog, measure_machine, next_target, one_rate, schedule
 from liuli.train.loop import to_tensors
+from liuli.train.parallel import across, from_first, gathered, load_gathered, rank, ranks, sharded
 from liuli.train.policy import KL, Spread, clipped_loss, explained_variance, kl_terms, token_weights, value_loss
 from liuli.train.steps import run_steps
 from liuli.train.trace import write_trace
@@ -204,8 +207,7 @@ class Learner:
     seed: int = 0
     checkpoints: Path | None = None
     save_every_s: float = 60.0
-    draw: Callable[..., Rollouts] = roll_out  # elsewhere: the engine is given the new weights first (stages/remote.py)
-    across: Callable[[Actor], Actor] = lambda actor: actor  # in several processes: train.parallel.Shared
+    renew: Callable[[int], None] = lambda done: None  # gives an engine with weights of its own those of now
     done: int = 0  # steps
     tokens: int = 0
 
@@ -233,7 +235,8 @@ class Learner:
         """One round: draw, score, learn."""
         numbers = [number for number in chosen for _ in range(self.group)]
         seeds = [((self.seed * 100_003 + self.done) * 8_192 + place) * 8 for place in range(len(numbers))]
-        rollouts = self.draw(
+        self.renew(self.done)
+        rollouts = roll_out(
             self.engine,
             [self.prompts[number] for number in numbers],
             temperature=self.policy.temperature,
@@ -241,16 +244,16 @@ class Learner:
             seeds=seeds,
         )
         rollouts = replace(rollouts, prompt_B=torch.tensor(numbers))
-        reward = self.reward(rollouts)
+        reward = from_first(self.reward, rollouts)
         if not torch.isfinite(reward.scores_B).all():
             raise LiuliError("the reward of an answer is not a number", f"step {self.done}", "look at the reward model")
-        old = score_all(self.across(self.policy), rollouts, self.step.micro_tokens)
-        reference = score_all(self.across(self.reference), rollouts, self.step.micro_tokens)
+        old = score_all(across(self.policy), rollouts, self.step.micro_tokens)
+        reference = score_all(across(self.reference), rollouts, self.step.micro_tokens)
         e = self.experience(rollouts, old, reference.log_probs_BT, reward.scores_B, self.beta)
         drift = self.check(rollouts)
         scale = schedule(self.pace.progress, self.warmup, self.cooldown, 0.02)
         means = update(
-            self.across(self.policy),
+            across(self.policy),
             self.optimizer,
             e,
             self.step,
@@ -272,7 +275,7 @@ class Learner:
         """How far the engine's log-probabilities are from the trainer's, mean of nats a token; refuses a wide gap."""
         few = rollouts.part(torch.arange(min(32, len(rollouts))))
         bare = replace(self.policy, temperature=1.0, ban_V=None, critic=None)
-        plain = score_all(self.across(bare), few, self.step.micro_tokens)
+        plain = score_all(across(bare), few, self.step.micro_tokens)
         drift = float((plain.log_probs_BT - few.sampler_BT)[few.mask_BT].abs().mean())
         if drift > self.most_drift or math.isnan(drift):
             raise LiuliError(
@@ -292,13 +295,13 @@ class Learner:
 
     def trace(self, e: Experience, reward: Reward, old: Scores) -> None:
         """The columnar record of this step: one row a token, one row an answer."""
-        new = score_all(self.across(self.policy), e.rollouts, self.step.micro_tokens)
-        write_trace(
-            self.log.folder,
-            self.stage,
-            self.done + 1,  # rounds count from 1, as in the log
-            *trace_columns(e, reward, old, new, self.step, self.engine, self.prompts),
-        )
+        new = score_all(across(self.policy), e.rollouts, self.step.micro_tokens)
+        columns = trace_columns(e, reward, old, new, self.step, self.engine, self.prompts)
+        from_first(write_trace, self.log.folder, self.stage, self.done + 1, *columns)  # rounds count from 1, as logged
+
+    def learning(self) -> nn.ModuleList:
+        """What the optimizer changes: the policy, and its critic if it has one."""
+        return nn.ModuleList([self.policy.model, *([self.policy.critic] if self.policy.critic is not None else [])])
 
     def text_loss(self) -> Tensor:
         """PPO-ptx: the loss of the next rows of text, times its weight (arXiv 2203.02155, eq. 2)."""
@@ -306,26 +309,22 @@ class Learner:
         batch = next(self.texts)
         device = str(self.policy.model.embedding.weight.device)
         # documents of a row are kept apart, as in every stage
-        part = to_tensors(batch, slice(None), device, self.engine.tokenizer.bos)
-        loss: Tensor = self.ptx * next_target(self.policy.model, part) / float(batch.weights_BT.sum())
+        part = to_tensors(batch, slice(rank(), None, ranks()), device, self.engine.tokenizer.bos)
+        # of the mean over processes that sharding takes, a sum is wanted
+        loss: Tensor = self.ptx * ranks() * next_target(self.policy.model, part) / float(batch.weights_BT.sum())
         return loss
 
     def state(self) -> dict[str, Any]:
-        critic = self.policy.critic
         return {
-            "model": dict(self.policy.model.state_dict()),
-            "critic": dict(critic.state_dict()) if critic is not None else {},
-            "optimizer": self.optimizer.state(),
+            "weights": gathered(dict(self.learning().state_dict())),
+            "optimizer": gathered(self.optimizer.state()),
             "beta": self.beta,
             "tokens": self.tokens,
             "texts": self.texts.position if self.texts is not None else 0,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.policy.model.load_state_dict(state["model"])
-        if self.policy.critic is not None:
-            self.policy.critic.load_state_dict(state["critic"])
-        self.optimizer.load_state(state["optimizer"])
+        load_gathered(self.learning(), self.optimizer, state["weights"], state["optimizer"])
         self.beta, self.tokens = state["beta"], state["tokens"]
         if self.texts is not None:
             self.texts.position = state["texts"]
@@ -428,16 +427,29 @@ def reinforce(
     """
     if not prompts:
         raise LiuliError("there are no prompts to answer", str(out), "give a file of prompts")
-    machine, tokenizer = measure_machine(), Tokenizer.load(model_folder)
+    machine, tokenizer = from_first(measure_machine), Tokenizer.load(model_folder)
     torch.manual_seed(options.seed)
     model, before = load(model_folder, machine.device), load(model_folder, machine.device)
-    model.compute_dtype = before.compute_dtype = machine.compute_dtype
-    engine = Engine(model, tokenizer, rows=256)
+    # of shards no engine can write, and another engine than ours reads a folder: both get the weights by `renew`
+    writer = model if ranks() == 1 and not options.engine_url else load(model_folder, machine.device)
+    model.compute_dtype = before.compute_dtype = writer.compute_dtype = machine.compute_dtype
+    key = os.environ.get("LIULI_ENGINE_KEY")
+    engine: Writer = Engine(writer, tokenizer, rows=256)
+    if options.engine_url:
+        engine = RemoteEngine(options.engine_url, tokenizer, model.config, key=key)
     ban_V = engine.ban_V.to(machine.device)
     values = critic(model)
     policy = ModelActor(model, options.temperature, ban_V, values)
-    whole = torch.nn.ModuleList([model, *([values] if values is not None else [])])
-    optimizer = Optimizer(whole, one_rate(options.lr, beta2=0.95, adam_eps=1e-5))
+    whole = nn.ModuleList([model, *([values] if values is not None else [])])
+    optimizer = sharded(whole, one_rate(options.lr, beta2=0.95, adam_eps=1e-5))
+    published = log.folder / f"{out.name}-weights"
+
+    def renew(done: int) -> None:
+        if writer is not model:
+            writer.load_state_dict(gathered(model.state_dict()))
+        if isinstance(engine, RemoteEngine):
+            from_first(publish, engine, writer, published, done, model_folder)
+
     checkpoints = log.folder / "checkpoints" / out.name
     seconds = None if options.minutes is None else 60 * options.minutes
     pace = Pace(seconds=seconds, journal=checkpoints / "pace.jsonl") if seconds else Pace(steps=options.steps or 1)
@@ -465,11 +477,16 @@ def reinforce(
         seed=options.seed,
         checkpoints=checkpoints,
         save_every_s=options.save_every_s,
+        renew=renew,
     )
     figures = learner.run()
-    model.compute_dtype = None
-    write_model(
-        model.cpu(),
+    remove(published)
+    if writer is not model:
+        writer.load_state_dict(gathered(model.state_dict()))
+    writer.compute_dtype = None
+    from_first(
+        write_model,
+        writer.cpu(),
         out,
         tokenizer,
         model_folder,

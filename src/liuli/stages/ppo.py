@@ -48,6 +48,7 @@ class PPOOptions:
     temperature: float = 1.0
     max_tokens: int = 96
     ptx: float = 0.0  # weight of the pretraining loss beside PPO's
+    engine_url: str = ""  # a vLLM server that draws the answers; "": our own engine
     most_drift: float = 0.02  # nats a token between engine and trainer, mean; more stops the run
     trace_every: int = 10  # steps between traces for the microscope; 0: none
     save_every_s: float = 60.0

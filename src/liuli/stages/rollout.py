@@ -22,6 +22,7 @@ from liuli.model import Transformer
 from liuli.model.scalar import ScalarModel
 from liuli.text import Message, Tokenizer, parse_answer, render
 from liuli.text.chat import Messages, as_messages
+from liuli.train.parallel import from_each
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,25 @@ def roll_out(
     """An answer to each prompt, tools run on the way. No top-k and no top-p: what they leave out could not be scored.
 
     seeds: one for each answer; the same seeds and weights give the same rollouts. max_tokens: of each message drawn.
-    Raises LiuliError for a prompt that does not fit the context.
+    Raises LiuliError for a prompt that does not fit the context. In several processes each draws its share.
     """
+
+    def share(numbers: Sequence[int]) -> list[Answering]:
+        own, own_seeds = [prompts[number] for number in numbers], [seeds[number] for number in numbers]
+        return answer(engine, own, temperature, max_tokens, own_seeds, tools)
+
+    return padded(from_each(len(prompts), share), engine.tokenizer.pad)
+
+
+def answer(
+    engine: Writer,
+    prompts: Sequence[Messages],
+    temperature: float,
+    max_tokens: int,
+    seeds: Sequence[int],
+    tools: Mapping[str, Tool],
+) -> list[Answering]:
+    """An answer to each prompt, not yet padded; see `roll_out`."""
     histories = [list(as_messages(prompt)) for prompt in prompts]
     each = [
         Answering(tokens, [False] * len(tokens), [0.0] * len(tokens), [])
@@ -119,11 +137,11 @@ def roll_out(
         return engine.request(list(own.tokens), sampling, number)
 
     def then(request: Request) -> Request | None:
-        own, answer = each[request.number], request.answer()
-        own.extend(answer.ids, answer.logprobs)
-        message = parse_answer(answer.ids, engine.tokenizer)
+        own, said = each[request.number], request.answer()
+        own.extend(said.ids, said.logprobs)
+        message = parse_answer(said.ids, engine.tokenizer)
         own.produced.append(message)
-        own.finished = answer.stopped_by == "end"
+        own.finished = said.stopped_by == "end"
         if not (own.finished and message.tool_calls and own.calls < MAX_CALLS):
             return None
         own.calls += 1
@@ -131,15 +149,15 @@ def roll_out(
         own.produced += replies
         # the tokens as they were drawn stay; only what the tools said is rendered
         whole = render([*histories[request.number], *own.produced], engine.tokenizer, answer=True)
-        said = whole.tokens[whole.starts[-len(replies)] :]
+        told = whole.tokens[whole.starts[-len(replies)] :]
         own.finished = False
-        if len(own.tokens) + len(said) >= engine.context:
+        if len(own.tokens) + len(told) >= engine.context:
             return None
-        own.extend(said)
+        own.extend(told)
         return begin(request.number)
 
     engine.work([begin(number) for number in range(len(each))], then)
-    return padded(each, engine.tokenizer.pad)
+    return each
 
 
 def padded(each: Sequence[Answering], pad: int) -> Rollouts:

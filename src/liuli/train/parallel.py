@@ -2,9 +2,11 @@
 
 Applied from outside: neither the model nor the algorithm knows of it. Every process holds the whole round (tokens, log-
 probabilities, advantages: small numbers), so whitening, groups, the weights of tokens and all figures are those of one
-process; only the passes through the model are divided. `Shared` is an actor like any other: it scores its own rows and
-gets the others' numbers from the other processes, so a loss made of it is the loss of the whole step, whichever rank
-asks, and its gradient, summed over the ranks, is the whole gradient.
+process; only the drawing of answers and the passes through the model are divided. `Shared` is an actor like any other:
+it scores its own rows and gets the others' numbers from the other processes, so a loss made of it is the loss of the
+whole step, whichever rank asks, and its gradient, summed over the ranks, is the whole gradient.
+
+In one process, without torchrun, each function here does the plain thing, so that a stage is written once.
 
 Does not know: rollouts (rows are whatever has tokens_BT and part()), losses, files.
 """
@@ -13,15 +15,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 
 from liuli.errors import LiuliError
 from liuli.model import Transformer
@@ -54,12 +54,21 @@ class Scorer(Protocol[R, S]):
 
 def join(device: str = "cpu") -> tuple[int, int]:
     """Meet the processes that torchrun started: this one's rank, and how many; (0, 1) without torchrun."""
-    if "WORLD_SIZE" not in os.environ:
-        return 0, 1
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
-    return dist.get_rank(), dist.get_world_size()
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    return rank(), ranks()
+
+
+def rank() -> int:
+    """Which of the processes this is, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def ranks() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def leave() -> None:
@@ -71,21 +80,45 @@ def leave() -> None:
     os._exit(0)  # gloo's threads abort a normal exit now and then (2 of 140 measured, 0 of 140 this way)
 
 
-def from_first(make: Callable[[], Made]) -> Made:
-    """What rank 0 makes, on every rank: rollouts drawn from a server, rewards, how much of a budget of time is used.
+def from_first(make: Callable[..., Made], *given: Any) -> Made:
+    """What `make(*given)` gives on rank 0, on every rank: rewards, a checkpoint, how much of a budget of time is used.
 
     Raises on every rank what `make` raises on rank 0, so that none waits for a process that has given up.
     """
+    if ranks() == 1:
+        return make(*given)
     found: list[Any] = [None, None]
-    if dist.get_rank() == 0:
+    if rank() == 0:
         try:
-            found[0] = make()
+            found[0] = make(*given)
         except Exception as error:
             found[1] = error
     dist.broadcast_object_list(found, src=0, device=torch.device("cpu"))
     if found[1] is not None:
         raise found[1]
     return cast(Made, found[0])
+
+
+def from_each(count: int, make: Callable[[Sequence[int]], Sequence[Made]]) -> list[Made]:
+    """Things 0 to count - 1, of which each process makes its share (`own_rows`): all of them, on every rank.
+
+    Raises on every rank what `make` raises on one.
+    """
+    if ranks() == 1:
+        return list(make(range(count)))
+    own: list[Any] = [[], None]
+    try:
+        own[0] = list(make(own_rows(count, rank(), ranks()).tolist()))
+    except Exception as error:
+        own[1] = error
+    found: list[Any] = [None] * ranks()
+    dist.all_gather_object(found, own)
+    whole: list[Any] = [None] * count
+    for number, (share, failure) in enumerate(found):
+        if failure is not None:
+            raise failure
+        whole[number :: ranks()] = share
+    return whole
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
@@ -97,10 +130,14 @@ def sharded(module: nn.Module, options: OptimizerOptions) -> Optimizer:
 
     Raises LiuliError for Muon: it makes whole matrices orthogonal, and a shard is not one.
     """
+    if ranks() == 1:
+        return Optimizer(module, options)
     if options.kind != "adamw":
         raise LiuliError(
             "Muon needs whole matrices, and here each process holds a shard of them", "optimizer", 'use kind = "adamw"'
         )
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # slow to import, and seldom used
+
     for body in [part for part in module.modules() if isinstance(part, Transformer)]:
         for block in body.blocks:
             fully_shard(block)
@@ -113,21 +150,44 @@ def sharded(module: nn.Module, options: OptimizerOptions) -> Optimizer:
 
 
 def gathered(state: Any) -> Any:
-    """A nested state with every shard made whole, on the CPU: what goes into a model folder or to an engine of one
-    process. All processes must call it."""
+    """A nested state with every shard made whole, on the CPU: what goes into a checkpoint, a model folder or an engine.
+    All processes must call it."""
     if isinstance(state, dict):
         return {key: gathered(value) for key, value in state.items()}
-    if isinstance(state, DTensor):
-        return state.full_tensor().cpu()
+    if ranks() > 1 and isinstance(state, Tensor) and hasattr(state, "full_tensor"):
+        state = state.full_tensor()
     return state.cpu() if isinstance(state, Tensor) else state
+
+
+def load_gathered(module: nn.Module, optimizer: Optimizer, weights: dict[str, Any], state: dict[str, Any]) -> None:
+    """Give module and optimizer what `gathered` made whole, each process its shards: however many there were then."""
+    if ranks() == 1:
+        module.load_state_dict(weights)
+        optimizer.load_state(state)
+        return
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    def own(whole: Any, like: Any) -> Any:
+        if not (isinstance(like, DTensor) and isinstance(whole, Tensor) and whole.shape == like.shape):
+            return whole
+        return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
+
+    current = module.state_dict()
+    module.load_state_dict({name: own(whole, current[name]) for name, whole in weights.items()})
+    held = [weight for group in optimizer.adam.param_groups for weight in group["params"]]
+    adam = {
+        index: {key: own(value, held[int(index)]) for key, value in moments.items()}
+        for index, moments in state["adam"].items()
+    }
+    optimizer.load_state({"adam": adam, "muon": {}})
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def own_rows(count: int, rank: int, ranks: int) -> Tensor:
-    """The rows that a rank takes: every ranks-th, so that rows sorted by length are dealt evenly. May be none."""
-    return torch.arange(count)[rank::ranks]
+def own_rows(count: int, number: int, of: int) -> Tensor:
+    """The rows of process `number`, dealt like cards, so that rows sorted by length are dealt evenly. May be none."""
+    return torch.arange(count)[number::of]
 
 
 @dataclass(frozen=True)
@@ -142,9 +202,8 @@ class Shared(Generic[R, S]):
     actor: Scorer[R, S]
 
     def score(self, rollouts: R) -> S:
-        rank, ranks = dist.get_rank(), dist.get_world_size()
         B, T = rollouts.tokens_BT.shape
-        index_N = own_rows(B, rank, ranks)
+        index_N = own_rows(B, rank(), ranks())
         idle = len(index_N) == 0  # must still go through the model, where the others wait for its shards
         index_N = torch.zeros(1, dtype=torch.int64) if idle else index_N
         own = self.actor.score(rollouts.part(index_N))
@@ -155,7 +214,12 @@ class Shared(Generic[R, S]):
             whole_SBT[:, index_N, : own_SNT.shape[2]] = own_SNT.detach()
         dist.all_reduce(whole_SBT)  # every row comes from one rank: the sum adds zeros to it
         if own_SNT.requires_grad:
-            nothing_SNT = (own_SNT - own_SNT.detach()) * (0 if idle else ranks)  # zero, with the gradient of the rows
+            nothing_SNT = (own_SNT - own_SNT.detach()) * (0 if idle else ranks())  # zero, with the gradient of the rows
             short = T - own_SNT.shape[2]
             whole_SBT = whole_SBT.index_add(1, index_N, nn.functional.pad(nothing_SNT, (0, short)))
         return type(own)(*whole_SBT)
+
+
+def across(actor: Scorer[R, S]) -> Scorer[R, S]:
+    """The actor, or in several processes the one that shares its rows out."""
+    return Shared(actor) if ranks() > 1 else actor

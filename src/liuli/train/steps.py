@@ -1,6 +1,7 @@
 """Steps until a budget is used, for stages whose step is more than one batch of rows (preferences, rewards).
 
-What `fit` promises holds here too: killed at any moment and started again, the run ends in the same weights.
+What `fit` promises holds here too: killed at any moment and started again, the run ends in the same weights. Of several
+processes the first alone looks at the clock and at checkpoints, and all do what it says.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from liuli.train.checkpoint import load_checkpoint, save_checkpoint
 from liuli.train.log import RunLog
 from liuli.train.loop import patient
 from liuli.train.pace import Pace
+from liuli.train.parallel import from_first
 
 Figures = dict[str, float]
 
@@ -36,7 +38,13 @@ def run_steps(
     shown: figures for the bar. Ctrl-C saves after the step and raises KeyboardInterrupt.
     """
     done, figures, saved = 0, Figures(), time.monotonic()
-    if checkpoints is not None and (found := load_checkpoint(checkpoints, warn=log.warn)) is not None:
+
+    def now() -> tuple[bool, bool]:
+        """Whether to stop, and whether to save."""
+        stop = stopping.is_set()
+        return stop, checkpoints is not None and (stop or time.monotonic() - saved >= save_every_s)
+
+    if checkpoints is not None and (found := from_first(load_checkpoint, checkpoints, log.warn)) is not None:
         done = found[0]
         load_state(found[1]["own"])
         pace.load_state(found[1]["pace"])
@@ -45,12 +53,12 @@ def run_steps(
         while pace.progress < 1.0:
             figures = take_step(done)
             done += 1
-            pace.advance(done)
+            pace.progress = from_first(pace.advance, done)
             log.progress(pace.progress, pace.seconds_left(), step=done, **{key: figures[key] for key in shown})
             log.figures(step=done, progress=pace.progress, **figures)
-            stop = stopping.is_set()
-            if checkpoints is not None and (stop or time.monotonic() - saved >= save_every_s):
-                save_checkpoint(checkpoints, done, {"own": state(), "pace": pace.state()})
+            stop, save = from_first(now)
+            if save:
+                from_first(save_checkpoint, checkpoints, done, {"own": state(), "pace": pace.state()})
                 saved = time.monotonic()
             if stop:
                 raise KeyboardInterrupt

@@ -1,0 +1,103 @@
+"""`torchrun -m liuli ppo …` learns what `liuli ppo …` learns, and leaves the same files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from liuli.errors import UsageError
+from liuli.files import read_json, read_lines
+from liuli.running import own_run
+from liuli.stages.reward import RewardOptions, compare, reward
+from liuli.stages.training import write_model
+from liuli.text import Message, Preference
+from liuli.train import RunLog, StageState
+from tests.engine.conftest import byte_tokenizer, make_model
+
+# the command, in float32: in bfloat16 other rows beside a row change its last bits
+PROGRAM = """
+from dataclasses import replace
+import liuli.train
+measured = liuli.train.measure_machine()
+liuli.train.measure_machine = lambda: replace(measured, dtype="float32")
+from liuli.cli import main
+main()
+"""
+SHORT = "--steps 3 --option max_tokens=8 --option most_drift=1 --option trace_every=1"
+STAGES = {
+    "ppo": f"judge talks.jsonl OUT {SHORT} --option answers=10 --option minibatches=1",
+    "dpo": "pairs.jsonl --out OUT --option pairs=5",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that now and then ends an answer, a judge of it, prompts and pairs."""
+    folder, tokenizer = tmp_path_factory.mktemp("torchrun"), byte_tokenizer()
+    tokenizer.save(folder / "tokenizer")
+    model = make_model("qwen3", 64)
+    with torch.no_grad():
+        model.head_VD[tokenizer.end] *= 3
+    write_model(model, folder / "model", tokenizer, folder / "tokenizer", {"seed": 0})
+    said = [(f"q{n}", f"{n} yes!", f"{n} well") for n in range(20)]
+    pairs = [
+        Preference((Message("user", q),), (Message("assistant", a),), (Message("assistant", b),)) for q, a, b in said
+    ]
+    log = RunLog(folder / "log", [StageState("judge", "judge")], quiet=True, tensorboard=False)
+    data = compare(pairs, tokenizer, 64)
+    reward(folder / "model", data, folder / "judge", options=RewardOptions(members=2), log=log)
+    lines = {
+        "pairs.jsonl": [{"prompt": q, "chosen": a, "rejected": b} for q, a, b in said],
+        "talks.jsonl": [{"prompt": q, "completion": a} for q, a, _ in said],
+    }
+    for name, rows in lines.items():
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "program.py").write_text(PROGRAM, encoding="utf-8")
+    return folder
+
+
+def run(folder: Path, stage: str, processes: int) -> subprocess.CompletedProcess[str]:
+    """One stage in so many processes, into `folder/PROCESSES/STAGE`."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] * (processes > 1)
+    given = STAGES[stage].replace("OUT", f"{processes}/{stage}").split()
+    command = [sys.executable, *launch, "program.py", stage, "model", *given]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_leave_what_one_leaves(folder: Path, stage: str) -> None:
+    for processes in (1, 2):
+        done = run(folder, stage, processes)
+        assert done.returncode == 0, done.stderr
+    before = load_file(folder / "model" / "model.safetensors")
+    one, two = (load_file(folder / number / stage / "model.safetensors") for number in "12")
+    moved = torch.cat([(one[name] - before[name]).flatten() for name in before])
+    apart = torch.cat([(one[name] - two[name]).flatten() for name in before])
+    assert moved.norm() > 0 and apart.norm() < 1e-3 * moved.norm()  # Adam divides by gradients that are almost nothing
+    figures = [read_json(folder / number / stage / "liuli.json")["figures"] for number in "12"]
+    assert figures[1] == pytest.approx(figures[0], rel=1e-3, abs=1e-3)
+    logs = [[line.get("step") for line in read_lines(folder / number / "log.jsonl")] for number in "12"]
+    assert logs[0] == logs[1]  # one diary, not two
+    assert left(folder / "2") == left(folder / "1")
+
+
+def left(run: Path) -> list[str]:
+    """The names of all files of a run but TensorBoard's, which hold the time."""
+    names = [path.relative_to(run).as_posix() for path in run.rglob("*")]
+    return sorted(name for name in names if "tfevents" not in name)
+
+
+def test_a_stage_that_is_work_for_one_process_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="pretraining is done in one process"), own_run(tmp_path, "pretraining", True):
+        pass
