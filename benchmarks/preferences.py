@@ -13,7 +13,6 @@ of the rounds counts, and the ratio is to the faster of TRL's two.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import logging
 import os
@@ -134,9 +133,7 @@ def our_grpo(folder: Path, prompts: Sequence[str], tokenizer: Tokenizer, answer:
     machine = measure_machine()
     model, before = load(folder / "model"), load(folder / "model")
     model.compute_dtype = before.compute_dtype = machine.compute_dtype
-    sampler = copy.copy(model)  # the same weights, drawn from in float32, as in `reinforce`
-    sampler.compute_dtype = None
-    engine = Engine(sampler, tokenizer, rows=256)
+    engine = Engine(model, tokenizer, rows=256)
     engine.ban_V[: len(SPECIALS)] = -torch.inf  # nothing ends an answer early
     options = GRPOOptions(answers=len(prompts) * GROUP, group=GROUP, beta=BETA, lr=LR, max_tokens=answer, steps=1)
 

@@ -73,4 +73,27 @@ def _path(run: Run) -> str:
         points = [(record["at"], float(record[figure])) for record in records if finite(record.get(figure))]
         chart = plot([Line(points, 0, "faint"), Line(smooth(points), 0)], y_text=number)
         charts += f'<div class="card"><h3>{title}</h3>{chart}</div>'
-    return f'<div class="grid4">{charts}</div>'
+    return f'<div class="grid4">{charts}</div>{_against_kl(records)}'
+
+
+def _against_kl(records: list[Facts]) -> str:
+    """Score and true worth by how far the policy has gone: where they part, the reward model is played
+    (arXiv 2210.10760)."""
+    known = sorted((r for r in records if finite(r.get("true_score")) and finite(r.get("score"))), key=lambda r: r["kl"])
+    if len(known) < 10:
+        return ""
+    score, truth = (smooth([(float(r["kl"]), float(r[name])) for r in known], 0.2) for name in ("score", "true_score"))
+    best = max(truth, key=lambda point: point[1])
+    fallen = best[1] - truth[-1][1]
+    highest = f"{number(best[0])}"
+    note = (
+        both(
+            f"True worth is highest at a KL of {highest} nats an answer and {number(fallen)} lower at the far end.",
+            f"真实价值在 KL 为每回答 {highest} 奈特处最高，到最远处降低 {number(fallen)}。",
+        )
+        if fallen > 0
+        else both("True worth is highest at the far end.", "真实价值在最远处最高。")
+    )
+    chart = plot([Line(score, 1, "dashed"), Line(truth, 0)], y_text=number, x_text=number, large=True)
+    title = both("Score (dashed) and true worth against KL", "打分（虚线）与真实价值，按 KL")
+    return f'<div class="card"><h3>{title}</h3>{chart}<small>{note}</small></div>'

@@ -86,12 +86,14 @@ def plot(
     lines: Sequence[Line],
     *,
     y_text: Callable[[float], str],
+    x_text: Callable[[float], str] | None = None,
     bands: Sequence[Band] = (),
     marks: Sequence[tuple[float, str]] = (),
     log: bool = False,
     large: bool = False,
 ) -> str:
-    """A chart as HTML, x in seconds. marks: dashed horizontal lines (y, HTML label). log: logarithmic y axis."""
+    """A chart as HTML, x in seconds, or in what `x_text` tells. marks: dashed horizontal lines (y, HTML label).
+    log: logarithmic y axis."""
     drawn = [Line([p for p in line.points if not log or p[1] > 0], line.colour, line.style) for line in lines]
     xs = [x for line in drawn for x, _ in line.points] + [x for band in bands for x in (band.start, band.end)]
     ys = [y for line in drawn if line.style != "faint" for _, y in line.points] + [y for y, _ in marks]
@@ -124,10 +126,11 @@ def plot(
     parts.append("</svg>")
     parts.extend(f'<span class="note" style="top:{down(y):.2f}%">{label}</span>' for y, label in marks)
     parts.append('<u class="cursor"></u><output></output></div><div class="axis">')
-    for tick in time_ticks(left, right, 8 if large else 4):
-        parts.append(f'<b style="left:{across(tick):.2f}%">{clock(tick)}</b>')
+    told = x_text or clock
+    for tick in (ticks if x_text else time_ticks)(left, right, 8 if large else 4):
+        parts.append(f'<b style="left:{across(tick):.2f}%">{told(tick)}</b>')
     hover = [
-        [round(across(x), 2), round(down(y), 2), f"{clock(x)} · {y_text(y)}"]
+        [round(across(x), 2), round(down(y), 2), f"{told(x)} · {y_text(y)}"]
         for line in drawn
         if line.style == "main"
         for x, y in thin(line.points, 120)
