@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -14,6 +15,7 @@ from playwright.sync_api import Page
 
 from liuli.errors import UsageError
 from liuli.evals import write_report
+from liuli.evals.aligned import _fall
 from liuli.evals.runfolder import read_run, stage_seconds, work_clock
 
 
@@ -119,3 +121,12 @@ def test_report_fits_a_phone_changes_language_and_answers_the_pointer(
     assert not page.get_by_role("heading", name="What it can do").is_visible()
     page.locator(".plot.large .box").hover()
     assert re.match(r"\d+:\d\d · \d", page.locator(".plot.large output").inner_text())
+
+
+def test_the_fall_of_true_worth_is_said_only_where_it_is_more_than_chance() -> None:
+    chance = random.Random(0)
+    noisy = [(n / 10, 0.6 + chance.gauss(0, 0.1)) for n in range(50)]
+    falling = [(kl, worth - max(0.0, kl - 2) * 0.2) for kl, worth in noisy]
+    assert "does not fall" in _fall(noisy)
+    begins = re.search(r"Past a KL of (\d\.\d+)", _fall(falling))
+    assert begins and 0.5 < float(begins[1]) < 3.1

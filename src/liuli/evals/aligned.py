@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from liuli.evals.charts import Line, plot, smooth
+from math import sqrt
+from statistics import mean, pvariance
+
+from liuli.evals.charts import Line, Point, plot, smooth
 from liuli.evals.runfolder import Facts, Run, finite
 from liuli.evals.words import both, number, percent, section, skill_title, table
 
@@ -79,21 +82,32 @@ def _path(run: Run) -> str:
 def _against_kl(records: list[Facts]) -> str:
     """Score and true worth by how far the policy has gone: where they part, the reward model is played
     (arXiv 2210.10760)."""
-    known = sorted((r for r in records if finite(r.get("true_score")) and finite(r.get("score"))), key=lambda r: r["kl"])
+    known = sorted(
+        (r for r in records if finite(r.get("true_score")) and finite(r.get("score"))), key=lambda r: r["kl"]
+    )
     if len(known) < 10:
         return ""
-    score, truth = (smooth([(float(r["kl"]), float(r[name])) for r in known], 0.2) for name in ("score", "true_score"))
-    best = max(truth, key=lambda point: point[1])
-    fallen = best[1] - truth[-1][1]
-    highest = f"{number(best[0])}"
-    note = (
-        both(
-            f"True worth is highest at a KL of {highest} nats an answer and {number(fallen)} lower at the far end.",
-            f"真实价值在 KL 为每回答 {highest} 奈特处最高，到最远处降低 {number(fallen)}。",
-        )
-        if fallen > 0
-        else both("True worth is highest at the far end.", "真实价值在最远处最高。")
-    )
-    chart = plot([Line(score, 1, "dashed"), Line(truth, 0)], y_text=number, x_text=number, large=True)
+    score, truth = ([(float(r["kl"]), float(r[name])) for r in known] for name in ("score", "true_score"))
+    lines = [Line(smooth(score, 0.2), 1, "dashed"), Line(truth, 0, "faint"), Line(smooth(truth, 0.2), 0)]
+    chart = plot(lines, y_text=number, x_text=number, large=True)
     title = both("Score (dashed) and true worth against KL", "打分（虚线）与真实价值，按 KL")
-    return f'<div class="card"><h3>{title}</h3>{chart}<small>{note}</small></div>'
+    return f'<div class="card"><h3>{title}</h3>{chart}<small>{_fall(truth)}</small></div>'
+
+
+def _fall(truth: list[Point]) -> str:
+    """Where true worth begins to fall, if it does: fifths of the rounds by KL, differences of two standard errors."""
+    fifths = [truth[n * len(truth) // 5 : (n + 1) * len(truth) // 5] for n in range(5)]
+    worths = [[worth for _, worth in fifth] for fifth in fifths]
+    best = max(range(5), key=lambda n: mean(worths[n]))
+    fall = mean(worths[best]) - mean(worths[-1])
+    chance = 2 * sqrt(sum(pvariance(own) / max(1, len(own) - 1) for own in (worths[best], worths[-1])))
+    if fall > chance:
+        begins, lost = number(fifths[best][-1][0]), number(fall)
+        return both(
+            f"Past a KL of {begins} nats an answer the reward model is played: true worth falls by {lost}.",
+            f"KL 超过每回答 {begins} 奈特之后，策略开始钻奖励模型的空子：真实价值降低 {lost}。",
+        )
+    return both(
+        f"True worth does not fall: from its best fifth to the farthest by {number(fall)}, chance alone {number(chance)}.",
+        f"真实价值没有下降：从最好的五分之一轮次到最远的五分之一只差 {number(fall)}，偶然误差为 {number(chance)}。",
+    )
