@@ -37,7 +37,7 @@ from liuli.stages.rollout import (
 )
 from liuli.text import Message, Tokenizer, render
 from liuli.text.chat import ToolCall
-from liuli.train import Optimizer, OptimizerOptions
+from liuli.train import Optimizer, OptimizerOptions, one_rate
 from tests.engine.conftest import byte_tokenizer, make_model, scripted
 from tests.text.conftest import TEXTS
 
@@ -462,6 +462,20 @@ def test_what_a_tool_said_carries_no_loss_no_leash_and_no_advantage(algorithm: s
     by_hand = torch.autograd.grad(loss, weights, allow_unused=True)
     filled = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, by_hand, strict=True)]
     torch.testing.assert_close(found, filled, rtol=1e-3, atol=1e-5)
+
+
+def test_a_round_ends_early_once_the_policy_has_moved_as_far_as_it_may() -> None:
+    rollouts, steps = with_tools("What is 6*7?", "Both?", "Hi"), {}
+    for stop_kl in (0.0, 1e-9, 1e9):
+        model = make_model("qwen3", context=256)
+        actor = ModelActor(model)
+        old = score_all(actor, rollouts)
+        options = PPOOptions(steps=1, epochs=3, minibatches=1, value_weight=0.0, stop_kl=stop_kl)
+        e = ppo_experience(rollouts, old, old.log_probs_BT, torch.tensor([1.0, -0.5, 0.3]), 0.3, options)
+        figures = update(actor, Optimizer(model, one_rate(1e-3)), e, ppo_step(options))
+        steps[stop_kl] = figures["steps"], model.embedding.weight.detach().clone()
+    assert [count for count, _ in steps.values()] == [3, 1, 3]
+    assert torch.equal(steps[0.0][1], steps[1e9][1]) and not torch.equal(steps[0.0][1], steps[1e-9][1])
 
 
 # --- P11: the same again ---------------------------------------------------------------------------------------------

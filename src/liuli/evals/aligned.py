@@ -108,6 +108,6 @@ def _fall(truth: list[Point]) -> str:
             f"KL 超过每回答 {begins} 奈特之后，策略开始钻奖励模型的空子：真实价值降低 {lost}。",
         )
     return both(
-        f"True worth does not fall: from its best fifth to the farthest by {number(fall)}, chance alone {number(chance)}.",
+        f"True worth does not fall: best fifth to farthest {number(fall)}, chance alone {number(chance)}.",
         f"真实价值没有下降：从最好的五分之一轮次到最远的五分之一只差 {number(fall)}，偶然误差为 {number(chance)}。",
     )

@@ -40,6 +40,7 @@ class PPOOptions:
     trace: float = 0.95  # lambda of the advantages
     clip: float = 0.2
     value_clip: float = 0.2
+    stop_kl: float = 0.0  # nats a token from the round's first policy at which its steps end early; 0: never
     value_weight: float = 0.1
     whiten_rewards: Literal["off", "scale", "full"] = "off"  # both have another optimum
     whiten_advantages: bool = True
@@ -88,6 +89,7 @@ def ppo_step(options: PPOOptions, micro_tokens: int = 4096) -> Step:
         clip_high=o.clip,
         value_weight=o.value_weight,
         value_clip=o.value_clip,
+        stop_kl=o.stop_kl,
         micro_tokens=micro_tokens,
     )
 
