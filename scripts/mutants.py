@@ -82,8 +82,8 @@ MUTANTS = (
     Mutant(
         "the end outside the mask",
         ROLLOUT,
-        "own.extend(answer.ids, answer.logprobs)",
-        'own.extend(answer.ids, answer.logprobs)\n        own.drawn[-1] = answer.stopped_by != "end"',
+        "own.extend(said.ids, said.logprobs)",
+        'own.extend(said.ids, said.logprobs)\n        own.drawn[-1] = said.stopped_by != "end"',
     ),
     Mutant("whitening counts padding", POLICY, "chosen = x_BT[mask_BT]", "chosen = x_BT.flatten()"),
     Mutant("every answer alike, whatever its length", LEARN, 'spread: Spread = "token"', 'spread: Spread = "sequence"'),

@@ -111,9 +111,7 @@ def dpo(
     size = min(options.pairs, count)
     batches = Batches(count, size, options.seed)
     checkpoints = log.folder / "checkpoints" / out.name
-    seconds = None if options.minutes is None else 60 * options.minutes
-    steps = max(1, round(options.epochs * count / size))
-    pace = Pace(seconds=seconds, journal=checkpoints / "pace.jsonl") if seconds else Pace(steps=steps)
+    pace = Pace.of(options.minutes, max(1, round(options.epochs * count / size)), checkpoints)
 
     def one_step(done: int) -> dict[str, float]:
         rows = torch.tensor(batches[done])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from liuli.errors import UsageError
-from liuli.stages.learn import Experience, Reward, Step, reinforce
+from liuli.stages.learn import Experience, PracticeOptions, Reward, Step, reinforce
 from liuli.stages.rollout import Rollouts, Scores
 from liuli.text.chat import Messages
 from liuli.train import RunLog
@@ -24,12 +24,9 @@ from liuli.train.policy import KL, Advantage, Spread, group_advantages, kl_terms
 
 
 @dataclass(frozen=True)
-class GRPOOptions:
+class GRPOOptions(PracticeOptions):
     """How GRPO learns."""
 
-    minutes: float | None = None
-    steps: int | None = None
-    answers: int = 256  # of one round
     group: int = 8  # answers to one prompt
     epochs: int = 1
     lr: float = 3e-4
@@ -40,18 +37,10 @@ class GRPOOptions:
     spread: Spread = "token"
     clip_low: float = 0.2
     clip_high: float = 0.2
-    no_end: float = -1.0
-    temperature: float = 1.0
     max_tokens: int = 128
-    engine_url: str = ""  # a vLLM server that draws the answers; "": our own engine
-    most_drift: float = 0.02  # nats a token between engine and trainer, mean; more stops the run
-    trace_every: int = 10  # steps between traces for the microscope; 0: none
-    save_every_s: float = 60.0
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise UsageError("at temperature 0 there is nothing to explore", "temperature", "give a number above 0")
+        super().__post_init__()
         if self.group < 2:
             raise UsageError("a group of one answer has nothing to be compared with", "group", "give 2 or more")
 

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from liuli.engine import Engine
-from liuli.errors import LiuliError
+from liuli.errors import LiuliError, UsageError
 from liuli.files import remove
 from liuli.model import Transformer, load
 from liuli.stages.remote import RemoteEngine, publish
@@ -55,6 +56,29 @@ class Experience(NamedTuple):
     rewards_BT: Tensor
     advantages_BT: Tensor
     returns_BT: Tensor
+
+
+@dataclass(frozen=True)
+class PracticeOptions:
+    """What PPO and GRPO have in common: the budget, how answers are drawn, how the run is watched."""
+
+    minutes: float | None = None
+    steps: int | None = None
+    answers: int = 256  # of one round
+    beta: float = 0.05  # the leash: nats of KL cost this much score
+    lr: float = 2e-4
+    no_end: float = -1.0  # the score of an answer that did not end by itself
+    temperature: float = 1.0
+    max_tokens: int = 96
+    engine_url: str = ""  # a vLLM server that draws the answers; "": our own engine
+    most_drift: float = 0.02  # nats a token between engine and trainer, mean; more stops the run
+    trace_every: int = 10  # steps between traces for the microscope; 0: none
+    save_every_s: float = 60.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise UsageError("at temperature 0 there is nothing to explore", "temperature", "give a number above 0")
 
 
 @dataclass(frozen=True)
@@ -116,35 +140,32 @@ def update(
     generator = torch.Generator().manual_seed(seed)
     sums: dict[str, float] = {}
     steps, first_ratio = 0, 0.0
-    for _ in range(step.epochs):
-        for batch in deal(pieces, step.minibatches, generator):
-            rows = torch.cat(batch)
-            weights_BT = torch.zeros(e.rollouts.mask_BT.shape)
-            weights_BT[rows] = token_weights(e.rollouts.mask_BT[rows], step.spread, step.constant)
-            means: dict[str, float] = {}
-            for index in batch:
-                part = select(e, index)
-                scores = actor.score(part.rollouts)
-                device = scores.log_probs_BT.device
-                part = Experience(part.rollouts, *(x.to(device) for x in part[1:]))
-                if not steps:
-                    first_ratio = max(first_ratio, largest_ratio(scores, part))
-                loss, figures = objective(scores, part, weights_BT[index, : part.kl_BT.shape[1]].to(device), step)
-                loss.backward()  # type: ignore[no-untyped-call]
-                means = {name: means.get(name, 0.0) + value for name, value in figures.items()}
-            if step.stop_kl and means["kl_from_old"] > step.stop_kl:
-                optimizer.zero_grad()
-                return {name: value / max(1, steps) for name, value in sums.items()} | {
-                    "first_ratio": first_ratio,
-                    "steps": float(steps),
-                }
-            if extra is not None:
-                extra().backward()  # type: ignore[no-untyped-call]
-            optimizer.step(scale)
+    for batch in chain.from_iterable(deal(pieces, step.minibatches, generator) for _ in range(step.epochs)):
+        rows = torch.cat(batch)
+        weights_BT = torch.zeros(e.rollouts.mask_BT.shape)
+        weights_BT[rows] = token_weights(e.rollouts.mask_BT[rows], step.spread, step.constant)
+        means: dict[str, float] = {}
+        for index in batch:
+            part = select(e, index)
+            scores = actor.score(part.rollouts)
+            device = scores.log_probs_BT.device
+            part = Experience(part.rollouts, *(x.to(device) for x in part[1:]))
+            if not steps:
+                first_ratio = max(first_ratio, largest_ratio(scores, part))
+            loss, figures = objective(scores, part, weights_BT[index, : part.kl_BT.shape[1]].to(device), step)
+            loss.backward()  # type: ignore[no-untyped-call]
+            means = {name: means.get(name, 0.0) + value for name, value in figures.items()}
+        if step.stop_kl and means["kl_from_old"] > step.stop_kl:
             optimizer.zero_grad()
-            steps += 1
-            sums = {name: sums.get(name, 0.0) + value for name, value in means.items()}
-    return {name: value / steps for name, value in sums.items()} | {"first_ratio": first_ratio, "steps": float(steps)}
+            break
+        if extra is not None:
+            extra().backward()  # type: ignore[no-untyped-call]
+        optimizer.step(scale)
+        optimizer.zero_grad()
+        steps += 1
+        sums = {name: sums.get(name, 0.0) + value for name, value in means.items()}
+    means = {name: value / max(1, steps) for name, value in sums.items()}
+    return means | {"first_ratio": first_ratio, "steps": float(steps)}
 
 
 def deal(pieces: Sequence[Tensor], minibatches: int, generator: torch.Generator) -> list[list[Tensor]]:
@@ -412,7 +433,7 @@ def reinforce(
     reward: Callable[[Rollouts], Reward],
     experience: Callable[[Rollouts, Scores, Tensor, Tensor, float], Experience],
     step: Step,
-    options: Any,
+    options: PracticeOptions,
     log: RunLog,
     critic: Callable[[Transformer], Critic | None] = lambda model: None,
     steer: Callable[[float, float, int], float] | None = None,
@@ -422,7 +443,7 @@ def reinforce(
 ) -> dict[str, float]:
     """Set a run up on the model in a folder, run it, write the model it leads to; the figures of the last step.
 
-    options: PPOOptions or GRPOOptions. critic: makes what gives values (arXiv 2203.02155 takes the reward model).
+    critic: makes what gives values (arXiv 2203.02155 takes the reward model).
     Raises LiuliError for prompts that do not fit, for none at all, and where engine and trainer disagree.
     """
     if not prompts:
@@ -451,8 +472,6 @@ def reinforce(
             from_first(publish, engine, writer, published, done, model_folder)
 
     checkpoints = log.folder / "checkpoints" / out.name
-    seconds = None if options.minutes is None else 60 * options.minutes
-    pace = Pace(seconds=seconds, journal=checkpoints / "pace.jsonl") if seconds else Pace(steps=options.steps or 1)
     learner = Learner(
         policy,
         ModelActor(before, options.temperature, ban_V),
@@ -462,7 +481,7 @@ def reinforce(
         reward,
         experience,
         step,
-        pace,
+        Pace.of(options.minutes, options.steps or 1, checkpoints),
         log,
         out.name,
         options.answers,

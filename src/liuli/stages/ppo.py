@@ -11,9 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from liuli.errors import UsageError
 from liuli.model import Transformer
-from liuli.stages.learn import Experience, Reward, Step, reinforce
+from liuli.stages.learn import Experience, PracticeOptions, Reward, Step, reinforce
 from liuli.stages.reward import load_judge, score_answers
 from liuli.stages.rollout import Critic, Rollouts, Scores
 from liuli.text import Rows
@@ -24,16 +23,11 @@ from liuli.train.preference import Combine
 
 
 @dataclass(frozen=True)
-class PPOOptions:
+class PPOOptions(PracticeOptions):
     """How PPO learns. Defaults are the ones measured to have the right optimum (docs/preferences.md)."""
 
-    minutes: float | None = None
-    steps: int | None = None
-    answers: int = 256  # of one round
     epochs: int = 2
     minibatches: int = 4
-    lr: float = 2e-4
-    beta: float = 0.05  # the leash: nats of KL cost this much score
     kl_target: float = 0.0  # nats an answer that the leash is steered to (arXiv 1909.08593); 0: a fixed leash
     kl: KL = "k1"  # in the reward; all but k1 have another optimum
     discount: float = 1.0
@@ -44,20 +38,8 @@ class PPOOptions:
     value_weight: float = 0.1
     whiten_rewards: Literal["off", "scale", "full"] = "off"  # both have another optimum
     whiten_advantages: bool = True
-    no_end: float = -1.0  # the score of an answer that did not end by itself
     critic: Literal["shared", "reward"] = "shared"  # a head on the policy's states, or the reward model as a start
-    temperature: float = 1.0
-    max_tokens: int = 96
     ptx: float = 0.0  # weight of the pretraining loss beside PPO's
-    engine_url: str = ""  # a vLLM server that draws the answers; "": our own engine
-    most_drift: float = 0.02  # nats a token between engine and trainer, mean; more stops the run
-    trace_every: int = 10  # steps between traces for the microscope; 0: none
-    save_every_s: float = 60.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise UsageError("at temperature 0 there is nothing to explore", "temperature", "give a number above 0")
 
 
 def ppo_experience(

@@ -25,6 +25,7 @@ from liuli.model.scalar import ScalarModel, load_scalar, save_scalar
 from liuli.stages.rollout import Answering, Batches, Rollouts, given, judge_all, padded, parts
 from liuli.text import Preference, Tokenizer
 from liuli.train import Optimizer, OptimizerOptions, Pace, RunLog, measure_machine, schedule
+from liuli.train.parallel import load_gathered
 from liuli.train.preference import Combine, combine, pairwise_loss
 from liuli.train.steps import run_steps
 
@@ -175,8 +176,7 @@ def train_scores(
     by_prompt = pairs_by_prompt(data)
     prompts = min(options.prompts, len(by_prompt))
     steps = max(1, math.ceil(options.epochs * len(by_prompt) / prompts))
-    seconds = None if options.minutes is None else 60 * options.minutes
-    pace = Pace(seconds=seconds, journal=checkpoints / "pace.jsonl") if seconds else Pace(steps=steps)
+    pace = Pace.of(options.minutes, steps, checkpoints)
     batches = Batches(len(by_prompt), prompts, options.seed)
     shares_PE = shares(data, options)
 
@@ -184,17 +184,13 @@ def train_scores(
         rows = torch.cat([by_prompt[prompt] for prompt in batches[done]])
         return take_step(model, optimizer, data, rows, shares_PE, options, schedule(pace.progress, 0.05, 0.8, 0.0))
 
-    def load_state(state: dict[str, Any]) -> None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state(state["optimizer"])
-
     model.train()
     run_steps(
         one_step,
         pace,
         log=log,
         state=lambda: {"model": dict(model.state_dict()), "optimizer": optimizer.state()},
-        load_state=load_state,
+        load_state=lambda state: load_gathered(model, optimizer, state["model"], state["optimizer"]),
         checkpoints=checkpoints,
         save_every_s=options.save_every_s,
         shown=("loss", "accuracy"),

@@ -47,6 +47,13 @@ class Pace:
         if journal is not None and seconds is not None:
             self.decided = {line["step"]: float(line["rate"]) for line in read_lines(journal)}
 
+    @classmethod
+    def of(cls, minutes: float | None, steps: int, checkpoints: Path) -> Pace:
+        """The pace of a stage: minutes where they are given, else steps."""
+        if minutes is None:
+            return cls(steps=steps)
+        return cls(seconds=60 * minutes, journal=checkpoints / "pace.jsonl")
+
     def seconds_spent(self) -> float:
         """Time this run has had, over all its starts."""
         return self.spent + self.clock() - self.started
