@@ -1,10 +1,11 @@
 """What each way of learning from preferences makes of one chat model, judged by the ground truth.
 
-    python benchmarks/alignment.py runs/laptop --minutes 2 --seeds 0 1 2 --methods ppo grpo dpo best-of-16 cautious one
+    python benchmarks/alignment.py runs/laptop --minutes 2 --seeds 0 1 2 --methods ppo grpo dpo rejection cautious one
 
-RUN is a build's folder (chat, reward, curriculum, rows). Every method starts from `chat`; `ppo`, `grpo`, `best-of-16`
-follow `reward`, `dpo` the same comparisons. `cautious` and `one` are PPO without a leash, by the ensemble and by its
-first member alone: how the true worth falls while the score still rises is drawn to over-optimisation.svg.
+RUN is a build's folder (chat, reward, curriculum, rows). Every method starts from `chat`; `ppo`, `grpo`, `rejection`
+and `best-of-16` follow `reward`, `dpo` the same comparisons. `cautious` and `one` are PPO without a leash, by the
+ensemble and by its first member alone: how the true worth falls while the score still rises is drawn to
+over-optimisation.svg.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from liuli.aligning import judged_by
 from liuli.build import messages_of, practice_items, split_by_prompt, worths
+from liuli.curriculum import worth
 from liuli.engine import Model
 from liuli.evals.bits import bits_by_language
 from liuli.evals.evaluate import read_held_out
@@ -26,16 +30,20 @@ from liuli.evals.versus import held_out, versus
 from liuli.evals.versus import worths as worths_of
 from liuli.files import read_lines
 from liuli.model.scalar import ScalarModel, load_scalar, save_scalar
+from liuli.stages.best import best_of
 from liuli.stages.dpo import DPOOptions, dpo
 from liuli.stages.grpo import GRPOOptions, grpo
 from liuli.stages.learn import Reward
 from liuli.stages.ppo import PPOOptions, ppo
 from liuli.stages.reward import compare, score_answers
-from liuli.stages.rollout import Rollouts, roll_out
-from liuli.text import Preference, Rows, Tokenizer
+from liuli.stages.rollout import Rollouts
+from liuli.stages.sft import sft
+from liuli.stages.training import TrainOptions
+from liuli.text import Preference, Rows, Tokenizer, pack_conversations, render_many
 from liuli.train import RunLog, StageState
 
-METHODS = ("ppo", "grpo", "dpo", "best-of-16", "cautious", "one")
+COMPARED = ("ppo", "grpo", "dpo", "rejection", "best-of-16")
+METHODS = (*COMPARED, "cautious", "one")
 
 
 def train(method: str, run: Path, out: Path, minutes: float, seed: int) -> list[dict[str, Any]]:
@@ -49,7 +57,9 @@ def train(method: str, run: Path, out: Path, minutes: float, seed: int) -> list[
     def truth(rollouts: Rollouts) -> torch.Tensor:
         return worths(items, rollouts)
 
-    if method == "ppo":
+    if method == "rejection":
+        rejection(run, items, out, minutes, seed, log)
+    elif method == "ppo":
         options = PPOOptions(**budget, beta=0.1, ptx=0.5, max_tokens=160)
         ppo(chat, judge, asked, out, options=options, log=log, truth=truth, ptx_rows=Rows.open(run / "rows" / "chat"))
     elif method in ("cautious", "one"):
@@ -83,20 +93,29 @@ def first_member(judge: Path, out: Path) -> Path:
     return out
 
 
-def best_of(run: Path, items: Sequence[dict[str, Any]], n: int = 16) -> list[float]:
-    """What the answer is worth that the reward model likes best of n."""
-    model, judge = Model(run / "chat"), load_scalar(run / "reward")
-    found: list[float] = []
-    for start in range(0, len(items), 64):
-        some = items[start : start + 64]
-        asked = [messages_of(item["messages"]) for item in some for _ in range(n)]
-        rollouts = roll_out(model.engine, asked, max_tokens=160, seeds=[8 * i for i in range(len(asked))])
-        scores = torch.where(rollouts.finished_B, score_answers(judge, rollouts)[0], torch.tensor(-9.0)).view(-1, n)
-        best = scores.argmax(1) + torch.arange(len(some)) * n
-        chosen = rollouts.part(best)
-        numbers = torch.arange(len(some))
-        found += worths(some, Rollouts(**vars(chosen) | {"prompt_B": numbers})).tolist()
+def best_worths(run: Path, items: Sequence[dict[str, Any]]) -> list[float]:
+    """What the answer is worth that the reward model likes best of 16; -1 where none ended by itself."""
+    asked = [messages_of(item["messages"]) for item in items]
+    found = [-1.0] * len(items)
+    for best in best_of(Model(run / "chat").engine, asked, judged_by(run / "reward"), 16, max_tokens=160):
+        found[best.number] = worth(items[best.number], [message.to_dict() for message in best.produced])
     return found
+
+
+def rejection(run: Path, items: Sequence[dict[str, Any]], out: Path, minutes: float, seed: int, log: RunLog) -> None:
+    """Fine-tuning on the best of 16 of the model's own answers, half of the time for each, chat rows beside it."""
+    chat, tokenizer = run / "chat", Tokenizer.load(run / "chat")
+    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed)).tolist()
+    asked = [messages_of(items[number]["messages"]) for number in order]
+    began, kept = time.monotonic(), []
+    for best in best_of(Model(chat).engine, asked, judged_by(run / "reward"), 16, max_tokens=160, seed=seed):
+        kept.append([*(replace(message, train=False) for message in asked[best.number]), *best.produced])
+        if time.monotonic() - began > 30 * minutes:
+            break
+    pack_conversations(render_many(kept, tokenizer), 256, out.parent / "best", vocab_size=tokenizer.vocab_size)
+    left = minutes - (time.monotonic() - began) / 60
+    options = TrainOptions(minutes=left, seed=seed, matrix_lr=0.002, replay=0.5)
+    sft(chat, out.parent / "best", out, options=options, log=log, replay=run / "rows" / "chat")
 
 
 def curve(lines: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -145,7 +164,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", default=["ppo", "grpo", "dpo", "best-of-16"], choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=COMPARED, choices=METHODS)
     parser.add_argument("--count", type=int, default=12, help="held-out questions of each skill, language and split")
     parser.add_argument("--out", type=Path, default=Path("runs/alignment"))
     options = parser.parse_args()
@@ -158,7 +177,7 @@ def main() -> None:
             began, figures = time.monotonic(), dict[str, Any]()
             if method == "best-of-16":
                 few = items[: len(items) // 3]
-                result = versus(before[: len(few)], best_of(options.run, few), few)
+                result = versus(before[: len(few)], best_worths(options.run, few), few)
             else:
                 out = options.out / f"{method}-{seed}" / "model"
                 lines = train(method, options.run, out, options.minutes, seed)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,10 +14,13 @@ from torch import Tensor
 
 from liuli.build import messages_of, option_values, practice_items, split_by_prompt, worths
 from liuli.curriculum import judge, practice
+from liuli.engine import Model
 from liuli.errors import LiuliError, UsageError
 from liuli.evals.proportion import wilson
+from liuli.files import write_file
 from liuli.folder import read_model_folder
 from liuli.running import context_of, end, own_run, tell_skipped
+from liuli.stages.best import Best, best_of, most_kl
 from liuli.stages.dpo import DPOOptions, dpo, thumbs
 from liuli.stages.grpo import GRPOOptions, grpo
 from liuli.stages.learn import Reward
@@ -41,7 +47,7 @@ from liuli.text import (
     read_preferences,
     read_tasks,
 )
-from liuli.train import RunLog
+from liuli.train import RunLog, measure_machine
 
 Prompt = tuple[Message, ...]
 O = TypeVar("O", RewardOptions, PPOOptions, GRPOOptions, DPOOptions)
@@ -168,25 +174,79 @@ def grpo_here(
     """`liuli grpo`: on tasks with known answers, on skills of the classroom, or on a reward model."""
     options = options_of(GRPOOptions, budget, changes)
     with own_run(out, "learning from its own answers", quiet, divided=True) as log:
-        report = ReadReport()
-        if skills:
-            items = practice(options.seed + 1, 400, only=skills)
-            if not items:
-                raise UsageError(f"there are no questions of {', '.join(skills)}", "--skill", "liuli curriculum show")
-            asked: list[Prompt] = [messages_of(item["messages"]) for item in items]
-            earn = graded(items)
-        elif tasks is None:
-            raise UsageError("nothing says what is to be learned", "liuli grpo", "give --tasks FILE or --skill NAME")
-        elif judge_folder is None:
-            given = list(read_tasks([tasks], skip_bad, report))
-            asked, earn = [task.prompt for task in given], checked(given)
-        else:
-            check_tokenizers(model, judge_folder)
-            asked, _ = questions(tasks, skip_bad, report)
-            earn = judged_by(judge_folder)
-        tell_skipped(report, log)
+        asked, earn = exercises(model, tasks, skills, judge_folder, options.seed, skip_bad, log)
         figures = grpo(model, asked, out, reward=earn, options=options, log=log)
         done(log, out, figures, ("score", "kl"))
+
+
+def best_here(
+    model: Path,
+    tasks: Path | None,
+    skills: Sequence[str],
+    judge_folder: Path | None,
+    out: Path,
+    n: int,
+    max_tokens: int,
+    seed: int,
+    skip_bad: bool,
+    quiet: bool,
+) -> None:
+    """`liuli best`: the best of n answers to each prompt, as conversations to learn from; wrong ones are left out."""
+    if out.suffix != ".jsonl":
+        raise UsageError("the chosen answers are lines of JSON", out, f"name it {out.name}.jsonl")
+    with own_run(out, "drawing and choosing answers", quiet) as log:
+        asked, earn = exercises(model, tasks, skills, judge_folder, seed, skip_bad, log)
+        least = -math.inf if judge_folder is not None else 1.0  # where the right answer is known, no other is learned
+        engine = Model(model, dtype=measure_machine().compute_dtype).engine
+        kept: list[Best] = []
+        for best in best_of(engine, asked, earn, n, max_tokens=max_tokens, seed=seed):
+            log.progress((best.number + 1) / len(asked))
+            kept += [best] * (best.score >= least)
+        if not kept:
+            what = f"none of {len(asked)} prompts got a right answer"
+            raise LiuliError(what, model, "draw more (--n), or teach it first (liuli sft)")
+        write_file(out, (line(asked[best.number], best) for best in kept))
+        score, mean = (sum(getattr(best, name) for best in kept) / len(kept) for name in ("score", "mean"))
+        end(
+            log,
+            f"{out}: {len(kept):,} of {len(asked):,} prompts, best of {n} {score:.3f} where the mean is {mean:.3f}, "
+            f"KL at most {most_kl(n):.2f} nats an answer; learn it with liuli sft",
+        )
+
+
+def line(prompt: Prompt, best: Best) -> bytes:
+    """A conversation of which the chosen answer alone is trained."""
+    before = [replace(message, train=False).to_dict() for message in prompt]
+    row = {"messages": [*before, *(message.to_dict() for message in best.produced)]}
+    return json.dumps(row | {"score": best.score, "mean": best.mean}, ensure_ascii=False).encode() + b"\n"
+
+
+def exercises(
+    model: Path,
+    tasks: Path | None,
+    skills: Sequence[str],
+    judge_folder: Path | None,
+    seed: int,
+    skip_bad: bool,
+    log: RunLog,
+) -> tuple[list[Prompt], Callable[[Rollouts], Reward]]:
+    """Prompts, and what their answers earn: on skills of the classroom, tasks with known answers, or a reward model."""
+    report = ReadReport()
+    if skills:
+        items = practice(seed + 1, 400, only=skills)
+        if not items:
+            raise UsageError(f"there are no questions of {', '.join(skills)}", "--skill", "liuli curriculum show")
+        return [messages_of(item["messages"]) for item in items], graded(items)
+    if tasks is None:
+        raise UsageError("nothing says what is to be learned", "prompts", "give --tasks FILE or --skill NAME")
+    if judge_folder is None:
+        given = list(read_tasks([tasks], skip_bad, report))
+        asked, earn = [task.prompt for task in given], checked(given)
+    else:
+        check_tokenizers(model, judge_folder)
+        (asked, _), earn = questions(tasks, skip_bad, report), judged_by(judge_folder)
+    tell_skipped(report, log)
+    return asked, earn
 
 
 def questions(

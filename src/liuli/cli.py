@@ -452,15 +452,18 @@ def ppo_command(
     aligning.ppo_here(model, judge, prompts, out, budget, option or [], replay, skip_bad, quiet)
 
 
+Tasks = Annotated[Path | None, typer.Option(help="Prompts with known answers, or with --reward any prompts.")]
+Skill = Annotated[list[str] | None, typer.Option(help="A skill of the classroom; may be given often.")]
+Judge = Annotated[Path | None, typer.Option("--reward", help="A reward model instead of known answers.")]
+
+
 @app.command(name="grpo")
 def grpo_command(
     model: ChatModel,
     out: Trained,
-    tasks: Annotated[
-        Path | None, typer.Option(help="Prompts with known answers, or with --reward any prompts.")
-    ] = None,
-    skill: Annotated[list[str] | None, typer.Option(help="A skill of the classroom; may be given often.")] = None,
-    judge: Annotated[Path | None, typer.Option("--reward", help="A reward model instead of known answers.")] = None,
+    tasks: Tasks = None,
+    skill: Skill = None,
+    judge: Judge = None,
     minutes: Minutes = None,
     steps: Steps = None,
     skip_bad: SkipBad = False,
@@ -475,6 +478,28 @@ def grpo_command(
 
     budget = {"minutes": minutes, "steps": steps}
     aligning.grpo_here(model, tasks, skill or [], judge, out, budget, option or [], skip_bad, quiet)
+
+
+@app.command(name="best")
+def best_command(
+    model: ChatModel,
+    out: Annotated[Path, typer.Argument(help="The .jsonl file of conversations to write.")],
+    tasks: Tasks = None,
+    skill: Skill = None,
+    judge: Judge = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Answers to each prompt, of which the best is kept.")] = 16,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 128,
+    seed: Annotated[int, typer.Option(help="The same seed, the same answers.")] = 0,
+    skip_bad: SkipBad = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write down the best of n answers to each prompt; liuli sft on them is rejection sampling.
+
+    Example: liuli best runs/laptop/chat runs/mine/best.jsonl --tasks runs/laptop/curriculum --reward runs/mine/reward
+    """
+    from liuli import aligning
+
+    aligning.best_here(model, tasks, skill or [], judge, out, n, max_tokens, seed, skip_bad, quiet)
 
 
 @app.command(name="dpo")

@@ -1,0 +1,127 @@
+"""The best of n: what is kept is the highest-scored of what was drawn, and fine-tuning on it moves a model there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from liuli.cli import app
+from liuli.engine import Engine
+from liuli.errors import UsageError
+from liuli.files import read_lines
+from liuli.model import Transformer
+from liuli.stages.best import best_of, most_kl
+from liuli.stages.learn import Reward
+from liuli.stages.rollout import Rollouts, roll_out
+from liuli.stages.training import write_model
+from liuli.text import Message
+from tests.engine.conftest import byte_tokenizer, make_model, scripted
+
+T = byte_tokenizer()
+
+
+def ask(text: str) -> tuple[Message, ...]:
+    return (Message("user", text),)
+
+
+PROMPTS = [ask(f"q{n}") for n in range(40)]
+
+
+def talkative() -> Transformer:
+    """A random model most of whose answers end by themselves within some steps."""
+    model = make_model("qwen3", 64)
+    with torch.no_grad():
+        model.head_VD[T.end] *= 3
+    return model
+
+
+def by_chance(rollouts: Rollouts) -> Reward:
+    """A number of each answer that nothing foretells and that no two different answers share."""
+    places_T = torch.arange(rollouts.tokens_BT.shape[1])
+    mixed_B = (rollouts.tokens_BT * (7919 * places_T + 104_729) * rollouts.mask_BT).sum(1)
+    return Reward(torch.frac(mixed_B.double() * 0.6180339887498949).float())
+
+
+@pytest.mark.parametrize("at_once", [1024, 12])
+def test_the_highest_scored_of_all_that_was_drawn_is_kept(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr("liuli.stages.best.AT_ONCE", at_once)
+    seen: list[tuple[int, float, tuple[Message, ...]]] = []
+
+    def noted(rollouts: Rollouts) -> Reward:
+        scores = by_chance(rollouts)
+        columns = (rollouts.prompt_B.tolist(), scores.scores_B.tolist(), rollouts.produced, rollouts.finished_B)
+        seen.extend((number, score, said) for number, score, said, finished in zip(*columns, strict=True) if finished)
+        return scores
+
+    found = list(best_of(Engine(talkative(), T), PROMPTS, noted, 6, max_tokens=10))
+    assert [best.number for best in found] == sorted({number for number, _, _ in seen})
+    assert len(found) > 20
+    for best in found:
+        own = [(score, said) for number, score, said in seen if number == best.number]
+        assert (best.score, best.produced) == max(own, key=lambda one: one[0])
+        assert best.mean == pytest.approx(sum(score for score, _ in own) / len(own))
+
+
+def test_the_best_of_n_beats_another_draw_in_n_of_n_plus_one_cases() -> None:
+    """The closed form for scores without ties; four standard errors."""
+    engine, n = Engine(talkative(), T), 4
+    prompts = [ask(f"q{number}") for number in range(600)]
+    other = roll_out(engine, prompts, max_tokens=20, seeds=[8 * (10_000_000 + number) for number in range(600)])
+    scores = by_chance(other).scores_B
+    drawn = [0] * len(prompts)  # of each prompt, those that ended by themselves
+
+    def counted(rollouts: Rollouts) -> Reward:
+        for number in rollouts.prompt_B[rollouts.finished_B].tolist():
+            drawn[number] += 1
+        return by_chance(rollouts)
+
+    found = list(best_of(engine, prompts, counted, n, max_tokens=20, seed=1))
+    pairs = [(best, float(scores[best.number])) for best in found if other.finished_B[best.number]]
+    pairs = [(best, theirs) for best, theirs in pairs if best.score != theirs]  # the same short answer twice
+    won = sum(best.score > theirs for best, theirs in pairs) / len(pairs)
+    expected = [drawn[best.number] / (drawn[best.number] + 1) for best, _ in pairs]
+    error = 4 * sum(p * (1 - p) for p in expected) ** 0.5 / len(pairs)
+    assert len(pairs) > 300 and abs(won - sum(expected) / len(pairs)) < error
+    assert most_kl(1) == 0 and most_kl(16) == pytest.approx(1.835, abs=1e-3)
+
+
+def test_no_answer_that_was_cut_off_is_kept_and_a_best_of_none_is_refused() -> None:
+    endless = scripted({"go": [20] * 60}, context=64)
+    assert list(best_of(endless, [ask("go")], by_chance, 3, max_tokens=5)) == []
+    with pytest.raises(UsageError, match="is none"):
+        next(best_of(endless, [ask("go")], by_chance, 0))
+
+
+def test_the_command_writes_conversations_of_right_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    T.save(tmp_path / "tokenizer")
+    write_model(talkative(), tmp_path / "model", T, tmp_path / "tokenizer", {"seed": 0})
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text('{"prompt": "a", "answer": "7"}\n{"prompt": "b", "answer": "8"}\n', encoding="utf-8")
+    scripts = {"a": [*T.encode("It is 7."), T.end], "b": [*T.encode("It is 9."), T.end]}
+    model = replace_engine(monkeypatch, scripted(scripts))
+    command = ["best", str(tmp_path / "model"), str(tmp_path / "run" / "best.jsonl"), "--tasks", str(tasks), "--n", "2"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert model == [tmp_path / "model"]
+    (row,) = read_lines(tmp_path / "run" / "best.jsonl")
+    assert [(m["role"], m["content"]) for m in row["messages"]] == [("user", "a"), ("assistant", "It is 7.")]
+    assert row["messages"][0]["train"] is False and row["score"] == row["mean"] == 1.0
+    tasks.write_text('{"prompt": "b", "answer": "8"}\n', encoding="utf-8")
+    none = CliRunner().invoke(app, [*command[:2], str(tmp_path / "run" / "none.jsonl"), *command[3:]])
+    assert none.exit_code != 0 and not (tmp_path / "run" / "none.jsonl").exists()
+
+
+def replace_engine(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> list[Path]:
+    """Have the command draw from this engine; the folders that it asked for."""
+    asked: list[Path] = []
+
+    class Stand:
+        def __init__(self, path: Path, **_: object) -> None:
+            asked.append(path)
+            self.engine = engine
+
+    monkeypatch.setattr("liuli.aligning.Model", Stand)
+    return asked
