@@ -376,9 +376,20 @@ class Build:
         minutes = self.stage_minutes("reward", REWARD_SHARE)
         options = RewardOptions(**{"seed": self.recipe.seed, "minutes": minutes} | self.recipe.reward)
         figures = reward(
-            self.folder / "chat", train, self.folder / "reward", options=options, log=self.log, held_out=held_out
+            self.folder / "chat",
+            train,
+            self.folder / "reward",
+            options=options,
+            log=self.log,
+            held_out=held_out,
+            prompts=self.practice()[1],
         )
         self.log.figures(**figures, ceiling=bayes_accuracy(odds))
+
+    def practice(self) -> tuple[list[dict[str, Any]], list[tuple[Message, ...]]]:
+        """The questions that PPO asks, none of which the examination does: as items, and as messages."""
+        items = practice_items(self.folder / "curriculum", self.recipe.seed)
+        return items, [messages_of(item["messages"]) for item in items]
 
     def align(self) -> None:
         """PPO against the reward model, on questions that the examination does not ask."""
@@ -389,14 +400,14 @@ class Build:
             self.keep(not_aligned=error.what)
             self.log.warn(f"PPO is left out: {error.what}")
             return
-        items = practice_items(self.folder / "curriculum", self.recipe.seed)
+        items, asked = self.practice()
         options = PPOOptions(
             **{"seed": self.recipe.seed, "minutes": self.stage_minutes("aligned", 1.0)} | self.recipe.ppo
         )
         ppo(
             self.folder / "chat",
             self.folder / "reward",
-            [messages_of(item["messages"]) for item in items],
+            asked,
             self.folder / "aligned",
             options=options,
             log=self.log,

@@ -78,9 +78,13 @@ def test_a_reward_model_learns_what_is_preferred_and_its_scores_are_normal(model
     figures = reward(model, data, tmp_path / "reward", options=options, log=quiet(tmp_path), held_out=held_out)
     assert figures["accuracy"] > 0.9 and figures["held_out"] == 20
     judge = load_scalar(tmp_path / "reward")
-    scores, each = score_answers(judge, data.answers, "mean")
-    assert abs(float(scores.mean())) < 0.05
-    assert float((each.std(1, correction=0) - 1).abs().max()) < 0.05
+    # normal over what the model itself says to these questions, here drawn anew
+    asked = [pair.prompt for pair in PAIRS] * 10
+    drawn = roll_out(Engine(load(model), byte_tokenizer()), asked, max_tokens=160, seeds=range(7, 7 + 8 * 400, 8))
+    scores, each = score_answers(judge, drawn, "mean")
+    assert abs(float(scores.mean())) < 0.3
+    assert float((each.std(1, correction=0) - 1).abs().max()) < 0.3
+    assert float(score_answers(judge, data.answers, "mean")[0].std()) > 1.5
     assert len(each) == 3 and float(each.std(0).max()) > 0  # the members do not all say the same
     assert read_json(tmp_path / "reward" / "liuli.json")["figures"]["accuracy"] == figures["accuracy"]
     with pytest.raises(LiuliError, match="gives no scores"):

@@ -18,16 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from liuli.engine import Engine
 from liuli.errors import LiuliError
 from liuli.files import remove
 from liuli.model import load
 from liuli.model.scalar import ScalarModel, load_scalar, save_scalar
-from liuli.stages.rollout import Answering, Batches, Rollouts, given, judge_all, padded, parts
+from liuli.stages.rollout import Answering, Batches, Rollouts, given, judge_all, padded, parts, roll_out
 from liuli.text import Preference, Tokenizer
+from liuli.text.chat import Messages
 from liuli.train import Optimizer, OptimizerOptions, Pace, RunLog, measure_machine, schedule
 from liuli.train.parallel import load_gathered
 from liuli.train.preference import Combine, combine, pairwise_loss
 from liuli.train.steps import run_steps
+
+OWN_ANSWERS = 256  # of the chat model, over which scores have mean 0 and standard deviation 1
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class RewardOptions:
 class Comparisons:
     """Pairs as tokens. Each different answer of a prompt stands once in `answers`.
 
-    chosen_P, rejected_P: rows of `answers`; group_P: the pair's prompt, 0..; margin_P: how much better, or None.
+    chosen_P, rejected_P: rows of `answers`; group_P: the pair's prompt, 0..; margin_P: how much better, or None. asked:
+    the prompts themselves.
     """
 
     answers: Rollouts
@@ -58,6 +63,7 @@ class Comparisons:
     rejected_P: Tensor
     group_P: Tensor
     margin_P: Tensor | None
+    asked: tuple[Messages, ...]
     skipped: int = 0
     kinds: tuple[str, ...] = ()  # what each pair is about, where that is known
 
@@ -66,7 +72,7 @@ class Comparisons:
 
     @property
     def prompts(self) -> int:
-        return int(self.group_P.max()) + 1
+        return len(self.asked)
 
 
 def compare(
@@ -83,6 +89,7 @@ def compare(
     found: dict[tuple[Any, Any], int] = {}
     answers: list[Answering] = []
     groups: dict[str, int] = {}
+    asked: list[Messages] = []
     pairs: list[tuple[int, int, int]] = []
     margins: list[float] = []
     kept: list[str] = []
@@ -104,6 +111,7 @@ def compare(
             skipped += 1
             continue
         group = groups.setdefault(p.group or str(p.prompt), len(groups))
+        asked += [p.prompt] * (group == len(asked))
         pairs.append((sides[0], sides[1], group))
         kept += kinds[number : number + 1]
         margins.append(p.margin if p.margin is not None else math.nan)
@@ -116,6 +124,7 @@ def compare(
         table[:, 1],
         table[:, 2],
         None if any(map(math.isnan, margins)) else torch.tensor(margins),
+        tuple(asked),
         skipped,
         tuple(kept),
     )
@@ -128,22 +137,22 @@ def reward(
     *,
     options: RewardOptions,
     log: RunLog,
-    reference: Rollouts | None = None,
     held_out: Comparisons | None = None,
+    prompts: Sequence[Messages] = (),
     provenance: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Train a reward model from the chat model in `model_folder`, write it to `out`; figures on held-out comparisons.
 
-    reference: answers whose scores are brought to mean 0 and standard deviation 1; default: those that were compared.
+    Scores have mean 0 and standard deviation 1 over what the chat model itself answers (arXiv 1909.08593, section 2.2)
+    to `prompts`, those that practice will ask; default: those that were compared.
     """
     out, tokenizer = Path(out), Tokenizer.load(model_folder)
     began, checkpoints = time.monotonic(), log.folder / "checkpoints" / out.name
     model = train_scores(model_folder, train, options, log, checkpoints)
-    few = reference if reference is not None else train.answers.part(torch.arange(min(512, len(train.answers))))
     figures = {"seconds": time.monotonic() - began, "pairs": float(len(train)), "skipped": float(train.skipped)}
     if held_out is not None:
         figures |= examine(model, held_out)  # before its scores are scaled: then they are log-odds
-    normalise(model, few)
+    normalise(model, own_answers(model_folder, (prompts or train.asked)[:OWN_ANSWERS], tokenizer, options.seed))
     save_scalar(
         model,
         out,
@@ -248,10 +257,19 @@ def pairs_by_prompt(data: Comparisons) -> list[Tensor]:
     return list(torch.split(order, torch.bincount(data.group_P, minlength=data.prompts).tolist()))
 
 
+def own_answers(model_folder: str | Path, prompts: Sequence[Messages], tokenizer: Tokenizer, seed: int) -> Rollouts:
+    """What the chat model answers to these prompts: where practice begins. Those that ended, unless hardly any did."""
+    machine = measure_machine()
+    model = load(model_folder, machine.device)
+    model.compute_dtype = machine.compute_dtype
+    seeds = [(seed * 8_191 + place) * 8 for place in range(len(prompts))]
+    drawn = roll_out(Engine(model, tokenizer, rows=256), prompts, max_tokens=160, seeds=seeds)
+    return drawn.part(drawn.finished_B.nonzero().flatten()) if int(drawn.finished_B.sum()) > 32 else drawn
+
+
 @torch.no_grad()
 def normalise(model: ScalarModel, answers: Rollouts) -> None:
-    """Scale the head and set the offsets so that these answers' scores have mean 0 and standard deviation 1
-    (arXiv 1909.08593, section 2.2)."""
+    """Scale the head and set the offsets so that these answers' scores have mean 0 and standard deviation 1."""
     scores_BE = judge_all(model, answers).to(model.score.weight.device)
     spread_E = scores_BE.std(0, correction=0).clamp_min(1e-6)
     model.score.weight.div_(spread_E[:, None])
