@@ -11,7 +11,7 @@ help:
 	@echo "make test             all tests (under 10 minutes); those of the page need Chromium, or LIULI_NO_BROWSER=1"
 	@echo "make mutants          break the code of learning from rewards in 17 ways; the tests must notice each (2 minutes)"
 	@echo "make check            style, types and size of the code"
-	@echo "make bench            speed and quality as docs/benchmarks.md reports them (about an hour)"
+	@echo "make bench            speed and quality as docs/benchmarks.md reports them (about two hours)"
 	@echo "make bench TEXT=FOLDER SHAKESPEARE=FILE   also on real text (15 minutes more), on tinyshakespeare.txt (80 more)"
 	@echo "make clean            remove all that was installed or built, runs and their models too"
 	@echo "make help             this list"
@@ -37,6 +37,8 @@ bench: .venv/installed-test
 	$(BIN)/python benchmarks/preferences.py
 	$(BIN)/liuli build recipes/laptop.toml --out runs/bench/laptop
 	$(BIN)/python benchmarks/serving.py runs/bench/laptop/aligned
+	$(BIN)/python benchmarks/alignment.py runs/bench/laptop --out runs/bench/alignment
+	$(BIN)/python benchmarks/addition.py runs/bench/laptop --out runs/bench/addition
 	$(BIN)/liuli build recipes/laptop.toml --minutes 5 --out runs/bench/five
 	$(if $(TEXT),$(BIN)/liuli build recipes/laptop.toml --text $(TEXT) --out runs/bench/text)
 	$(if $(SHAKESPEARE),$(foreach preset,racer qwen3,$(foreach minutes,3 10,\
