@@ -31,7 +31,7 @@ from liuli.train.parallel import load_gathered
 from liuli.train.preference import Combine, combine, pairwise_loss
 from liuli.train.steps import run_steps
 
-OWN_ANSWERS = 256  # of the chat model, over which scores have mean 0 and standard deviation 1
+OWN_ANSWERS = 128  # of the chat model, over which scores have mean 0 and standard deviation 1
 
 
 @dataclass(frozen=True)
