@@ -114,7 +114,8 @@ def rejection(run: Path, items: Sequence[dict[str, Any]], out: Path, minutes: fl
             break
     pack_conversations(render_many(kept, tokenizer), 256, out.parent / "best", vocab_size=tokenizer.vocab_size)
     left = minutes - (time.monotonic() - began) / 60
-    options = TrainOptions(minutes=left, seed=seed, matrix_lr=0.002, replay=0.5)
+    rates = {"matrix_lr": 4e-4, "head_lr": 4e-4, "embedding_lr": 1e-3, "adam_lr": 3e-4}  # a tenth of fine-tuning's
+    options = TrainOptions(minutes=left, seed=seed, replay=0.5, **rates)
     sft(chat, out.parent / "best", out, options=options, log=log, replay=run / "rows" / "chat")
 
 
