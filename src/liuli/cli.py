@@ -253,6 +253,7 @@ def serve(
     weights: Weights = None,
     compiled: Compiled = False,
     draft: Draft = "",
+    ends_with_input: Annotated[bool, typer.Option("--ends-with-input", hidden=True)] = False,
 ) -> None:
     """Open models as a web page and as an OpenAI-compatible API. MODEL:NAME is its adapter in MODEL/adapters/NAME.
 
@@ -269,6 +270,8 @@ def serve(
         how = sooner(weights, compiled, draft)
         return voice_of(engine, model, engine_url, name=engine_model, key=engine_key(), **how)
 
+    if ends_with_input:
+        server.end_with_input()
     elsewhere = (engine_model or engine_url or "") if engine == "openai" else ""
     options = {"store": store, "drain": drain, "load": load, "elsewhere": elsewhere, "loaded": loaded}
     server.serve(models[0], more=models[1:], host=host, port=port, ready=ready, **options)  # type: ignore[arg-type]

@@ -201,7 +201,8 @@ def open_page(run: Path, port: int) -> subprocess.Popen[bytes]:
     except OSError:
         raise LiuliError(f"port {port} is already taken", "--serve", f"choose another: --port {port + 1}") from None
     run.mkdir(parents=True, exist_ok=True)
-    page = subprocess.Popen([sys.executable, "-m", "liuli", "serve", str(run), "--port", str(port)])
+    command = [sys.executable, "-m", "liuli", "serve", str(run), "--port", str(port), "--ends-with-input"]
+    page = subprocess.Popen(command, stdin=subprocess.PIPE)  # a build that is killed takes the page with it
     while page.poll() is None:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             webbrowser.open(f"http://127.0.0.1:{port}")

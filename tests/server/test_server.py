@@ -209,6 +209,22 @@ def test_ctrl_c_ends_the_server_quietly(tmp_path: Path) -> None:
     assert (said.returncode, out, err) == (0, "", "")
 
 
+def test_a_build_that_is_killed_takes_its_page_with_it_and_leaves_the_port_free(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    run = make_run(tmp_path / "laptop")
+    build = f"from liuli.running import *; open_page(Path({str(run)!r}), {port}); os.kill(os.getpid(), signal.SIGKILL)"
+    env = os.environ | {"BROWSER": "true", "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run([sys.executable, "-c", build], env=env, stdout=subprocess.DEVNULL, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    until(lambda: not listens(port), 30)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
 def test_closing_the_server_ends_running_answers(tmp_path: Path) -> None:
     with LiveServer(make_model(tmp_path / "slow"), pause=0.02) as live:
         url = f"{live.url}/api/chat"

@@ -7,6 +7,6 @@ This door is light: the engine is imported when serving begins, after the port i
 told at once and a browser that comes early waits instead of failing. `create_app` is in `liuli.server.app`.
 """
 
-from liuli.server.serve import PORT, judgements, keys_in, label, list_keys_here, serve
+from liuli.server.serve import PORT, end_with_input, judgements, keys_in, label, list_keys_here, serve
 
-__all__ = ["PORT", "judgements", "keys_in", "label", "list_keys_here", "serve"]
+__all__ = ["PORT", "end_with_input", "judgements", "keys_in", "label", "list_keys_here", "serve"]

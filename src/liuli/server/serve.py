@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
+import signal
 import socket
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,6 +137,16 @@ def allow_connections() -> None:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = OPEN_FILES if most == resource.RLIM_INFINITY else min(most, OPEN_FILES)
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
+def end_with_input() -> None:
+    """End this process, as SIGTERM does, once its standard input ends: with the process that holds the other side."""
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="liuli-input", daemon=True).start()
 
 
 def label(path: Path, *, store: str | Path | None = None, ready: Callable[[str], None] = print, **options: Any) -> None:
