@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from liuli import plan
+from liuli import plan, planning
 from liuli.errors import LiuliError
 from liuli.model import flops_per_token
 from liuli.plan import HEAD_SHARE, LADDER, Law, Run, candidates, fit_law, isoflop_svg, known_law, make_plan, sweep
@@ -85,3 +85,22 @@ def test_a_sweep_trains_every_rung_with_every_budget_and_its_plot_is_drawn(tmp_p
     assert all(0 < run.bits < 8 for run in runs)
     drawn = ET.fromstring(isoflop_svg(fit_law(runs, "test"), runs))
     assert len(drawn.findall("{http://www.w3.org/2000/svg}circle")) == len(runs)
+
+
+@pytest.mark.parametrize("place", ["rows", "run/rows/pretrain"])
+def test_rows_are_fitted_with_the_tokenizer_beside_them_or_in_their_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    tokenizer = Tokenizer.train(["one line"] * 3, 300)
+    tokenizer.save(tmp_path / ("tokenizer" if place == "rows" else "run/tokenizer"))
+    make_rows([Document("word " * 100)], tokenizer, 64, tmp_path / place)
+    found: list[int] = []
+
+    def no_sweep(rows: object, tokenizer: Tokenizer, **_: object) -> list[Run]:
+        found.append(tokenizer.vocab_size)
+        return runs_of(KNOWN)
+
+    monkeypatch.setattr(planning, "sweep", no_sweep)
+    monkeypatch.setattr(plan, "FITTED", tmp_path / "laws")
+    planning.fit_here(tmp_path / place, minutes=1, preset="qwen3", context=64, out=tmp_path / "law")
+    assert found == [tokenizer.vocab_size] and known_law("text").source.startswith("fitted on")

@@ -42,10 +42,12 @@ def lines(plan: Plan) -> list[tuple[str, str]]:
 
 
 def fit_here(data: Path, *, minutes: float, preset: str, context: int, out: Path) -> str:
-    """Re-fit the law on a folder of rows (its tokenizer beside it) or on text; gives the kind of data it is for."""
+    """Re-fit the law on a folder of rows (its tokenizer beside it, or in the run) or on text; the kind of its data."""
     console = Console(stderr=True)
     if (data / "index.json").exists():
-        rows, tokenizer = Rows.open(data), Tokenizer.load(data.parent / "tokenizer")
+        places = [folder / "tokenizer" for folder in list(data.resolve().parents)[:2]]
+        beside = next((place for place in places if place.exists()), places[0])
+        rows, tokenizer = Rows.open(data), Tokenizer.load(beside)
     else:
         rows, tokenizer = rows_of(data, context, out)
     with Progress(console=console) as bar:
