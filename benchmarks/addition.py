@@ -1,6 +1,6 @@
 """GRPO on addition of two- and three-digit numbers with written steps and no tool: what it wins.
 
-    python benchmarks/addition.py runs/laptop [--taught 1.0] [--minutes 2] [--seeds 0 1 2]
+    python benchmarks/addition.py runs/laptop [--taught 3.5] [--minutes 2] [--seeds 0 1 2]
 
 RUN is a build's folder (pretrain, rows). A chat model that was taught for `--taught` minutes, not long enough to add
 well, practises (`liuli grpo --skill add_steps`); only a right answer earns anything. Before and after: held-out sums
@@ -50,7 +50,7 @@ def held_out(split: str) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--taught", type=float, default=1.0, help="minutes of fine-tuning before")
+    parser.add_argument("--taught", type=float, default=3.5, help="minutes of fine-tuning before")
     parser.add_argument("--minutes", type=float, default=2.0, help="of GRPO")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/addition"))

@@ -201,7 +201,8 @@ def best_here(
         kept: list[Best] = []
         for best in best_of(engine, asked, earn, n, max_tokens=max_tokens, seed=seed):
             log.progress((best.number + 1) / len(asked))
-            kept += [best] * (best.score >= least)
+            if best.score >= least:
+                kept.append(best)
         if not kept:
             what = f"none of {len(asked)} prompts got a right answer"
             raise LiuliError(what, model, "draw more (--n), or teach it first (liuli sft)")

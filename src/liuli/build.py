@@ -14,6 +14,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -382,10 +383,11 @@ class Build:
             options=options,
             log=self.log,
             held_out=held_out,
-            prompts=self.practice()[1],
+            prompts=self.practice[1],
         )
         self.log.figures(**figures, ceiling=bayes_accuracy(odds))
 
+    @cached_property
     def practice(self) -> tuple[list[dict[str, Any]], list[tuple[Message, ...]]]:
         """The questions that PPO asks, none of which the examination does: as items, and as messages."""
         items = practice_items(self.folder / "curriculum", self.recipe.seed)
@@ -400,7 +402,7 @@ class Build:
             self.keep(not_aligned=error.what)
             self.log.warn(f"PPO is left out: {error.what}")
             return
-        items, asked = self.practice()
+        items, asked = self.practice
         options = PPOOptions(
             **{"seed": self.recipe.seed, "minutes": self.stage_minutes("aligned", 1.0)} | self.recipe.ppo
         )

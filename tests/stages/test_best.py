@@ -1,4 +1,4 @@
-"""The best of n: what is kept is the highest-scored of what was drawn, and fine-tuning on it moves a model there."""
+"""The best of n: what is kept is the highest-scored of what was drawn."""
 
 from __future__ import annotations
 

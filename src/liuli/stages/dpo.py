@@ -19,7 +19,7 @@ from liuli.stages.training import write_model
 from liuli.text import Judged, Tokenizer, as_messages, render
 from liuli.text.chat import Messages
 from liuli.train import Pace, RunLog, measure_machine, one_rate, schedule
-from liuli.train.parallel import across, from_first, gathered, load_gathered, sharded
+from liuli.train.parallel import across, from_first, gathered, load_gathered, ranks, sharded
 from liuli.train.preference import dpo_loss, kto_loss, mismatched_kl
 from liuli.train.steps import run_steps
 
@@ -136,10 +136,12 @@ def dpo(
         shown=("loss", "accuracy"),
     )
     origin = {"stage": "dpo", "parent": str(model_folder), "options": asdict(options), "figures": figures}
-    whole = load(model_folder)
-    whole.load_state_dict(gathered(model.state_dict()))
+    whole = model if ranks() == 1 else load(model_folder)
+    if whole is not model:
+        whole.load_state_dict(gathered(model.state_dict()))
+    whole.compute_dtype = None
     provenance = origin | {"seed": options.seed, "step": done}
-    from_first(write_model, whole, out, tokenizer, Path(model_folder), provenance)
+    from_first(write_model, whole.cpu(), out, tokenizer, Path(model_folder), provenance)
     remove(checkpoints)
     return figures
 

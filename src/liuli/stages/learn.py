@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from liuli.engine import Engine
 from liuli.errors import LiuliError, UsageError
@@ -320,10 +320,6 @@ class Learner:
         columns = trace_columns(e, reward, old, new, self.step, self.engine, self.prompts)
         from_first(write_trace, self.log.folder, self.stage, self.done + 1, *columns)  # rounds count from 1, as logged
 
-    def learning(self) -> nn.ModuleList:
-        """What the optimizer changes: the policy, and its critic if it has one."""
-        return nn.ModuleList([self.policy.model, *([self.policy.critic] if self.policy.critic is not None else [])])
-
     def text_loss(self) -> Tensor:
         """PPO-ptx: the loss of the next rows of text, times its weight (arXiv 2203.02155, eq. 2)."""
         assert self.texts is not None
@@ -337,7 +333,7 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         return {
-            "weights": gathered(dict(self.learning().state_dict())),
+            "weights": gathered(dict(self.policy.learning.state_dict())),
             "optimizer": gathered(self.optimizer.state()),
             "beta": self.beta,
             "tokens": self.tokens,
@@ -345,7 +341,7 @@ class Learner:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        load_gathered(self.learning(), self.optimizer, state["weights"], state["optimizer"])
+        load_gathered(self.policy.learning, self.optimizer, state["weights"], state["optimizer"])
         self.beta, self.tokens = state["beta"], state["tokens"]
         if self.texts is not None:
             self.texts.position = state["texts"]
@@ -454,20 +450,19 @@ def reinforce(
     # of shards no engine can write, and another engine than ours reads a folder: both get the weights by `renew`
     writer = model if ranks() == 1 and not options.engine_url else load(model_folder, machine.device)
     model.compute_dtype = before.compute_dtype = writer.compute_dtype = machine.compute_dtype
-    key = os.environ.get("LIULI_ENGINE_KEY")
-    engine: Writer = Engine(writer, tokenizer, rows=256)
-    if options.engine_url:
-        engine = RemoteEngine(options.engine_url, tokenizer, model.config, key=key)
+    url, key = options.engine_url, os.environ.get("LIULI_ENGINE_KEY")
+    engine: Writer = RemoteEngine(url, tokenizer, model.config, key=key) if url else Engine(writer, tokenizer, rows=256)
     ban_V = engine.ban_V.to(machine.device)
-    values = critic(model)
-    policy = ModelActor(model, options.temperature, ban_V, values)
-    whole = nn.ModuleList([model, *([values] if values is not None else [])])
-    optimizer = sharded(whole, one_rate(options.lr, beta2=0.95, adam_eps=1e-5))
+    policy = ModelActor(model, options.temperature, ban_V, critic(model))
+    optimizer = sharded(policy.learning, one_rate(options.lr, beta2=0.95, adam_eps=1e-5))
     published = log.folder / f"{out.name}-weights"
 
-    def renew(done: int) -> None:
+    def copy_weights() -> None:
         if writer is not model:
             writer.load_state_dict(gathered(model.state_dict()))
+
+    def renew(done: int) -> None:
+        copy_weights()
         if isinstance(engine, RemoteEngine):
             from_first(publish, engine, writer, published, done, model_folder)
 
@@ -500,8 +495,7 @@ def reinforce(
     )
     figures = learner.run()
     remove(published)
-    if writer is not model:
-        writer.load_state_dict(gathered(model.state_dict()))
+    copy_weights()
     writer.compute_dtype = None
     from_first(
         write_model,

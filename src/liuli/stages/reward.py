@@ -111,7 +111,8 @@ def compare(
             skipped += 1
             continue
         group = groups.setdefault(p.group or str(p.prompt), len(groups))
-        asked += [p.prompt] * (group == len(asked))
+        if group == len(asked):
+            asked.append(p.prompt)
         pairs.append((sides[0], sides[1], group))
         kept += kinds[number : number + 1]
         margins.append(p.margin if p.margin is not None else math.nan)

@@ -231,6 +231,11 @@ class ModelActor:
     ban_V: Tensor | None = None  # -inf at tokens that the engine never draws
     critic: Critic | None = None
 
+    @property
+    def learning(self) -> torch.nn.ModuleList:
+        """What training changes: the model, and the critic if there is one."""
+        return torch.nn.ModuleList([self.model, *([self.critic] if self.critic is not None else [])])
+
     def score(self, rollouts: Rollouts) -> Scores:
         device, mask_BT = self.model.embedding.weight.device, rollouts.mask_BT
         tokens_BT = rollouts.tokens_BT.to(device)
