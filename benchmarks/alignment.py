@@ -32,8 +32,8 @@ from liuli.files import read_lines
 from liuli.model.scalar import ScalarModel, load_scalar, save_scalar
 from liuli.stages.best import best_of
 from liuli.stages.dpo import DPOOptions, dpo
+from liuli.stages.experience import Reward
 from liuli.stages.grpo import GRPOOptions, grpo
-from liuli.stages.learn import Reward
 from liuli.stages.ppo import PPOOptions, ppo
 from liuli.stages.reward import compare, score_answers
 from liuli.stages.rollout import Rollouts

@@ -30,8 +30,9 @@ import torch
 from liuli.engine import Engine
 from liuli.model import Transformer, load, parameter_count, qwen3
 from liuli.stages.dpo import DPOOptions, pairs_loss
+from liuli.stages.experience import Reward
 from liuli.stages.grpo import GRPOOptions, grpo_experience, grpo_step
-from liuli.stages.learn import Learner, Reward
+from liuli.stages.learn import Learner
 from liuli.stages.reward import compare
 from liuli.stages.rollout import ModelActor, Rollouts, score_all
 from liuli.stages.training import write_model
@@ -135,7 +136,9 @@ def our_grpo(folder: Path, prompts: Sequence[str], tokenizer: Tokenizer, answer:
     model.compute_dtype = before.compute_dtype = machine.compute_dtype
     engine = Engine(model, tokenizer, rows=256)
     engine.ban_V[: len(SPECIALS)] = -torch.inf  # nothing ends an answer early
-    options = GRPOOptions(answers=len(prompts) * GROUP, group=GROUP, beta=BETA, lr=LR, max_tokens=answer, steps=1)
+    options = GRPOOptions(
+        answers=len(prompts) * GROUP, group=GROUP, beta=BETA, lr=LR, max_tokens=answer, steps=1, trace_every=0
+    )
 
     def reward(rollouts: Rollouts) -> Reward:
         assert rollouts.mask_BT.sum(1).unique().tolist() == [answer]
@@ -155,12 +158,9 @@ def our_grpo(folder: Path, prompts: Sequence[str], tokenizer: Tokenizer, answer:
         Pace(steps=1_000_000),
         None,  # type: ignore[arg-type]
         "grpo",
-        options.answers,
+        options,
+        options.beta,
         group=GROUP,
-        max_tokens=answer,
-        beta=BETA,
-        warmup=0.0,
-        trace_every=0,
     )
 
     def step() -> None:

@@ -21,8 +21,8 @@ sys.path.insert(0, str(ROOT))  # for tests/
 from tests.stages.tabular import PROMPTS, Problem, Table, distance
 from tests.stages.test_optimum import PPO, A, Answers, exact_step
 
+from liuli.stages.experience import update
 from liuli.stages.grpo import GRPOOptions
-from liuli.stages.learn import update
 from liuli.stages.ppo import PPOOptions, ppo_experience, ppo_step
 from liuli.stages.rollout import score_all
 from liuli.train import Optimizer, OptimizerOptions

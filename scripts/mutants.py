@@ -28,7 +28,7 @@ TESTS = (
 )  # quick ones first
 AT_ONCE = 2
 SECONDS = 300  # a run that takes longer hangs
-POLICY, ROLLOUT, LEARN, PPO = "train/policy.py", "stages/rollout.py", "stages/learn.py", "stages/ppo.py"
+POLICY, ROLLOUT, UPDATE, PPO = "train/policy.py", "stages/rollout.py", "stages/experience.py", "stages/ppo.py"
 
 
 class Mutant(NamedTuple):
@@ -86,7 +86,7 @@ MUTANTS = (
         'own.extend(said.ids, said.logprobs)\n        own.drawn[-1] = said.stopped_by != "end"',
     ),
     Mutant("whitening counts padding", POLICY, "chosen = x_BT[mask_BT]", "chosen = x_BT.flatten()"),
-    Mutant("every answer alike, whatever its length", LEARN, 'spread: Spread = "token"', 'spread: Spread = "sequence"'),
+    Mutant("every answer alike, long or short", UPDATE, 'spread: Spread = "token"', 'spread: Spread = "sequence"'),
     Mutant("the smaller loss of free and held", POLICY, "torch.maximum(free, held)", "torch.minimum(free, held)"),
 )
 

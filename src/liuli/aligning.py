@@ -22,8 +22,8 @@ from liuli.folder import read_model_folder
 from liuli.running import context_of, end, own_run, tell_skipped
 from liuli.stages.best import Best, best_of, most_kl
 from liuli.stages.dpo import DPOOptions, dpo, thumbs
+from liuli.stages.experience import Reward
 from liuli.stages.grpo import GRPOOptions, grpo
-from liuli.stages.learn import Reward
 from liuli.stages.ppo import PPOOptions, ppo
 from liuli.stages.reward import (
     Comparisons,

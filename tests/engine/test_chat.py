@@ -88,6 +88,15 @@ def test_a_model_that_calls_for_ever_is_stopped() -> None:
     assert sum(isinstance(part, Message) for part in reply(engine, user("For ever?"), GREEDY)) == 2 * MAX_CALLS
 
 
+def test_an_answer_whose_tools_result_does_not_fit_ends_with_it_as_too_long() -> None:
+    engine = scripted(SCRIPT, context=len(render(user("What is 6*7?"), T, answer=True).tokens) + len(call("6*7")))
+    produced = reply_many(engine, [user("What is 6*7?")], GREEDY)[0]
+    *streamed, end = reply(engine, user("What is 6*7?"), GREEDY)
+    assert [message.role for message in produced] == ["assistant", "tool"]
+    assert [part for part in streamed if isinstance(part, Message)] == produced
+    assert isinstance(end, Token) and (end.text, end.stopped_by) == ("", "length")
+
+
 def test_half_a_call_is_not_run() -> None:
     turn = turns(scripted(SCRIPT), [user("Half?")], Sampling(temperature=0, max_tokens=8))[0]
     assert [message.role for message in turn.messages] == ["assistant"]

@@ -14,7 +14,7 @@ from liuli.errors import UsageError
 from liuli.files import read_lines
 from liuli.model import Transformer
 from liuli.stages.best import best_of, most_kl
-from liuli.stages.learn import Reward
+from liuli.stages.experience import Reward
 from liuli.stages.rollout import Rollouts, roll_out
 from liuli.stages.training import write_model
 from liuli.text import Message

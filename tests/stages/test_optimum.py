@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from liuli.model.scalar import ScalarModel
+from liuli.stages.experience import Experience, Step, objective, update
 from liuli.stages.grpo import GRPOOptions, grpo_experience, grpo_step
-from liuli.stages.learn import Experience, Step, objective, update
 from liuli.stages.ppo import PPOOptions, ppo_experience, ppo_step
 from liuli.stages.rollout import ModelActor, judge_all, score_all
 from liuli.train import Optimizer, OptimizerOptions

@@ -19,8 +19,8 @@ import torch
 from liuli.model import Transformer, load, qwen3
 from liuli.model.scalar import ScalarModel, load_scalar, save_scalar
 from liuli.stages.dpo import DPOOptions, pairs_loss, summed, thumbs, thumbs_loss
+from liuli.stages.experience import objective
 from liuli.stages.grpo import GRPOOptions, grpo_experience, grpo_step
-from liuli.stages.learn import objective
 from liuli.stages.reward import Comparisons, RewardOptions, compare, shares, take_step
 from liuli.stages.rollout import ModelActor, Rollouts, Scores, as_rollouts, judge_all, score_all
 from liuli.stages.training import write_model

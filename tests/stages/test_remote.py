@@ -22,8 +22,9 @@ from liuli.engine import TOOLS, Engine, Sampling
 from liuli.errors import LiuliError, UsageError
 from liuli.model import Transformer, load
 from liuli.stages import learn
+from liuli.stages.experience import Reward, Step
 from liuli.stages.grpo import GRPOOptions, grpo
-from liuli.stages.learn import Learner, Reward, Step
+from liuli.stages.learn import Learner, PracticeOptions
 from liuli.stages.remote import RemoteEngine, load_weights, publish
 from liuli.stages.rollout import ModelActor, Rollouts, roll_out, score_all
 from liuli.stages.training import write_model
@@ -198,8 +199,9 @@ def test_an_answer_ends_where_the_context_does(serve: Any) -> None:
 def learner_of(model: Transformer, engine: Any) -> Learner:
     nothing: Any = None
     actor = ModelActor(model, ban_V=engine.ban_V)
+    options = PracticeOptions()
     return Learner(
-        actor, actor, nothing, engine, PROMPTS, nothing, nothing, Step(), nothing, nothing, "ppo", len(PROMPTS)
+        actor, actor, nothing, engine, PROMPTS, nothing, nothing, Step(), nothing, nothing, "ppo", options, options.beta
     )
 
 

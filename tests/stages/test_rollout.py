@@ -19,8 +19,8 @@ from liuli.engine import MAX_CALLS, Engine
 from liuli.errors import LiuliError
 from liuli.model import Transformer
 from liuli.model.scalar import ScalarModel
+from liuli.stages.experience import Experience, update
 from liuli.stages.grpo import GRPOOptions, grpo_experience, grpo_step
-from liuli.stages.learn import Experience, update
 from liuli.stages.ppo import PPOOptions, ppo_experience, ppo_step
 from liuli.stages.rollout import (
     Actor,

@@ -18,8 +18,8 @@ from liuli.folder import folder_hash
 from liuli.model import load
 from liuli.model.scalar import load_scalar
 from liuli.stages.dpo import DPOOptions, Thumbs, dpo, thumbs
+from liuli.stages.experience import Reward
 from liuli.stages.grpo import GRPOOptions, grpo
-from liuli.stages.learn import Reward
 from liuli.stages.ppo import PPOOptions, ppo
 from liuli.stages.reward import (
     RewardOptions,

@@ -16,7 +16,7 @@ from torch import nn
 from liuli.errors import LiuliError
 from liuli.model import Transformer
 from liuli.model.scalar import ScalarModel
-from liuli.stages.learn import Experience, Step, select, update
+from liuli.stages.experience import Experience, Step, select, update
 from liuli.stages.ppo import PPOOptions, ppo_experience
 from liuli.stages.rollout import ModelActor, Rollouts, parts, score_all
 from liuli.train import Optimizer, OptimizerOptions, TensorBatch, next_token

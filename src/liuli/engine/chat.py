@@ -58,10 +58,17 @@ def polled_reply(
 ) -> Generator[Token | Message | None, None, None]:
     """`reply`, for one thread that serves many: None where nothing is there yet and others may go on."""
     history = list(as_messages(messages))
+    last: Token | None = None
     for calls_made in range(MAX_CALLS + 1):
+        try:
+            prompt = fit(history, engine, sampling)
+        except LiuliError:
+            if last is None:
+                raise
+            yield replace(last, text="", stopped_by="length")  # the tool's result does not fit: the answer ends with it
+            return
         tokens: list[Token] = []
-        last: Token | None = None
-        stream = engine.poll(fit(history, engine, sampling), _reseeded(sampling, calls_made), salt=salt)
+        stream = engine.poll(prompt, _reseeded(sampling, calls_made), salt=salt)
         for token, hidden in _with_hidden(stream, engine.tokenizer):
             if token is None:
                 yield None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from liuli.errors import UsageError
-from liuli.stages.learn import Reward
+from liuli.stages.experience import Reward
 from liuli.stages.rollout import Rollouts, Writer, roll_out
 from liuli.text import Message
 from liuli.text.chat import Messages

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from liuli.errors import UsageError
-from liuli.stages.learn import Experience, PracticeOptions, Reward, Step, reinforce
+from liuli.stages.experience import Experience, Reward, Step
+from liuli.stages.learn import PracticeOptions, reinforce
 from liuli.stages.rollout import Rollouts, Scores
 from liuli.text.chat import Messages
 from liuli.train import RunLog

@@ -1,7 +1,7 @@
 """The loop that PPO and GRPO share: prompts -> rollouts -> scores -> advantages -> a few steps, again and again.
 
-`Experience` is what one round of answers taught; how it is made of scores is the algorithm's (ppo.py, grpo.py), how the
-policy learns from it is `update`. Both are pure but for the weights, and the tests run them on tabular policies.
+What a round teaches and how it is learned is in experience.py; here is the run around it: drawing, checking, tracing,
+and the way from one model folder to the next.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,41 +20,21 @@ from liuli.engine import Engine
 from liuli.errors import LiuliError, UsageError
 from liuli.files import remove
 from liuli.model import Transformer, load
+from liuli.stages.experience import Experience, Reward, Step, update
 from liuli.stages.remote import RemoteEngine, publish
-from liuli.stages.rollout import (
-    Actor,
-    Batches,
-    Critic,
-    ModelActor,
-    Rollouts,
-    Scores,
-    Writer,
-    parts,
-    roll_out,
-    score_all,
-)
+from liuli.stages.rollout import Batches, Critic, ModelActor, Rollouts, Scores, Writer, roll_out, score_all
 from liuli.stages.training import write_model
 from liuli.text import Loader, Rows, Tokenizer
-from liuli.text.chat import Messages
-from liuli.train import Optimizer, Pace, RunLog, measure_machine, next_target, one_rate, schedule
+from liuli.text.chat import Messages, as_messages
+from liuli.train import Pace, RunLog, measure_machine, next_target, one_rate, schedule
 from liuli.train.loop import to_tensors
+from liuli.train.optimizer import Optimizer
 from liuli.train.parallel import across, from_first, gathered, load_gathered, rank, ranks, sharded
-from liuli.train.policy import KL, Spread, clipped_loss, explained_variance, kl_terms, token_weights, value_loss
+from liuli.train.policy import clipped_loss, explained_variance
 from liuli.train.steps import run_steps
 from liuli.train.trace import write_trace
 
-
-class Experience(NamedTuple):
-    """What a round taught, (B, T) float32 each; log-probabilities and values are those before the first step."""
-
-    rollouts: Rollouts
-    log_probs_BT: Tensor
-    reference_BT: Tensor
-    values_BT: Tensor
-    kl_BT: Tensor  # k1, whatever the rewards were made of
-    rewards_BT: Tensor
-    advantages_BT: Tensor
-    returns_BT: Tensor
+WARMUP, COOLDOWN = 0.05, 1.0  # shares of a run in which learning rates rise and fall
 
 
 @dataclass(frozen=True)
@@ -81,124 +60,6 @@ class PracticeOptions:
             raise UsageError("at temperature 0 there is nothing to explore", "temperature", "give a number above 0")
 
 
-@dataclass(frozen=True)
-class Step:
-    """How the policy learns from one experience. What is 0 is left out."""
-
-    epochs: int = 4
-    minibatches: int = 1
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    value_weight: float = 0.0  # of the value loss beside the policy's
-    value_clip: float = 0.2
-    leash: float = 0.0  # weight of a KL term in the loss itself
-    leash_kind: KL = "k2"
-    spread: Spread = "token"
-    constant: float = 1.0  # tokens that `spread = constant` divides by
-    micro_tokens: int = 8192
-    stop_kl: float = 0.0  # nats a token between policy before and now at which a round's steps end early
-
-
-def objective(scores: Scores, e: Experience, weights_BT: Tensor, step: Step) -> tuple[Tensor, dict[str, float]]:
-    """The loss of some answers of a minibatch: a scalar that the parts of the minibatch add up to; and figures.
-
-    weights_BT: what each token counts (`token_weights` of the whole minibatch).
-    """
-    policy_BT, clipped_BT = clipped_loss(
-        scores.log_probs_BT, e.log_probs_BT, e.advantages_BT, step.clip_low, step.clip_high
-    )
-    loss_BT = policy_BT
-    figures = {"policy_loss": policy_BT, "clip_fraction": clipped_BT.float(), "entropy": scores.entropy_BT}
-    figures["kl_from_old"] = kl_terms(e.log_probs_BT, scores.log_probs_BT.detach(), "k3")
-    if step.value_weight:
-        critic_BT = value_loss(scores.values_BT, e.values_BT, e.returns_BT, step.value_clip)
-        loss_BT = loss_BT + step.value_weight * critic_BT
-        figures["value_loss"] = critic_BT
-    if step.leash:
-        loss_BT = loss_BT + step.leash * kl_terms(scores.log_probs_BT, e.reference_BT, step.leash_kind)
-    with torch.no_grad():
-        means = {name: float((weights_BT * value).sum()) for name, value in figures.items()}
-    return (weights_BT * loss_BT).sum(), means
-
-
-def update(
-    actor: Actor,
-    optimizer: Optimizer,
-    e: Experience,
-    step: Step,
-    *,
-    scale: float = 1.0,
-    seed: int = 0,
-    extra: Callable[[], Tensor] | None = None,
-) -> dict[str, float]:
-    """Several epochs of steps on one experience. Changes the actor's weights; returns means over all steps.
-
-    scale: on all learning rates. extra: a loss added to each step's (PPO-ptx). `first_ratio` is the largest distance of
-    a probability ratio from 1 before the first step: anything but about 0 means that sampling and training disagree.
-    """
-    pieces = parts(e.rollouts.lengths_B, step.micro_tokens)
-    generator = torch.Generator().manual_seed(seed)
-    sums: dict[str, float] = {}
-    steps, first_ratio = 0, 0.0
-    for batch in chain.from_iterable(deal(pieces, step.minibatches, generator) for _ in range(step.epochs)):
-        rows = torch.cat(batch)
-        weights_BT = torch.zeros(e.rollouts.mask_BT.shape)
-        weights_BT[rows] = token_weights(e.rollouts.mask_BT[rows], step.spread, step.constant)
-        means: dict[str, float] = {}
-        for index in batch:
-            part = select(e, index)
-            scores = actor.score(part.rollouts)
-            device = scores.log_probs_BT.device
-            part = Experience(part.rollouts, *(x.to(device) for x in part[1:]))
-            if not steps:
-                first_ratio = max(first_ratio, largest_ratio(scores, part))
-            loss, figures = objective(scores, part, weights_BT[index, : part.kl_BT.shape[1]].to(device), step)
-            loss.backward()  # type: ignore[no-untyped-call]
-            means = {name: means.get(name, 0.0) + value for name, value in figures.items()}
-        if step.stop_kl and means["kl_from_old"] > step.stop_kl:
-            optimizer.zero_grad()
-            break
-        if extra is not None:
-            extra().backward()  # type: ignore[no-untyped-call]
-        optimizer.step(scale)
-        optimizer.zero_grad()
-        steps += 1
-        sums = {name: sums.get(name, 0.0) + value for name, value in means.items()}
-    means = {name: value / max(1, steps) for name, value in sums.items()}
-    return means | {"first_ratio": first_ratio, "steps": float(steps)}
-
-
-def deal(pieces: Sequence[Tensor], minibatches: int, generator: torch.Generator) -> list[list[Tensor]]:
-    """The parts in a new order, in so many minibatches (or as many as there are parts)."""
-    order = torch.randperm(len(pieces), generator=generator).tolist()
-    count = min(minibatches, len(pieces))
-    return [[pieces[i] for i in order[number::count]] for number in range(count)]
-
-
-def select(e: Experience, index_N: Tensor) -> Experience:
-    """Some answers of an experience, cut to the longest of them."""
-    rollouts = e.rollouts.part(index_N)
-    return Experience(rollouts, *(x[index_N, : rollouts.mask_BT.shape[1]] for x in e[1:]))
-
-
-@torch.no_grad()
-def largest_ratio(scores: Scores, e: Experience) -> float:
-    """The largest |ratio - 1| over the drawn tokens."""
-    return float((torch.exp(scores.log_probs_BT - e.log_probs_BT) - 1).abs().max())
-
-
-# --- the loop --------------------------------------------------------------------------------------------------------
-
-
-class Reward(NamedTuple):
-    """What answers earned: scores_B float32; members_EB: of each of an ensemble; truth_B: the ground truth's own grade,
-    NaN where there is none. Only scores_B is learned from."""
-
-    scores_B: Tensor
-    members_EB: Tensor | None = None
-    truth_B: Tensor | None = None
-
-
 @dataclass
 class Learner:
     """Everything of a run that changes, and what it needs to go on."""
@@ -214,27 +75,21 @@ class Learner:
     pace: Pace
     log: RunLog
     stage: str
-    answers_per_step: int
+    options: PracticeOptions
+    beta: float  # the leash now
     group: int = 1  # answers of one prompt
-    max_tokens: int = 128
-    beta: float = 0.05
     steer: Callable[[float, float, int], float] | None = None  # (beta, KL, answers) -> the next beta
     texts: Loader | None = None  # rows for the pretraining loss of PPO-ptx, and its weight
     ptx: float = 0.0
-    most_drift: float = 0.02  # nats a token between engine and trainer, mean
-    warmup: float = 0.05
-    cooldown: float = 1.0
-    trace_every: int = 10
-    seed: int = 0
     checkpoints: Path | None = None
-    save_every_s: float = 60.0
     renew: Callable[[int], None] = lambda done: None  # gives an engine with weights of its own those of now
     done: int = 0  # steps
     tokens: int = 0
 
     def run(self) -> dict[str, float]:
         """Learn until the budget is used; the figures of the last step. Goes on from a checkpoint if there is one."""
-        batches = Batches(len(self.prompts), max(1, self.answers_per_step // self.group), self.seed)
+        o = self.options
+        batches = Batches(len(self.prompts), max(1, o.answers // self.group), o.seed)
 
         def one_step(done: int) -> dict[str, float]:
             self.done = done
@@ -247,21 +102,22 @@ class Learner:
             state=self.state,
             load_state=self.load_state,
             checkpoints=self.checkpoints,
-            save_every_s=self.save_every_s,
+            save_every_s=o.save_every_s,
             shown=("score", "kl", "stop_rate"),
         )
         return figures
 
     def take_step(self, chosen: list[int]) -> dict[str, float]:
         """One round: draw, score, learn."""
+        o = self.options
         numbers = [number for number in chosen for _ in range(self.group)]
-        seeds = [((self.seed * 100_003 + self.done) * 8_192 + place) * 8 for place in range(len(numbers))]
+        seeds = [((o.seed * 100_003 + self.done) * 8_192 + place) * 8 for place in range(len(numbers))]
         self.renew(self.done)
         rollouts = roll_out(
             self.engine,
             [self.prompts[number] for number in numbers],
             temperature=self.policy.temperature,
-            max_tokens=self.max_tokens,
+            max_tokens=o.max_tokens,
             seeds=seeds,
         )
         rollouts = replace(rollouts, prompt_B=torch.tensor(numbers))
@@ -272,20 +128,20 @@ class Learner:
         reference = score_all(across(self.reference), rollouts, self.step.micro_tokens)
         e = self.experience(rollouts, old, reference.log_probs_BT, reward.scores_B, self.beta)
         drift = self.check(rollouts)
-        scale = schedule(self.pace.progress, self.warmup, self.cooldown, 0.02)
+        scale = schedule(self.pace.progress, WARMUP, COOLDOWN, 0.02)
         means = update(
             across(self.policy),
             self.optimizer,
             e,
             self.step,
             scale=scale,
-            seed=self.seed + self.done,
+            seed=o.seed + self.done,
             extra=self.text_loss if self.texts is not None else None,
         )
         self.check_ratio(means["first_ratio"])
         kl = float(e.kl_BT.sum(1).mean())
         figures = means | round_figures(e, reward) | {"kl": kl, "beta": self.beta, "drift": drift}
-        if self.trace_every and self.done % self.trace_every == 0:
+        if o.trace_every and self.done % o.trace_every == 0:
             self.trace(e, reward, old)
         if self.steer is not None:
             self.beta = self.steer(self.beta, kl, len(rollouts))
@@ -298,7 +154,7 @@ class Learner:
         bare = replace(self.policy, temperature=1.0, ban_V=None, critic=None)
         plain = score_all(across(bare), few, self.step.micro_tokens)
         drift = float((plain.log_probs_BT - few.sampler_BT)[few.mask_BT].abs().mean())
-        if drift > self.most_drift or math.isnan(drift):
+        if drift > self.options.most_drift or math.isnan(drift):
             raise LiuliError(
                 f"engine and trainer disagree by {drift:.3f} nats a token: what is learned from is not what was drawn",
                 f"step {self.done}",
@@ -400,7 +256,7 @@ def trace_columns(
     members = reward.members_EB if reward.members_EB is not None else reward.scores_B[None]
     sequences: dict[str, Any] = {
         "sequence": list(range(len(r))),
-        "prompt": [_last_words(prompts[number]) for number in r.prompt_B.tolist()],
+        "prompt": [as_messages(prompts[number])[-1].content for number in r.prompt_B.tolist()],
         "answer": [said[-1].content if said else "" for said in r.produced],
         "score": reward.scores_B.tolist(),
         "members": members.T.tolist(),
@@ -410,11 +266,6 @@ def trace_columns(
         "right": [None if math.isnan(value) else value > 0 for value in truth.tolist()],
     }
     return tokens, sequences
-
-
-def _last_words(prompt: Messages) -> str:
-    message = list(prompt)[-1] if not hasattr(prompt, "messages") else prompt.messages[-1]
-    return str(message["content"] if isinstance(message, dict) else getattr(message, "content", ""))
 
 
 # --- from a model folder to a better one -----------------------------------------------------------------------------
@@ -434,12 +285,13 @@ def reinforce(
     critic: Callable[[Transformer], Critic | None] = lambda model: None,
     steer: Callable[[float, float, int], float] | None = None,
     ptx_rows: Rows | None = None,
+    ptx: float = 0.0,
     group: int = 1,
     provenance: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Set a run up on the model in a folder, run it, write the model it leads to; the figures of the last step.
 
-    critic: makes what gives values (arXiv 2203.02155 takes the reward model).
+    critic: makes what gives values (arXiv 2203.02155 takes the reward model). ptx: weight of the loss on ptx_rows.
     Raises LiuliError for prompts that do not fit, for none at all, and where engine and trainer disagree.
     """
     if not prompts:
@@ -479,18 +331,13 @@ def reinforce(
         Pace.of(options.minutes, options.steps or 1, checkpoints),
         log,
         out.name,
-        options.answers,
+        options,
+        options.beta,
         group=group,
-        max_tokens=options.max_tokens,
-        beta=options.beta,
         steer=steer,
         texts=Loader(ptx_rows, 8, options.seed) if ptx_rows is not None else None,
-        ptx=getattr(options, "ptx", 0.0),
-        most_drift=options.most_drift,
-        trace_every=options.trace_every,
-        seed=options.seed,
+        ptx=ptx,
         checkpoints=checkpoints,
-        save_every_s=options.save_every_s,
         renew=renew,
     )
     figures = learner.run()

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from liuli.model import Transformer
-from liuli.stages.learn import Experience, PracticeOptions, Reward, Step, reinforce
+from liuli.stages.experience import Experience, Reward, Step
+from liuli.stages.learn import PracticeOptions, reinforce
 from liuli.stages.reward import load_judge, score_answers
 from liuli.stages.rollout import Critic, Rollouts, Scores
 from liuli.text import Rows
@@ -123,5 +124,6 @@ def ppo(
         critic=critic,
         steer=steer if options.kl_target else None,
         ptx_rows=ptx_rows if options.ptx else None,
+        ptx=options.ptx,
         provenance={"data": {"reward": str(reward_folder), "prompts": len(prompts)}},
     )
