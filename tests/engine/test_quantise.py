@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liuli.engine.quantise import GROUP, RoundedActivations, pack, pack_int4, pack_int8, quantised_copy, rounded
+from liuli.engine.quantise import GROUP, STRIDE, RoundedActivations, pack, pack_int4, pack_int8, quantised_copy, rounded
 from liuli.errors import UsageError
 from liuli.model import Transformer, qwen3, racer
 
@@ -72,6 +74,40 @@ def test_a_row_does_not_depend_on_its_neighbours(packs):
     x = torch.randn(40, 512, generator=torch.Generator().manual_seed(2)).bfloat16()
     together, alone = packed.matmul(x), torch.cat([packed.matmul(row) for row in x.split(1)])
     assert torch.equal(together, alone)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    outputs=st.integers(1, 40),
+    strides=st.integers(1, 90),
+    spread=st.sampled_from([0.0, 0.05, 1.0]),
+    size=st.floats(1e-4, 1e4),
+    seed=st.integers(0, 999),
+)
+def test_both_kernels_of_whole_numbers_agree_to_the_last_bit(outputs, strides, spread, size, seed):
+    """Up to sums at the bound: a spread of 0 makes every number as large as it gets."""
+    inputs = strides * STRIDE
+    w, x = 1 + spread * matrix(outputs, inputs, seed) * 20, (1 + spread * matrix(1, inputs, seed + 1) * 20) * size
+    packed = replace(pack_int8(w, integer=True), widened=False)
+    bound = int(packed.weight.abs().sum(1).max()) * 127
+    assert pack_int8(w, integer=True).widened <= (bound < 2**24)
+    if bound < 2**24:
+        assert torch.equal(replace(packed, widened=True).matmul(x.bfloat16()), packed.matmul(x.bfloat16()))
+
+
+@settings(max_examples=60, deadline=None)
+@given(outputs=st.integers(1, 40), inputs=st.integers(2, 80), rows=st.integers(1, 5), integer=st.booleans())
+def test_a_matrix_of_any_size_is_multiplied(outputs, inputs, rows, integer):
+    packed, x = pack_int8(matrix(outputs, inputs), integer=integer), matrix(rows, inputs, 1).bfloat16()
+    read = torch.mul(*rounded(x)) if packed.integer else x.float()
+    torch.testing.assert_close(packed.matmul(x).float(), F.linear(read, packed.dequantised()), rtol=2**-7, atol=1e-5)
+
+
+def test_a_scale_is_the_next_power_of_two():
+    x = torch.tensor([[0.0], [127.0], [128.0], [254.0], [1.0], [3e-5]]).bfloat16()
+    q, scale = rounded(x)
+    assert scale[1:4, 0].tolist() == [1, 2, 2] and q[1:4, 0].tolist() == [127, 64, 127]
+    assert torch.equal(torch.frexp(scale).mantissa, torch.full_like(scale, 0.5)) and (q[1:].abs() >= 63).all()
 
 
 def test_float32_rows_are_refused():

@@ -13,9 +13,9 @@ from liuli.model.ops import (
     NormAndRotateEager,
     RMSNormEager,
     attention,
-    attention_in_blocks,
     cap,
     causal_mask,
+    fused_attention,
     rotary_table,
 )
 from liuli.train.loss import TensorBatch, next_token
@@ -136,11 +136,11 @@ def test_attention_equals_torch_scaled_dot_product():
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 12))
 
 
-def test_attention_in_blocks_equals_attention():
+def test_fused_attention_equals_attention():
     q, k, v = torch.randn(2, 4, 300, 8), torch.randn(2, 4, 340, 8), torch.randn(2, 4, 340, 8)  # 40 were there before
     mask = causal_mask(340, torch.randint(0, 2, (2, 340)), q.dtype, q.device)[:, 40:]
     whole = attention(q, k, v, mask, 8**-0.5)[0]
-    torch.testing.assert_close(attention_in_blocks(q, k, v, mask, 8**-0.5), whole, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(fused_attention(q, k, v, mask, 8**-0.5), whole, atol=1e-6, rtol=1e-5)
 
 
 def test_scoring_without_gradients_gives_the_very_same_numbers():

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from liuli.train.policy import (
     AdaptiveKL,
     clipped_loss,
-    drift_weights,
     explained_variance,
     gae,
     group_advantages,
@@ -194,13 +193,6 @@ def test_a_group_of_equal_rewards_teaches_nothing_and_a_group_of_one_is_refused(
         assert torch.equal(group_advantages(equal, kind), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="2 or more"):
         group_advantages(torch.zeros(2, 1))
-
-
-def test_equal_engines_have_drift_weights_of_one() -> None:
-    log_probs = _random((2, 3))
-    assert torch.equal(drift_weights(log_probs, log_probs), torch.ones(2, 3, dtype=torch.float64))
-    far = drift_weights(log_probs, log_probs - 5)
-    assert torch.equal(far, torch.full((2, 3), 2.0, dtype=torch.float64))
 
 
 def test_explained_variance_is_one_for_a_perfect_and_zero_for_a_constant_critic() -> None:

@@ -25,7 +25,6 @@ class KeyValueCache:
 
     positions_BT: Tensor
     previous_B1: Tensor
-    mask_BTS: Tensor
 
     def __init__(
         self,
@@ -62,20 +61,22 @@ class KeyValueCache:
         slots = self.slots_S[: self.seen]
         self.positions_BT = slots[start:].expand(batch, T)
         self.previous_B1 = slots.new_full((batch, 1), -1) if previous_B1 is None else previous_B1
-        self.mask_BTS = (slots[None, :] <= slots[start:, None]).unsqueeze(0)
 
     def follow(self, positions_B1: Tensor, previous_B1: Tensor, lengths: list[int], T: int = 1) -> None:
         """Next come T tokens for each of the rows 0..B-1. lengths: tokens already stored, equal to positions_B1."""
         self.first_row, self.batch, self.first_slot, self.seen = 0, len(lengths), lengths[0], max(lengths) + T
         self.previous_B1 = previous_B1
         self.positions_BT = positions_B1 if T == 1 else positions_B1 + self.slots_S[:T]
-        if min(lengths) + T == self.seen and T == 1:  # all rows at one position: one slot to write, nothing to hide
-            self.index = None
-            self.mask_BTS = self.slots_S.new_ones((1, 1, self.seen), dtype=torch.bool)
-        else:
+        self.index = None
+        if min(lengths) + T < self.seen or T > 1:  # else all stand at one position: one slot to write, nothing to hide
             # of the (row, head, slot) lines in the order (B, T, K)
             self.index = (self.heads_BK[: self.batch, None, :] + self.positions_BT[:, :, None]).view(-1)
-            self.mask_BTS = self.slots_S[: self.seen] <= self.positions_BT.unsqueeze(-1)
+
+    @property
+    def mask_BTS(self) -> Tensor:
+        """Which slots a token may look at: its own and those before; one mask for all rows where they stand alike."""
+        positions_BT = self.positions_BT if self.index is not None else self.positions_BT[:1]
+        return self.slots_S[: self.seen] <= positions_BT.unsqueeze(-1)
 
     def extend(self, layer: int, k_BTKE: Tensor, v_BTKE: Tensor) -> tuple[Tensor, Tensor]:
         """Store the tokens fed; return keys and values of all slots seen, (B, S, K, E)."""

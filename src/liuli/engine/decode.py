@@ -8,6 +8,7 @@ are read by the Transformer itself; a test holds the two equal for every preset.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FunctionType
@@ -42,7 +43,7 @@ class _Layer:
 @dataclass(frozen=True)
 class _Fed:
     """What is fed: N = B * T tokens. index: lines of the cache to write; None for one slot that all rows share, and in
-    a compiled step, which finds the places by itself."""
+    a compiled step, which finds the places by itself. seen: slots looked at, S."""
 
     tokens_BT: Tensor
     positions_BT: Tensor
@@ -69,14 +70,24 @@ class Decoder:
             self.head_DV = self._laid(model.head_VD)
             self.final_gain = _low(model.final_gain, self.dtype)
             self.angles = _signed_angles(model, self.dtype)
-        self._step = self._compiled() if compiled else self._forward
+        self.steps: dict[tuple[bool, int], Any] = {}  # compiled: for one row or for many, and so many tokens each
 
-    def _compiled(self) -> Any:
-        """The step compiled, as a copy of its code: torch counts compilations by code, and gives up after eight."""
+    def _compiled(self, fed: tuple[Tensor, Tensor, Tensor, Tensor]) -> Any:
+        """The step for as many tokens as these, compiled: for one row, or for any number of rows; of any length.
+
+        It is a copy of the code, since torch counts compilations by code and gives up after eight; and it asks nothing
+        before it runs, as torch would (0.1 ms a step): what a step depends on beside its inputs never changes.
+        """
         plain = Decoder._forward
-        copy = FunctionType(plain.__code__.replace(), plain.__globals__, plain.__name__, None, plain.__closure__)
-        wrapper: dict[str, Any] | None = {"cpp_wrapper": True} if self.embedding_VD.device.type == "cpu" else None
-        return torch.compile(copy.__get__(self), options=wrapper)
+        copy = FunctionType(plain.__code__.replace(), plain.__globals__, plain.__name__, plain.__defaults__)
+        *rows, slots_S = fed
+        torch._dynamo.mark_dynamic(slots_S, 0)
+        if len(rows[0]) > 1:
+            for tensor in rows:
+                torch._dynamo.mark_dynamic(tensor, 0)
+        on_cpu = self.embedding_VD.device.type == "cpu"
+        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe, "cpp_wrapper": on_cpu}
+        return torch.compile(copy.__get__(self), options=options)
 
     @staticmethod
     def pays(model: Transformer) -> bool:
@@ -119,15 +130,13 @@ class Decoder:
 
     def __call__(self, tokens_BT: Tensor, cache: KeyValueCache) -> Tensor:
         """Logits (B, T, V) after each of T tokens for each of the cache's rows, which `cache.follow` was told of."""
-        index, closed_BTS = None if self.compiled else cache.index, None
-        if self.compiled or index is not None:
-            closed_BTS = torch.zeros(cache.mask_BTS.shape, dtype=self.dtype, device=tokens_BT.device)
-            closed_BTS.masked_fill_(~cache.mask_BTS, float("-inf"))
-            closed_BTS = closed_BTS.expand(cache.batch, -1, -1).contiguous()  # of one layout: compiled once
-        fed = (tokens_BT, cache.positions_BT, cache.previous_B1, index, closed_BTS)
-        if self.compiled:
-            _vary(tokens_BT, cache.positions_BT, cache.previous_B1, closed_BTS)
-        logits_BTV: Tensor = self._step(*fed, cache.pairs_L, cache.seen if closed_BTS is None else 0)
+        fed = (tokens_BT, cache.positions_BT, cache.previous_B1, cache.slots_S[: cache.seen])
+        if not self.compiled:
+            return self._forward(*fed, cache.pairs_L, cache.index, alike=cache.index is None)
+        shape = (len(tokens_BT) == 1, tokens_BT.shape[1])
+        if shape not in self.steps:
+            self.steps[shape] = self._compiled(fed)
+        logits_BTV: Tensor = self.steps[shape](*fed, cache.pairs_L)
         return logits_BTV
 
     def _forward(
@@ -135,13 +144,16 @@ class Decoder:
         tokens_BT: Tensor,
         positions_BT: Tensor,
         previous_B1: Tensor,
-        index: Tensor | None,
-        closed_BTS: Tensor | None,
+        slots_S: Tensor,
         pairs_L: Sequence[tuple[Tensor, Tensor]],
-        seen: int,
+        index: Tensor | None = None,
+        alike: bool = False,
     ) -> Tensor:
         c, model, low = self.config, self.model, self.dtype
-        fed = _Fed(tokens_BT, positions_BT, previous_B1, index, closed_BTS, seen)
+        closed_BTS = None
+        if not alike:
+            closed_BTS = torch.where(slots_S <= positions_BT.unsqueeze(-1), 0.0, -math.inf).to(low)
+        fed = _Fed(tokens_BT, positions_BT, previous_B1, index, closed_BTS, slots_S.shape[0])
         B, T = tokens_BT.shape
         x_ND = torch.nn.functional.embedding(tokens_BT.reshape(-1), self.embedding_VD).to(low)
         pairs_ND: Tensor | None = None
@@ -243,7 +255,7 @@ def _stored(store_RKSE: Tensor, new_NKE: Tensor, B: int, fed: _Fed) -> Tensor:
         store_RKSE.index_put_((row_B11, head_K, fed.positions_BT.unsqueeze(-1)), new_BTKE)
     else:
         store_RKSE.view(-1, E).index_copy_(0, fed.index, new_NKE.reshape(-1, E))
-    return store_RKSE[:B, :, : fed.closed_BTS.shape[-1]]
+    return store_RKSE[:B, :, : fed.seen]
 
 
 def _norm(x: Tensor, gain: Tensor | None, eps: float) -> Tensor:
@@ -269,15 +281,6 @@ def _by_query(closed_BTS: Tensor, G: int) -> Tensor:
     """The mask as attention adds it: (B, 1, G * T, S); one line for all G where T is 1."""
     B, T, S = closed_BTS.shape
     return closed_BTS.unsqueeze(1) if T == 1 else closed_BTS[:, None].expand(B, G, T, S).reshape(B, 1, G * T, S)
-
-
-def _vary(tokens_BT: Tensor, positions_BT: Tensor, previous_B1: Tensor, closed_BTS: Tensor | None) -> None:
-    """Tell the compiler which sizes change from step to step: rows (one row is a case of its own) and slots."""
-    assert closed_BTS is not None
-    torch._dynamo.mark_dynamic(closed_BTS, 2)
-    if tokens_BT.shape[0] > 1:
-        for tensor in (tokens_BT, positions_BT, previous_B1, closed_BTS):
-            torch._dynamo.mark_dynamic(tensor, 0)
 
 
 def _low(weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:

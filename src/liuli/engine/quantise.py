@@ -7,15 +7,18 @@ In: a matrix (O outputs, I inputs). Out: a `Packed` one that multiplies bfloat16
     int4   a scale and a zero for each 32 inputs of an output: w = scale * (q - 8) + zero, q from 0 to 15; 0.625 bytes
 
 With `integer` the activations of an int8 product are rounded to 8 bits too, row by row, and the sums are whole numbers:
-exact, so a row's result does not depend on its neighbours. Measured (docs/benchmarks.md): once torch.compile has fused
-the rounding it is the fastest for one row and from 16 rows on; without a compiler the rounding costs 9 µs and more, and
-weights alone in 8 bits are faster for a few rows.
+exact, so a row's result depends neither on its neighbours nor on the kernel, and a single row goes through whichever
+kernel this machine is faster with. Measured (docs/benchmarks.md): once torch.compile has fused the rounding it is the
+fastest for one row and from 16 rows on; without a compiler the rounding costs 9 µs and more, and weights alone in 8
+bits are faster for a few rows.
 """
 
 from __future__ import annotations
 
+import timeit
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -30,6 +33,9 @@ from liuli.model.transformer import Linear
 Kind = Literal["int8", "int4"]
 KINDS: tuple[Kind, ...] = ("int8", "int4")
 GROUP = 32  # inputs that share a scale in int4; the kernels know 32, 64, 128 and 256
+STRIDE = (
+    16  # inputs that the kernel which widens bytes reads at once, past the end of a row too: others go as `integer`
+)
 SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # of a group's range that are tried: cutting outliers helps the rest
 
 
@@ -38,7 +44,8 @@ class Packed:
     """A matrix (O, I) ready to multiply. Plain tensors and pure functions: torch.compile looks through it.
 
     weight: int8 (O, I), or int4 as the kernel wants it. scales: bfloat16, (O,) for int8, (I / GROUP, O, 2) scale and
-    zero for int4. integer: int8 activations too.
+    zero for int4. integer: int8 activations too. widened: a single row is multiplied by the kernel that widens bytes to
+    floats; its sums stay below 2^24, where floats hold every whole number.
     """
 
     kind: Kind
@@ -47,6 +54,7 @@ class Packed:
     weight: Tensor
     scales: Tensor
     integer: bool = False
+    widened: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -65,10 +73,13 @@ class Packed:
             made = F.linear(x_BI, self.weight.to(x_BI.dtype)) * self.scales
         elif self.integer:
             q_BI, scale_B1 = rounded(x_BI)
-            made = (torch._int_mm(q_BI, self.weight.t()) * (scale_B1 * self.scales)).to(x_BI.dtype)
+            if self.widened and len(x_BI) == 1:
+                made = torch.ops.aten._weight_int8pack_mm(q_BI.to(x_BI.dtype), self.weight, self.scales) * scale_B1
+            else:
+                made = torch._int_mm(q_BI, self.weight.t()) * (scale_B1 * self.scales)
         else:
             made = torch.ops.aten._weight_int8pack_mm(x_BI, self.weight, self.scales)
-        return made
+        return made.to(x_BI.dtype)
 
     def dequantised(self) -> Tensor:
         """The matrix that this one stands for, (O, I) float32."""
@@ -84,9 +95,13 @@ class Packed:
 
 
 def rounded(x_BI: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows in 8 bits, each with its own scale: int8 (B, I) and float32 (B, 1); x is about their product."""
+    """Rows in 8 bits, each with its own scale: int8 (B, I) and float32 (B, 1); x is about their product.
+
+    Scales are powers of two, by which a product can be multiplied before or after it is rounded to bfloat16.
+    """
     peak_B1: Tensor = torch.linalg.vector_norm(x_BI, float("inf"), dim=-1, keepdim=True, dtype=torch.float32)
-    scale_B1 = peak_B1.mul(1 / 127).clamp_min(1e-12)
+    bits_B1 = peak_B1.mul(1 / 127).clamp_min(1e-12).view(torch.int32)
+    scale_B1 = ((bits_B1 + 0x7FFFFF) & 0x7F800000).view(torch.float32)  # the exponent alone, rounded up
     return (x_BI / scale_B1).round().to(torch.int8), scale_B1
 
 
@@ -99,8 +114,7 @@ def check_kind(kind: str) -> None:
 def pack(weight_OI: Tensor, kind: Kind, *, integer: bool = False) -> Packed:
     """Pack a matrix as "int8" or "int4"; what int4 kernels refuse (see `fits_int4`) becomes int8."""
     check_kind(kind)
-    packs_int4 = kind == "int4" and fits_int4(weight_OI)
-    return pack_int4(weight_OI) if packs_int4 else pack_int8(weight_OI, integer=integer)
+    return pack_int4(weight_OI) if kind == "int4" and fits_int4(weight_OI) else pack_int8(weight_OI, integer=integer)
 
 
 def pack_int8(weight_OI: Tensor, *, integer: bool = False) -> Packed:
@@ -109,7 +123,22 @@ def pack_int8(weight_OI: Tensor, *, integer: bool = False) -> Packed:
     # in the kernel's dtype before it is used, so that rounding it costs nothing
     scales_O = (w_OI.abs().amax(1) / 127).clamp_min(1e-12).to(torch.bfloat16)
     q_OI = (w_OI / scales_O.float().unsqueeze(1)).round().clamp(-127, 127).to(torch.int8)
-    return Packed("int8", w_OI.shape[0], w_OI.shape[1], q_OI.contiguous(), scales_O, integer)
+    whole = w_OI.shape[1] % STRIDE == 0
+    widened = integer and whole and int(q_OI.abs().sum(1).max()) * 127 < 2**24 and widening_pays()
+    return Packed("int8", w_OI.shape[0], w_OI.shape[1], q_OI.contiguous(), scales_O, integer or not whole, widened)
+
+
+@cache
+def widening_pays() -> bool:
+    """Whether this machine multiplies one row sooner with bytes widened to floats than as whole numbers: it tries."""
+    weight_OI, row_1I = torch.ones(1024, 512, dtype=torch.int8), torch.ones(1, 512)
+    wide_1I, bytes_1I, scales_O = row_1I.bfloat16(), row_1I.to(torch.int8), torch.ones(1024, dtype=torch.bfloat16)
+    ways = (
+        lambda: torch.ops.aten._weight_int8pack_mm(wide_1I, weight_OI, scales_O),
+        lambda: torch._int_mm(bytes_1I, weight_OI.t()),
+    )
+    widening, whole = (min(timeit.repeat(way, number=20, repeat=10)) for way in ways)
+    return widening < whole
 
 
 def fits_int4(weight_OI: Tensor) -> bool:

@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 from liuli.model.config import GATE_CHANNELS, ModelConfig
 from liuli.model.ops import (
-    QUERY_BLOCK,
     attention,
-    attention_in_blocks,
     cap,
     causal_mask,
+    fused_attention,
     norm_and_rotate,
     rms_norm,
     rotary_table,
@@ -32,6 +31,7 @@ from liuli.model.ops import (
 )
 
 Trace = Callable[[str, Tensor], None]
+Turn = tuple[Tensor, Tensor]  # of rotary embedding: cos and sin
 
 
 class Cache(Protocol):
@@ -39,7 +39,10 @@ class Cache(Protocol):
 
     positions_BT: Tensor  # int64: position of each token fed now
     previous_B1: Tensor  # int64: the token before the first one fed, -1 for none
-    mask_BTS: Tensor  # bool: True where a query may look
+
+    @property
+    def mask_BTS(self) -> Tensor:
+        """True where a query may look."""
 
     def extend(self, layer: int, k_BTKE: Tensor, v_BTKE: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new keys and values; return those of all S slots, (B, S, K, E) each."""
@@ -77,13 +80,7 @@ class Attention(nn.Module):
         self.scale = c.head_size**-0.5 * (1.44 if c.preset == "racer" else 1.0)
 
     def forward(
-        self,
-        x_BTD: Tensor,
-        tokens_BT: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        mask_BTS: Tensor,
-        cache: Cache | None,
-        trace: Trace | None,
+        self, x_BTD: Tensor, tokens_BT: Tensor, rotary: Turn, mask_BTS: Tensor, cache: Cache | None, trace: Trace | None
     ) -> Tensor:
         c = self.config
         B, T, _ = x_BTD.shape
@@ -103,8 +100,8 @@ class Attention(nn.Module):
         q_BHTE, k_BHSE, v_BHSE = (heads.transpose(1, 2) for heads in (q_BTHE, k_BTKE, v_BTKE))
         if c.kv_heads != c.heads:
             k_BHSE, v_BHSE = (h.repeat_interleave(c.heads // c.kv_heads, dim=1) for h in (k_BHSE, v_BHSE))
-        if cache is not None and trace is None and T > QUERY_BLOCK:  # only there: training and scoring must agree
-            mixed_BHTE = attention_in_blocks(q_BHTE, k_BHSE, v_BHSE, mask_BTS, self.scale)
+        if cache is not None and trace is None:  # only there: training and scoring must agree
+            mixed_BHTE = fused_attention(q_BHTE, k_BHSE, v_BHSE, mask_BTS, self.scale)
         else:
             mixed_BHTE, weights_BHTS = attention(q_BHTE, k_BHSE, v_BHSE, mask_BTS, self.scale)
         if trace is not None:
@@ -159,13 +156,7 @@ class Block(nn.Module):
         self.feed_forward_gain = nn.Parameter(torch.ones(config.width)) if gain else None
 
     def forward(
-        self,
-        x_BTD: Tensor,
-        tokens_BT: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        mask_BTS: Tensor,
-        cache: Cache | None,
-        trace: Trace | None,
+        self, x_BTD: Tensor, tokens_BT: Tensor, rotary: Turn, mask_BTS: Tensor, cache: Cache | None, trace: Trace | None
     ) -> Tensor:
         c = self.config
         normed = rms_norm(x_BTD, self.attention_gain, c.norm_eps)
@@ -261,17 +252,15 @@ class Transformer(nn.Module):
             trace("final", x_BTD)
         return x_BTD
 
-    def places(
-        self, tokens_BT: Tensor, cache: Cache | None, documents_BT: Tensor | None
-    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    def places(self, tokens_BT: Tensor, cache: Cache | None, documents_BT: Tensor | None) -> tuple[Turn, Tensor]:
         """Rotary angles of the tokens fed, and the additive mask over the slots they may look at."""
         T = tokens_BT.shape[1]
         cos, sin = self.cos_TE.to(self.dtype), self.sin_TE.to(self.dtype)
         if cache is None:
             return (cos[:T], sin[:T]), causal_mask(T, documents_BT, self.dtype, tokens_BT.device)
-        closed = torch.zeros(cache.mask_BTS.shape, dtype=self.dtype, device=tokens_BT.device)
-        mask = closed.masked_fill_(~cache.mask_BTS, float("-inf"))
-        return (cos[cache.positions_BT], sin[cache.positions_BT]), mask
+        seen_BTS = cache.mask_BTS
+        mask = torch.zeros(seen_BTS.shape, dtype=self.dtype, device=tokens_BT.device)
+        return (cos[cache.positions_BT], sin[cache.positions_BT]), mask.masked_fill_(~seen_BTS, float("-inf"))
 
     def pairs(self, tokens_BT: Tensor, cache: Cache | None) -> Tensor | None:
         """A learned vector for each pair of neighbouring tokens, by a hash into the bigram table."""

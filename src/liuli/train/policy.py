@@ -162,11 +162,6 @@ def token_weights(mask_BT: Tensor, spread: Spread = "token", constant: float = 1
     return mask / (mask.shape[0] * constant)
 
 
-def drift_weights(trainer_BT: Tensor, sampler_BT: Tensor, cap: float = 2.0) -> Tensor:
-    """min(p_trainer / p_sampler, cap): corrects for an engine that draws from slightly other probabilities (TIS)."""
-    return torch.exp(trainer_BT - sampler_BT).clamp_max(cap)
-
-
 def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> float:
     """1 - var(return - value) / var(return): 1 for a perfect value function, 0 for a constant one."""
     returns, values = returns_BT[mask_BT], values_BT[mask_BT]
