@@ -72,9 +72,8 @@ class Decoder:
             self.head_DV = self._laid(model.head_VD)
             self.final_gain = _low(model.final_gain, self.dtype)
             self.angles = _signed_angles(model, self.dtype)
-        self.steps: dict[
-            tuple[bool, int], Callable[..., Tensor]
-        ] = {}  # compiled: for one row or for many, and so many tokens each
+        # compiled: for one row or for many, and so many tokens each
+        self.steps: dict[tuple[bool, int], Callable[..., Tensor]] = {}
 
     def _compiled(self, fed: tuple[Tensor, Tensor, Tensor, Tensor]) -> Any:
         """The step for as many tokens as these, compiled: for one row, or for any number of rows; of any length.
