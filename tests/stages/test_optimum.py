@@ -12,7 +12,7 @@ from liuli.model.scalar import ScalarModel
 from liuli.stages.experience import Experience, Step, objective, update
 from liuli.stages.grpo import GRPOOptions, grpo_experience, grpo_step
 from liuli.stages.ppo import PPOOptions, ppo_experience, ppo_step
-from liuli.stages.rollout import ModelActor, judge_all, score_all
+from liuli.stages.rollout import ModelActor, Scores, judge_all, score_all
 from liuli.train import Optimizer, OptimizerOptions
 from liuli.train.policy import group_advantages, kl_terms, token_weights
 from tests.stages.tabular import (
@@ -148,10 +148,11 @@ def test_ppo_with_a_transformer_wins_nearly_all_that_can_be_won(seed: int) -> No
     reference = ModelActor(before, 1.0, BAN_V)
     judge = ScalarModel(small_transformer(seed + 77))
 
-    def log_probs(actor: ModelActor) -> torch.Tensor:
-        return score_all(actor, every, 100_000).log_probs_BT.sum(1).view(ASKED, -1).double()
+    def log_probs(scores: Scores) -> torch.Tensor:
+        return scores.log_probs_BT.sum(1).view(ASKED, -1).double()
 
-    q = log_probs(reference)
+    leash = score_all(reference, every, 100_000)
+    q = log_probs(leash)
     rewards = judge_all(judge, every, 100_000)[:, 0].view(ASKED, -1).double()
     centred = rewards - (q.exp() * rewards).sum(1, keepdim=True)
     rewards = centred / (q.exp() * centred.square()).sum(1).mean().sqrt()
@@ -167,14 +168,15 @@ def test_ppo_with_a_transformer_wins_nearly_all_that_can_be_won(seed: int) -> No
     options = replace(PPO, beta=beta, value_weight=0.5)
     generator, updates = torch.Generator().manual_seed(seed), 200
     for number in range(updates):
-        drawn = torch.multinomial(log_probs(actor).exp(), 128, replacement=True, generator=generator)
+        now = score_all(actor, every, 100_000)
+        drawn = torch.multinomial(log_probs(now).exp(), 128, replacement=True, generator=generator)
         index = (torch.arange(ASKED)[:, None] * len(WORDS) + drawn).flatten()
         rollouts = every.part(index)
-        old = score_all(actor, rollouts, 100_000)
-        leash = score_all(reference, rollouts, 100_000).log_probs_BT
-        e = ppo_experience(rollouts, old, leash, rewards.float().flatten()[index], beta, options)
+        T = rollouts.tokens_BT.shape[1]
+        old, before_BT = Scores(*(values[index, :T] for values in now)), leash.log_probs_BT[index, :T]
+        e = ppo_experience(rollouts, old, before_BT, rewards.float().flatten()[index], beta, options)
         update(actor, optimizer, e, ppo_step(options, 100_000), scale=1 - number / updates, seed=number)
-    found = log_probs(actor)
+    found = log_probs(score_all(actor, every, 100_000))
     assert (objective(found) - objective(q)) / (objective(best) - objective(q)) >= 0.99
     assert float((found.exp() * (found - best)).sum(1).mean()) <= 0.04
 
