@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from liuli.engine import TOOLS, Model, Sampling, Token
+from liuli.engine import TOOLS, Engine, Model, Sampling, Token
 from liuli.engine.answer import likeliest
 from liuli.engine.chat import Streams, polled_reply
 from liuli.text import Message, render
@@ -49,13 +49,11 @@ class Voice(Protocol):
         """The bytes a token stands for."""
 
 
-class ModelVoice:
-    """A model folder behind the engine. how: weights, compiled and draft of Model."""
+class EngineVoice:
+    """Any engine that writes with our tokens, wherever its weights are."""
 
-    def __init__(self, path: Path, device: str | None = None, **how: Any) -> None:
-        model = Model(path, device, **how)
-        self.tokenizer, self.engine = model.tokenizer, model.engine
-        self.context = model.engine.context
+    def __init__(self, engine: Streams) -> None:
+        self.engine, self.tokenizer, self.context = engine, engine.tokenizer, engine.context
 
     def prompt_tokens(self, messages: Sequence[Message]) -> int:
         """How many tokens the prompt for these messages has."""
@@ -64,6 +62,21 @@ class ModelVoice:
     def bytes_of(self, token: int) -> bytes:
         """The bytes a token stands for."""
         return self.tokenizer.bytes_of(token)
+
+    def reply(
+        self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str]
+    ) -> Generator[Event | None, None, None]:
+        """The engine's reply, its tools among those named."""
+        return spoken(self.engine, messages, sampling, tools)
+
+
+class ModelVoice(EngineVoice):
+    """A model folder behind our engine: its weights are here. how: weights, compiled and draft of Model."""
+
+    engine: Engine
+
+    def __init__(self, path: Path, device: str | None = None, **how: Any) -> None:
+        super().__init__(Model(path, device, **how).engine)
 
     def reply(
         self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str], salt: str = ""
@@ -102,27 +115,6 @@ class ModelVoice:
         hidden_TD = self.engine.model.hidden(torch.tensor([list(tokens)], device=self.engine.device))[0]
         mean: list[float] = hidden_TD[skip:].float().mean(0).tolist()
         return mean
-
-
-class EngineVoice:
-    """Any engine that writes with our tokens: it speaks, but its weights are not here to be looked at."""
-
-    def __init__(self, engine: Streams) -> None:
-        self.engine, self.tokenizer, self.context = engine, engine.tokenizer, engine.context
-
-    def prompt_tokens(self, messages: Sequence[Message]) -> int:
-        """How many tokens the prompt for these messages has."""
-        return len(render(list(messages), self.tokenizer, answer=True).tokens)
-
-    def bytes_of(self, token: int) -> bytes:
-        """The bytes a token stands for."""
-        return self.tokenizer.bytes_of(token)
-
-    def reply(
-        self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str]
-    ) -> Generator[Event | None, None, None]:
-        """The engine's reply, its tools among those named."""
-        return spoken(self.engine, messages, sampling, tools)
 
 
 def spoken(
