@@ -33,9 +33,8 @@ from liuli.model.transformer import Linear
 Kind = Literal["int8", "int4"]
 KINDS: tuple[Kind, ...] = ("int8", "int4")
 GROUP = 32  # inputs that share a scale in int4; the kernels know 32, 64, 128 and 256
-STRIDE = (
-    16  # inputs that the kernel which widens bytes reads at once, past the end of a row too: others go as `integer`
-)
+# inputs that the kernel which widens bytes reads at once, past the end of a row too: other widths go as `integer`
+STRIDE = 16
 SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # of a group's range that are tried: cutting outliers helps the rest
 
 
