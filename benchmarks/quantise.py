@@ -11,14 +11,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from liuli.engine.quantise import RoundedActivations, pack, quantised_copy
+from liuli.engine.quantise import pack, quantised_copy, rounded
 from liuli.evals.bits import bits_by_language
 from liuli.model import Transformer, load
 from liuli.text import Document, Tokenizer, read_documents
@@ -60,6 +62,18 @@ def print_bits(model: Transformer, tokenizer: Tokenizer, documents: list[Documen
             bits = float(found["per_byte"])
             base = first.setdefault(language, bits)
             print(f"| {name} | {language} | {bits:.4f} | {bits / base - 1:+.2%} |")
+
+
+class RoundedActivations(TorchFunctionMode):
+    """While it is entered, every matrix product rounds its input rows to 8 bits, as `integer` products do."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is F.linear:
+            q, scale = rounded(args[0])
+            args = ((q * scale).to(args[0].dtype), *args[1:])
+        return func(*args, **(kwargs or {}))
 
 
 def print_speed() -> None:

@@ -238,6 +238,26 @@ def test_a_long_prompt_does_not_hold_up_who_is_being_answered() -> None:
         assert len(short.tokens) == before[0] + 1 and scheduler.stats.read - before[1] <= 8
 
 
+def test_many_who_wait_are_read_sooner_and_no_short_prompt_is_cut_in_two() -> None:
+    engine = the_engine()
+    scheduler = Scheduler(engine, 9, CONTEXT, chunk=16)
+    answered, *waiting = (engine.request([0, *[20 + n] * 9], Sampling(temperature=0, max_tokens=15)) for n in range(9))
+    scheduler.submit(answered)
+    scheduler.step()
+    for request in waiting:
+        scheduler.submit(request)
+    scheduler.step()  # eight wait for one: eight times sixteen tokens, room for all of them
+    assert all(request.tokens for request in waiting)
+    late = [engine.request([0, *[40 + n] * 9], Sampling(temperature=0, max_tokens=2)) for n in range(2)]
+    scheduler = Scheduler(engine, 9, CONTEXT, chunk=16)
+    for group in ([engine.request([0, 20 + n], Sampling(temperature=0, max_tokens=15)) for n in range(2)], late):
+        for request in group:
+            scheduler.submit(request)
+        before = scheduler.stats.read
+        scheduler.step()
+    assert scheduler.stats.read - before == 10 and late[0].tokens  # the six that are left are not begun with
+
+
 def test_what_could_never_fit_and_what_is_too_much_is_refused() -> None:
     engine = the_engine()
     scheduler = Scheduler(engine, 1, 20, most_waiting=2)

@@ -7,14 +7,17 @@ that was read or written, found again by the tokens themselves; a new prompt cop
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 BLOCK = 16  # tokens
+ALIGNED = 64  # bytes: a line of the processor's cache, where torch's own tensors begin
 
 
 class KeyValueCache:
@@ -42,10 +45,7 @@ class KeyValueCache:
         # (B, K, S, E) is the order in which attention multiplies, so what it reshapes is a view. One tensor each: a
         # compiler copies what it must write into if two of its inputs share memory.
         shape = (rows, kv_heads, slots, head_size)
-        self.pairs_L = [
-            (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
-            for _ in range(layers)
-        ]
+        self.pairs_L = [(_unwritten(shape, dtype, device), _unwritten(shape, dtype, device)) for _ in range(layers)]
         self.slots_S = torch.arange(slots, device=device)
         self.heads_BK = torch.arange(rows * kv_heads, device=device).view(rows, kv_heads) * slots
         self.first_row = self.batch = self.first_slot = self.seen = 0
@@ -107,6 +107,14 @@ class KeyValueCache:
         for pair, line_PKSE in zip(self.pairs_L, line_LPKSE, strict=True):
             for store_RKSE, line_KSE in zip(pair, line_PKSE, strict=True):
                 store_RKSE[row, :, : line_KSE.shape[1]] = line_KSE
+
+
+def _unwritten(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU in pages that take no memory before they are written to, as torch.zeros does at once."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = torch.from_numpy(np.zeros(size + ALIGNED, dtype=np.uint8))
+    start = -memory.data_ptr() % ALIGNED
+    return memory[start : start + size].view(dtype).view(shape).to(device)
 
 
 _Key = tuple["_Block | str", tuple[int, ...]]

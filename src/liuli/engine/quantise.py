@@ -16,15 +16,13 @@ bits are faster for a few rows.
 from __future__ import annotations
 
 import timeit
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from liuli.errors import UsageError
 from liuli.model import Transformer
@@ -200,15 +198,3 @@ def quantised_copy(model: Transformer, kind: Kind) -> Transformer:
             if isinstance(module, Linear):
                 module.weight.copy_(pack(module.weight, kind).dequantised())
     return copy.train(model.training)
-
-
-class RoundedActivations(TorchFunctionMode):
-    """While it is entered, every matrix product rounds its input rows to 8 bits, as `integer` products do."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func is F.linear:
-            q, scale = rounded(args[0])
-            args = ((q * scale).to(args[0].dtype), *args[1:])
-        return func(*args, **(kwargs or {}))

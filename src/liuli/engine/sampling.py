@@ -309,7 +309,7 @@ class Sampler:
     def broken(self, row: int) -> bool:
         """Whether what the row wrote is not what its constraint asks for, because it could be followed no further."""
         matcher = self.matchers[row]
-        return matcher is not None and bool(matcher.error)
+        return matcher is not None and matcher.masks and bool(matcher.error)
 
     def _changed(self, logits_BV: Tensor, own: Tensor | slice, columns: _Columns) -> Tensor:
         """Logits after bias, penalties and bars."""

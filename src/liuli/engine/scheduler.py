@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from liuli.engine.answer import Alternative, likeliest
-from liuli.engine.cache import KeyValueCache, PrefixCache
+from liuli.engine.cache import BLOCK, KeyValueCache, PrefixCache
 from liuli.engine.decode import weight_versions
 from liuli.engine.sampling import Sampler
 from liuli.engine.speculate import MOST
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 READ_TOKENS = 8192  # of prompts read in one step when nobody is being answered, padding included
 LONGEST = 1024  # tokens of one prompt read at once: scores are so many times the prompt, not the prompt squared
-CHUNK = 256  # the same while somebody is: how long they wait for a token
-CACHE_BYTES = 2**30  # fewer rows run at once when their cache would be larger than this
+CHUNK = 256  # the same while as many are answered as wait, or more: how long the former wait for a token
+CACHE_BYTES = 2**32  # fewer rows run at once when their cache, full to the last token, would be larger than this
 PREFIX_BYTES = 2**27  # for what earlier texts have in common with later ones
 
 
@@ -255,9 +255,14 @@ class Scheduler:
 
     # --- reading
 
+    def _budget(self) -> int:
+        """Tokens of prompts to read now: the more wait for each one who is answered, the longer may the latter wait."""
+        each = READ_TOKENS if self.patient or not self.running else len(self.waiting) // len(self.running)
+        return min(READ_TOKENS, self.chunk * max(1, each))
+
     def _read(self) -> None:
         """Read prompts, a bounded number of tokens; each one that is read to its end gets a row and a first token."""
-        budget = self.chunk if self.running else READ_TOKENS
+        most = budget = self._budget()
         ready: list[Request] = []
         parts: list[Tensor] = []
         while budget > 0:
@@ -267,16 +272,21 @@ class Scheduler:
             free = self.rows - len(self.running) - len(ready)
             if not self.waiting or not free or (self.patient and self.running and free * 4 < self.rows):
                 break
-            group = self._next_group(budget, free, len(self.running) + len(ready))
-            if not group:
+            group = self._next_group(budget, free, len(self.running) + len(ready), begun=budget < most)
+            if self.reading is not None:
                 continue  # what came next is long, or partly known: it is read by itself
+            if not group:
+                break
             budget -= max(len(request.ids) for request in group) * len(group)
             parts.append(self._read_group(group, ready))
         if ready:
             self._join(ready, torch.cat(parts))
 
-    def _next_group(self, budget: int, free: int, row: int) -> list[Request]:
-        """New prompts to read side by side, padded to the longest. A long or partly known one becomes `reading`."""
+    def _next_group(self, budget: int, free: int, row: int, begun: bool) -> list[Request]:
+        """New prompts to read side by side, padded to the longest. A long or partly known one becomes `reading`.
+
+        begun: this step has read something; what does not fit into the rest of it is not cut, but waits for the next.
+        """
         group: list[Request] = []
         longest = 0
         while self.waiting and len(group) < free:
@@ -287,13 +297,15 @@ class Scheduler:
             alone = bool(chain) or len(tokens) > min(budget, LONGEST)
             if group and (alone or longest * (len(group) + 1) > budget):
                 break
+            if begun and len(tokens) - len(chain) * BLOCK > budget:
+                break
             heapq.heappop(self.waiting)
             if not alone:
                 group.append(request)
                 continue
             self.reading = _Reading(request, list(tokens), done=0)
             if chain and self.prefixes is not None:
-                self.reading.done = len(chain) * len(chain[0].key[1])
+                self.reading.done = len(chain) * BLOCK
                 self.prefixes.take(chain, self.cache, row)
                 self.stats.reused += self.reading.done
                 request.reused = self.reading.done
