@@ -111,10 +111,11 @@ class KeyValueCache:
 
 def _unwritten(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros; on a CPU in pages that take no memory before they are written to, as torch.zeros does at once."""
-    size = math.prod(shape) * dtype.itemsize
-    memory = torch.from_numpy(np.zeros(size + ALIGNED, dtype=np.uint8))
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    memory = torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize + ALIGNED, dtype=np.uint8))
     start = -memory.data_ptr() % ALIGNED
-    return memory[start : start + size].view(dtype).view(shape).to(device)
+    return memory[start : len(memory) - ALIGNED + start].view(dtype).view(shape)
 
 
 _Key = tuple["_Block | str", tuple[int, ...]]

@@ -360,8 +360,7 @@ class Scheduler:
                 self.prefixes.keep(tokens, self.cache, row, request.salt)
         self.running += ready
         self.lengths += map(len, fed)
-        lengths_B1 = torch.tensor([[len(tokens)] for tokens in fed], device=device)
-        self.positions_B1 = torch.cat((self.positions_B1, lengths_B1))
+        self.positions_B1 = torch.cat((self.positions_B1, torch.tensor([[len(ids)] for ids in fed], device=device)))
         last_B1 = torch.tensor([[tokens[-1]] for tokens in fed], device=device)
         self.previous_B1 = torch.cat((self.previous_B1, last_B1))
         self.sampler.add(
