@@ -13,8 +13,8 @@ import tokenize
 from pathlib import Path
 
 ROOMS = (
-    *("errors", "files", "folder", "text", "curriculum", "model", "engine", "train", "stages"),
-    *("evals", "assistant", "inside", "plan", "build", "planning", "running", "aligning", "server", "terminal", "cli"),
+    *("errors", "files", "folder", "text", "curriculum", "model", "engine", "train", "stages", "evals", "assistant"),
+    *("inside", "plan", "recipe", "build", "planning", "running", "aligning", "server", "terminal", "cli"),
 )
 CORE = ("errors", "files", "folder", "text", "model", "engine", "train", "stages")
 CORE_BUDGET, SRC_BUDGET = 8_850, 18_850  # 6,000 and 14,000 before learning from preferences and serving moved in

@@ -12,13 +12,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from liuli.build import messages_of, option_values, practice_items, split_by_prompt, worths
+from liuli.build import messages_of, practice_items, split_by_prompt, worths
 from liuli.curriculum import judge, practice
 from liuli.engine import Model
 from liuli.errors import LiuliError, UsageError
 from liuli.evals.proportion import wilson
 from liuli.files import write_file
 from liuli.folder import read_model_folder
+from liuli.recipe import option_values
 from liuli.running import context_of, end, own_run, tell_skipped
 from liuli.stages.best import Best, best_of, most_kl
 from liuli.stages.dpo import DPOOptions, dpo, thumbs

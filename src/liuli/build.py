@@ -6,36 +6,34 @@ second start goes on with the first one that is missing. Folders appear whole or
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 import json
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from liuli.curriculum import key_of, practice, worth
+from liuli.curriculum import key_of, make, practice, worth
 from liuli.curriculum.preferences import PRACTISED
 from liuli.errors import LiuliError, UsageError
-from liuli.files import lock, read_json, read_lines, write_file, write_json
+from liuli.files import lock, new_folder, read_json, read_lines, write_file, write_json
+from liuli.recipe import Recipe, recipe_toml
 from liuli.stages.ppo import PPOOptions, ppo
 from liuli.stages.pretrain import Shape, pretrain
 from liuli.stages.reward import RewardOptions, check_better_than_chance, compare, reward
 from liuli.stages.rollout import Rollouts
 from liuli.stages.sft import sft
-from liuli.stages.training import TrainOptions, check_option, with_budget
+from liuli.stages.training import TrainOptions, with_budget
 from liuli.text import Document, Message, Preference, Rows, Tokenizer, read_documents
 from liuli.train import RunLog, StageState
 from liuli.train.preference import bayes_accuracy
 
-SECTIONS = {"pretrain": TrainOptions, "sft": TrainOptions, "reward": RewardOptions, "ppo": PPOOptions}
 REWARD_SHARE = 0.35  # of the time for preferences; the rest is PPO's
 PRACTICE = 150  # questions of each skill and language for PPO
 
@@ -49,115 +47,6 @@ TITLES = {
     "aligned": "Learning to please them",
     "evaluate": "The examination",
 }
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What to build; every field has a default that is right on a laptop."""
-
-    name: str = "laptop"
-    minutes: float = 15.0  # the whole build
-    seed: int = 0
-    preset: str = "qwen3"  # qwen3 or racer
-    context: int = 256  # tokens
-    vocab: int = 0  # vocabulary size; 0: from the model's size
-    layers: int = 0  # 0: from the budget
-    width: int = 0  # 0: from the budget
-    curriculum_mb: float = 0.0  # text that the classroom writes; 0: from the budget
-    text: tuple[str, ...] = ()  # folders, files or Hub datasets of real text
-    text_share: float = 0.5  # part of the pretraining bytes that is real text, where there is any
-    pretrain_share: float = 0.5  # part of the training time that is pretraining; the rest is fine-tuning
-    align_share: float = 0.27  # part of the training time for preferences: the reward model and PPO; 0: none
-    evaluate_minutes: float = 0.0  # 0: a twelfth of the budget
-    pretrain: dict[str, Any] = field(default_factory=dict)  # options of the stage (TrainOptions)
-    sft: dict[str, Any] = field(default_factory=dict)
-    reward: dict[str, Any] = field(default_factory=dict)  # RewardOptions
-    ppo: dict[str, Any] = field(default_factory=dict)  # PPOOptions
-
-
-def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
-    """A recipe from TOML with `key=value` changes; an unknown key is an error that names the nearest known one."""
-    path = Path(path)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError("there is no such recipe", path, "try recipes/laptop.toml") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"this recipe is not valid TOML: {error}", path) from None
-    for change in changes:
-        key, separator, value = change.partition("=")
-        if not separator:
-            raise UsageError(f"{change!r} is not of the form key=value", "options of the recipe")
-        section, _, inner = key.partition(".")
-        target = values.setdefault(section, {}) if inner else values
-        target[inner or section] = parse_value(value)
-    check_keys(values, [f.name for f in fields(Recipe)], path)
-    for section, options in SECTIONS.items():
-        check_section(values.get(section, {}), f"{path}, [{section}]", options)
-    if isinstance(values.get("text"), str):
-        values["text"] = [values["text"]]
-    if not isinstance(values.get("text", []), list):
-        raise UsageError(f"text = {values['text']!r} is not a list of paths", path)
-    recipe = Recipe(**values | {"text": tuple(values.get("text", ()))})
-    check_values(recipe, path)
-    return recipe
-
-
-def parse_value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
-def check_keys(values: dict[str, Any], known: Sequence[str], where: str | Path) -> None:
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1, 0.0)
-            raise UsageError(f"unknown option {key!r}", where, f"did you mean {near[0]!r}?")
-
-
-def check_section(values: Any, where: str, options: type[Any]) -> None:
-    """Options of a stage: known names, right types and ranges."""
-    if not isinstance(values, dict):
-        raise UsageError(f"{values!r} is not a section", where, "write key = value lines under its heading")
-    defaults = {part.name: part.default for part in fields(options)}
-    check_keys(values, list(defaults), where)
-    for name, value in values.items():
-        check_option(name, value, defaults[name], words_of(options, name))
-
-
-def words_of(options: type[Any], name: str) -> tuple[str, ...]:
-    """The words that an option may be, where it may be but a few."""
-    known = get_args(get_type_hints(options)[name])
-    return known if known and all(isinstance(word, str) for word in known) else ()
-
-
-def option_values(options: type[Any], budget: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
-    """The budget and key=value changes as fields of a stage's options; an unknown key names the nearest."""
-    values: dict[str, Any] = {key: value for key, value in budget.items() if value is not None}
-    for change in changes:
-        key, separator, value = change.partition("=")
-        if not separator:
-            raise UsageError(f"{change!r} is not of the form key=value", "--option")
-        values[key] = parse_value(value)
-    check_section(values, "--option", options)
-    return values
-
-
-def check_values(recipe: Recipe, where: str | Path) -> None:
-    """Types and ranges, by the defaults' types."""
-    for part in fields(Recipe):
-        value, default = getattr(recipe, part.name), getattr(Recipe(), part.name)
-        wanted: Any = (int, float) if isinstance(default, float) else type(default)
-        if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
-            raise UsageError(f"{part.name} = {value!r} is not {type(default).__name__}", where)
-    if recipe.minutes <= 0:
-        raise UsageError(f"minutes = {recipe.minutes} is not a budget", where, "give a number above 0")
-    if not 0 <= recipe.align_share < 1:
-        raise UsageError(f"align_share = {recipe.align_share} is not between 0 and 1", where)
-    if not 0 < recipe.pretrain_share < 1:
-        raise UsageError(f"pretrain_share = {recipe.pretrain_share} is not between 0 and 1", where)
 
 
 class Build:
@@ -301,8 +190,6 @@ class Build:
         return self.plan
 
     def curriculum(self) -> None:
-        from liuli.curriculum import make
-
         plan = self.make_plan()
         # enough that training sees few items twice: an item takes about 8 bytes of file for a token
         size = 1e6 * self.recipe.curriculum_mb or min(60e6, max(2e6, 3.5 * plan["tokens"]))
@@ -313,7 +200,6 @@ class Build:
         Tokenizer.train(texts, self.make_plan()["vocab_size"]).save(self.folder / "tokenizer")
 
     def rows(self) -> None:
-        from liuli.files import new_folder
         from liuli.text import encode_documents, pack_conversations, pack_documents, render_many
 
         tokenizer, T, V = Tokenizer.load(self.folder / "tokenizer"), self.recipe.context, self.plan["vocab_size"]
@@ -555,21 +441,6 @@ def source_bytes(sources: Sequence[str]) -> int:
         files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
         total += sum(f.stat().st_size * (3 if f.suffix in (".gz", ".zst", ".parquet") else 1) for f in files)
     return total
-
-
-def recipe_toml(recipe: Recipe) -> str:
-    """A recipe as TOML, every field in it."""
-    values = asdict(recipe)
-    lines = [f"{key} = {toml_value(value)}" for key, value in values.items() if not isinstance(value, dict)]
-    for key, value in values.items():
-        if isinstance(value, dict):
-            lines += ["", f"[{key}]", *(f"{inner} = {toml_value(v)}" for inner, v in value.items())]
-    return "\n".join(lines) + "\n"
-
-
-def toml_value(value: Any) -> str:
-    """JSON's scalars and lists are TOML's."""
-    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
 
 
 def build(

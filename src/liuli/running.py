@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 
-from liuli.build import Recipe, build, option_values, read_recipe
+from liuli.build import build
 from liuli.errors import LiuliError, UsageError
 from liuli.files import lock
 from liuli.folder import read_model_folder
 from liuli.model import ModelConfig
 from liuli.plan import make_plan
+from liuli.recipe import Recipe, option_values, read_recipe
 from liuli.stages.pretrain import Shape, pretrain
 from liuli.stages.sft import sft
 from liuli.stages.training import TrainOptions, begun_with, checkpoints_of

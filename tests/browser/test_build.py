@@ -113,7 +113,8 @@ def test_a_second_start_reuses_what_is_built(
 ) -> None:
     from dataclasses import replace
 
-    from liuli.build import TITLES, read_recipe, recipe_toml
+    from liuli.build import TITLES
+    from liuli.recipe import read_recipe, recipe_toml
 
     run = tmp_path / "laptop"
     run.mkdir()

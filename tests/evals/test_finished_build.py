@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from liuli.build import TITLES, Build, Recipe, build, recipe_toml
+from liuli.build import TITLES, Build, build
 from liuli.curriculum import make
 from liuli.evals import read_held_out
+from liuli.recipe import Recipe, recipe_toml
 from liuli.text import Rows, Tokenizer
 from tests.evals.conftest import make_run
 
@@ -37,9 +38,9 @@ def state(run: Path) -> str:
 
 
 def test_a_build_killed_before_its_report_writes_it_at_the_next_start_and_is_done(run: Path) -> None:
-    code = "import os, sys, liuli.build, liuli.evals\n"
+    code = "import os, sys, liuli.build, liuli.recipe, liuli.evals\n"
     code += "liuli.evals.write_report = lambda folder: os.kill(os.getpid(), 9)\n"
-    code += "liuli.build.build(liuli.build.Recipe(name='small', context=64), sys.argv[1], quiet=True)"
+    code += "liuli.build.build(liuli.recipe.Recipe(name='small', context=64), sys.argv[1], quiet=True)"
     killed = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert state(run) == "running" and not (run / "report.html").exists()

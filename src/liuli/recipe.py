@@ -1,0 +1,140 @@
+"""A recipe: what to build, as TOML. Every word of it is known and in range before anything is made."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from liuli.errors import UsageError
+from liuli.stages.ppo import PPOOptions
+from liuli.stages.reward import RewardOptions
+from liuli.stages.training import TrainOptions, check_option
+
+SECTIONS = {"pretrain": TrainOptions, "sft": TrainOptions, "reward": RewardOptions, "ppo": PPOOptions}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to build; every field has a default that is right on a laptop."""
+
+    name: str = "laptop"
+    minutes: float = 15.0  # the whole build
+    seed: int = 0
+    preset: str = "qwen3"  # qwen3 or racer
+    context: int = 256  # tokens
+    vocab: int = 0  # vocabulary size; 0: from the model's size
+    layers: int = 0  # 0: from the budget
+    width: int = 0  # 0: from the budget
+    curriculum_mb: float = 0.0  # text that the classroom writes; 0: from the budget
+    text: tuple[str, ...] = ()  # folders, files or Hub datasets of real text
+    text_share: float = 0.5  # part of the pretraining bytes that is real text, where there is any
+    pretrain_share: float = 0.5  # part of the training time that is pretraining; the rest is fine-tuning
+    align_share: float = 0.27  # part of the training time for preferences: the reward model and PPO; 0: none
+    evaluate_minutes: float = 0.0  # 0: a twelfth of the budget
+    pretrain: dict[str, Any] = field(default_factory=dict)  # options of the stage (TrainOptions)
+    sft: dict[str, Any] = field(default_factory=dict)
+    reward: dict[str, Any] = field(default_factory=dict)  # RewardOptions
+    ppo: dict[str, Any] = field(default_factory=dict)  # PPOOptions
+
+
+def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
+    """A recipe from TOML with `key=value` changes; an unknown key is an error that names the nearest known one."""
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError("there is no such recipe", path, "try recipes/laptop.toml") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"this recipe is not valid TOML: {error}", path) from None
+    for change in changes:
+        key, value = parse_change(change, "options of the recipe")
+        section, _, inner = key.partition(".")
+        target = values.setdefault(section, {}) if inner else values
+        target[inner or section] = value
+    check_keys(values, [f.name for f in fields(Recipe)], path)
+    for section, options in SECTIONS.items():
+        check_section(values.get(section, {}), f"{path}, [{section}]", options)
+    if isinstance(values.get("text"), str):
+        values["text"] = [values["text"]]
+    if not isinstance(values.get("text", []), list):
+        raise UsageError(f"text = {values['text']!r} is not a list of paths", path)
+    recipe = Recipe(**values | {"text": tuple(values.get("text", ()))})
+    check_values(recipe, path)
+    return recipe
+
+
+def parse_change(change: str, where: str) -> tuple[str, Any]:
+    """`key=value`: the key, and the value as JSON if it is JSON, as it stands if not."""
+    key, separator, value = change.partition("=")
+    if not separator:
+        raise UsageError(f"{change!r} is not of the form key=value", where)
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def check_keys(values: dict[str, Any], known: Sequence[str], where: str | Path) -> None:
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1, 0.0)
+            raise UsageError(f"unknown option {key!r}", where, f"did you mean {near[0]!r}?")
+
+
+def check_section(values: Any, where: str, options: type[Any]) -> None:
+    """Options of a stage: known names, right types and ranges."""
+    if not isinstance(values, dict):
+        raise UsageError(f"{values!r} is not a section", where, "write key = value lines under its heading")
+    defaults = {part.name: part.default for part in fields(options)}
+    check_keys(values, list(defaults), where)
+    for name, value in values.items():
+        check_option(name, value, defaults[name], words_of(options, name))
+
+
+def words_of(options: type[Any], name: str) -> tuple[str, ...]:
+    """The words that an option may be, where it may be but a few."""
+    known = get_args(get_type_hints(options)[name])
+    return known if known and all(isinstance(word, str) for word in known) else ()
+
+
+def option_values(options: type[Any], budget: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """The budget and key=value changes as fields of a stage's options; an unknown key names the nearest."""
+    values: dict[str, Any] = {key: value for key, value in budget.items() if value is not None}
+    values.update(parse_change(change, "--option") for change in changes)
+    check_section(values, "--option", options)
+    return values
+
+
+def check_values(recipe: Recipe, where: str | Path) -> None:
+    """Types and ranges, by the defaults' types."""
+    for part in fields(Recipe):
+        value, default = getattr(recipe, part.name), getattr(Recipe(), part.name)
+        wanted: Any = (int, float) if isinstance(default, float) else type(default)
+        if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
+            raise UsageError(f"{part.name} = {value!r} is not {type(default).__name__}", where)
+    if recipe.minutes <= 0:
+        raise UsageError(f"minutes = {recipe.minutes} is not a budget", where, "give a number above 0")
+    if not 0 <= recipe.align_share < 1:
+        raise UsageError(f"align_share = {recipe.align_share} is not between 0 and 1", where)
+    if not 0 < recipe.pretrain_share < 1:
+        raise UsageError(f"pretrain_share = {recipe.pretrain_share} is not between 0 and 1", where)
+
+
+def recipe_toml(recipe: Recipe) -> str:
+    """A recipe as TOML, every field in it."""
+    values = asdict(recipe)
+    lines = [f"{key} = {toml_value(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    for key, value in values.items():
+        if isinstance(value, dict):
+            lines += ["", f"[{key}]", *(f"{inner} = {toml_value(v)}" for inner, v in value.items())]
+    return "\n".join(lines) + "\n"
+
+
+def toml_value(value: Any) -> str:
+    """JSON's scalars and lists are TOML's."""
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
