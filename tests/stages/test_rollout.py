@@ -30,6 +30,7 @@ from liuli.stages.rollout import (
     Scores,
     as_rollouts,
     judge_all,
+    pack,
     parts,
     roll_out,
     score_all,
@@ -434,7 +435,7 @@ def test_what_a_tool_said_carries_no_loss_no_leash_and_no_advantage(algorithm: s
         kept = Kept([*model.parameters(), *values.parameters()])
         if algorithm == "ppo":
             e = ppo_experience(rollouts, old, reference, scores_B, 0.3, PPOOptions(steps=1))
-            step = replace(ppo_step(PPOOptions(steps=1)), epochs=1)
+            step = replace(ppo_step(PPOOptions(steps=1)), epochs=1, minibatches=1)
         else:
             options = GRPOOptions(steps=1, group=2, leash="loss", kl="k2", beta=0.3)
             e = grpo_experience(rollouts, old, reference, scores_B, 0.3, options)
@@ -530,19 +531,57 @@ def test_scores_do_not_depend_on_the_parts_they_were_made_in() -> None:
         torch.testing.assert_close(alone_E, scores_BE[b], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("preset", ["qwen3", "llama", "racer"])
+def test_answers_side_by_side_in_a_row_are_scored_as_if_each_stood_alone(preset: str) -> None:
+    rollouts, engine = ended_and_cut()
+    actor = ModelActor(tiny(preset, seed=4), 0.7, engine.ban_V, ScalarModel(tiny(preset, seed=5)))
+    packed = pack(rollouts)
+    assert packed.documents_RW is not None and len(packed.tokens_RW) < len(rollouts)  # some share a row
+    for scores in (score_all(actor, rollouts), Scores(*(x.detach() for x in actor.score(rollouts)))):
+        for b in range(len(rollouts)):
+            own = rollouts.part(torch.tensor([b]))
+            for found, wanted in zip(scores, score_all(actor, own), strict=True):
+                T = own.tokens_BT.shape[1]
+                torch.testing.assert_close(found[b : b + 1, :T], wanted, rtol=0, atol=2e-5)
+                assert not found[b, T:].any()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=20), st.integers(0, 9))
+def test_packing_loses_no_token_and_mixes_none(lengths: list[int], more: int) -> None:
+    lengths_B, (B, T) = torch.tensor(lengths), (len(lengths), max(lengths) + more)
+    tokens_BT = torch.arange(1, B * T + 1).view(B, T)
+    nothing = torch.zeros(B, T)
+    packed = pack(Rollouts(tokens_BT, nothing.bool(), nothing, lengths_B, lengths_B > 0, torch.arange(B)))
+    R, W = packed.tokens_RW.shape
+    assert max(lengths) == W and R <= B
+    real_BT = torch.arange(T) < lengths_B[:, None]
+    places_N = packed.place_BT[real_BT]
+    assert len(places_N.unique()) == len(places_N)
+    assert torch.equal(packed.tokens_RW.flatten()[places_N], tokens_BT[real_BT])
+    assert int((packed.tokens_RW > 0).sum()) == sum(lengths)
+    if packed.documents_RW is None:
+        assert R == B
+    else:
+        documents = packed.documents_RW.flatten()
+        assert torch.equal(documents[places_N], torch.arange(B).repeat_interleave(lengths_B))
+        assert bool((documents[packed.tokens_RW.flatten() == 0] == -1).all())
+
+
 # --- parts and batches -----------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 100))
-def test_parts_hold_every_row_once_and_at_most_so_many_tokens(lengths: list[int], tokens: int) -> None:
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 100), st.integers(1, 6))
+def test_parts_hold_every_row_once_and_about_so_many_tokens(lengths: list[int], tokens: int, least: int) -> None:
     lengths_B = torch.tensor(lengths)
-    found = parts(lengths_B, tokens)
-    assert sorted(torch.cat(found).tolist()) == list(range(len(lengths)))
-    assert all(len(part) == 1 or len(part) * int(lengths_B[part].max()) <= tokens for part in found)
-    in_order = lengths_B[torch.cat(found)]
-    assert bool((in_order[:-1] >= in_order[1:]).all())
-    assert all(torch.equal(*pair) for pair in zip(found, parts(lengths_B, tokens), strict=True))
+    found = parts(lengths_B, tokens, least)
+    assert torch.cat(found).tolist() == list(range(len(lengths))) and all(len(part) for part in found)
+    assert len(found) >= min(least, len(lengths))
+    assert sum(lengths) / len(found) <= max(tokens, *lengths, 0)
+    assert all(torch.equal(*pair) for pair in zip(found, parts(lengths_B, tokens, least), strict=True))
+    if least == 1:  # equal numbers of rows
+        assert max(map(len, found)) - min(map(len, found)) <= 1
 
 
 @settings(max_examples=50, deadline=None)

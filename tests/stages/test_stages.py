@@ -22,6 +22,7 @@ from liuli.stages.experience import Reward
 from liuli.stages.grpo import GRPOOptions, grpo
 from liuli.stages.ppo import PPOOptions, ppo
 from liuli.stages.reward import (
+    OWN_ANSWERS,
     RewardOptions,
     check_better_than_chance,
     compare,
@@ -124,6 +125,23 @@ def test_normalising_scales_and_shifts_alone(model: Path) -> None:
     after = score_answers(judge, data.answers)[1]
     expected = (before - before.mean(1, keepdim=True)) / before.std(1, correction=0, keepdim=True)
     torch.testing.assert_close(after, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_scores_are_normal_over_prompts_of_all_kinds_however_they_are_sorted(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [ask(f"{kind} {number}") for kind in "abcd" for number in range(200)]
+    drawn: list[Any] = []
+
+    def own_answers(folder: Path, prompts: Any, *rest: Any) -> Rollouts:
+        drawn.extend(prompts)
+        found: Rollouts = comparisons().answers
+        return found
+
+    monkeypatch.setattr("liuli.stages.reward.own_answers", own_answers)
+    reward(model, comparisons(), tmp_path / "r", options=RewardOptions(), log=quiet(tmp_path), prompts=asked)
+    kinds = [prompt[0].content[0] for prompt in drawn]
+    assert len(set(drawn)) == OWN_ANSWERS and all(kinds.count(kind) > OWN_ANSWERS // 8 for kind in "abcd")
 
 
 # --- each stage: killed in the middle it goes on to the same bits ----------------------------------------------------

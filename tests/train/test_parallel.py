@@ -24,14 +24,14 @@ from liuli.train.parallel import Shared, from_each, from_first, gathered, join, 
 from tests.engine.conftest import make_model
 
 ADAM = OptimizerOptions(kind="adamw", adam_lr=1e-3, adam_eps=1e-5)
-# 7 answers, scored in pieces of 1, 2, 2 and 2 rows: the first leaves a rank without any
+# 7 answers, scored in pieces of 2, 2, 2 and 1 rows: the last leaves a rank without any
 LENGTHS = (30, 26, 24, 20, 9, 7, 6)
-STEP = Step(epochs=3, value_weight=0.1, leash=0.05, micro_tokens=52)
+STEP = Step(epochs=3, value_weight=0.1, leash=0.05, micro_tokens=31)
 CASES = ("qwen3 alone", "qwen3 and a head", "racer and a model", "racer and text")
 TEXT = torch.arange(16, 16 + 4 * 20).view(4, 20)
 
 
-def make_actor(case: str) -> tuple[ModelActor, nn.ModuleList]:
+def make_actor(case: str) -> tuple[ModelActor, nn.ModuleDict]:
     """A tiny policy with its critic, the same in every process."""
     model = make_model(case.split()[0])
     critic: nn.Module | None = None
@@ -40,8 +40,8 @@ def make_actor(case: str) -> tuple[ModelActor, nn.ModuleList]:
         critic = nn.Linear(model.config.width, 1)
     if case.endswith("model"):
         critic = ScalarModel(make_model("qwen3", seed=2))
-    whole = nn.ModuleList([model, *([critic] if critic is not None else [])])
-    return ModelActor(model, critic=critic), whole
+    actor = ModelActor(model, critic=critic)
+    return actor, actor.learning
 
 
 def make_experience(actor: ModelActor) -> Experience:
@@ -83,12 +83,12 @@ def text_loss(model: Transformer, rows_BT: torch.Tensor) -> torch.Tensor:
 
 
 def learn(
-    actor: Any, module: nn.ModuleList, optimizer: Optimizer, e: Experience, step: Step = STEP, text: Any = None
+    actor: Any, module: nn.ModuleDict, optimizer: Optimizer, e: Experience, step: Step = STEP, text: Any = None
 ) -> dict[str, Any]:
     """Three steps of PPO: figures, the gradients of the first step, the weights after the last, and what they say."""
     before = {name: weight.clone() for name, weight in gathered(module.state_dict()).items()}
     kept = Recording(optimizer, module)
-    extra = None if text is None else lambda: text_loss(module[0], text)
+    extra = None if text is None else lambda: text_loss(module["model"], text)
     figures = update(actor, kept, e, step, extra=extra)  # type: ignore[arg-type]
     scores = score_all(actor, e.rollouts, step.micro_tokens)
     after = gathered(module.state_dict())
@@ -230,7 +230,7 @@ def test_two_processes_learn_what_one_learns(ranks: list[dict[str, Any]], case: 
 def test_the_two_processes_held_different_numbers_of_tokens_and_one_had_none_of_a_piece() -> None:
     rollouts = make_experience(make_actor(CASES[0])[0]).rollouts
     pieces = parts(rollouts.lengths_B, STEP.micro_tokens)
-    assert [len(piece) for piece in pieces] == [1, 2, 2, 2]
+    assert [len(piece) for piece in pieces] == [2, 2, 2, 1]
     tokens = [
         sum(int(rollouts.mask_BT[piece[own_rows(len(piece), rank, 2)]].sum()) for piece in pieces) for rank in (0, 1)
     ]

@@ -19,6 +19,7 @@ from liuli.curriculum.items import LANGUAGES, Item, Turn, assistant, eval_line, 
 from liuli.curriculum.judge import judge
 from liuli.curriculum.questions import RELATIONS, fill, taught
 from liuli.curriculum.skills import skills
+from liuli.curriculum.skills.citation import NOT_THERE
 from liuli.curriculum.skills.honesty import UNKNOWN
 
 RIGHT, NEEDLESS, WRONG = 1.0, -0.5, -1.0
@@ -93,7 +94,7 @@ KINDS = {
     ),
     # a story that stops in the middle or goes round in circles
     "story": (0.12, ("story", "story_named")),
-    # a passage cited by no number or a wrong one
+    # a passage cited by no number, or "the passages do not say" where they do
     "citation": (0.15, ("cite_name", "cite_number")),
     # a result without the call that computes it
     "no call": (0.08, ("calculate_add", "calculate_subtract", "calculate_multiply", "problem_add", "convert_units")),
@@ -150,10 +151,9 @@ def spoil(item: Item, kind: str, skill: str, draw: Draw) -> list[Turn]:
         return [assistant(_loop(last["content"], draw))]
     if kind == "no call":
         return [last]
-    cited = re.compile(r"\s*\[(\d+)\]")
     if draw.chance(0.5):
-        return [assistant(cited.sub("", last["content"]))]
-    return [assistant(cited.sub(lambda found: f" [{int(found[1]) % 3 + 1}]", last["content"]))]
+        return [assistant(NOT_THERE[draw.language])]
+    return [assistant(re.sub(r"\s*\[\d+\]", "", last["content"]))]
 
 
 def _claim(item: Item, skill: str, draw: Draw) -> str:

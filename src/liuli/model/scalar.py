@@ -54,19 +54,10 @@ class ScalarModel(nn.Module):
         # arXiv 2009.01325, appendix C: N(0, 1/(d+1))
         nn.init.normal_(self.score.weight, std=(body.config.width + 1) ** -0.5)
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
+    def forward(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         """(B, T, E) float32: the numbers read off the state after each token."""
-        return self.read(self.body.hidden(tokens_BT))
-
-    def read(self, x_BTD: Tensor) -> Tensor:
-        """The head alone, in float32: (..., D) to (..., E)."""
-        numbers: Tensor = self.score(x_BTD.float()) + self.offsets_E
+        numbers: Tensor = self.score(self.body.hidden(tokens_BT, documents_BT=documents_BT).float()) + self.offsets_E
         return numbers
-
-    def scores(self, tokens_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """(B, E) float32: the numbers after the last real token of each row (padded right)."""
-        x_BTD = self.body.hidden(tokens_BT)
-        return self.read(x_BTD[torch.arange(len(x_BTD), device=x_BTD.device), lengths_B - 1])
 
 
 def save_scalar(

@@ -236,7 +236,7 @@ class Transformer(nn.Module):
         x_BTD = self.embedding(tokens_BT).to(self.dtype)
         if c.preset == "racer":
             x_BTD = start_BTD = rms_norm(x_BTD, None, c.norm_eps)
-            pairs_BTD = self.pairs(tokens_BT, cache)
+            pairs_BTD = self.pairs(tokens_BT, cache, documents_BT)
         x_BTD = F.dropout(x_BTD, c.dropout, self.training)
         for layer, block in enumerate(self.blocks):
             if c.preset == "racer":
@@ -262,12 +262,15 @@ class Transformer(nn.Module):
         mask = torch.zeros(seen_BTS.shape, dtype=self.dtype, device=tokens_BT.device)
         return (cos[cache.positions_BT], sin[cache.positions_BT]), mask.masked_fill_(~seen_BTS, float("-inf"))
 
-    def pairs(self, tokens_BT: Tensor, cache: Cache | None) -> Tensor | None:
-        """A learned vector for each pair of neighbouring tokens, by a hash into the bigram table."""
+    def pairs(self, tokens_BT: Tensor, cache: Cache | None, documents_BT: Tensor | None = None) -> Tensor | None:
+        """A learned vector for each pair of neighbouring tokens of a document, by a hash into the bigram table."""
         if self.bigram is None:
             return None
         before_B1 = tokens_BT.new_full((tokens_BT.shape[0], 1), -1) if cache is None else cache.previous_B1
         before_BT = torch.cat((before_B1, tokens_BT[:, :-1]), dim=1)
+        if documents_BT is not None:
+            alike_BT = F.pad(documents_BT[:, 1:] == documents_BT[:, :-1], (1, 0), value=True)
+            before_BT = torch.where(alike_BT, before_BT, -1)
         V, rows = self.config.vocab_size, self.config.bigram_rows
         if rows > V * V:  # room for every pair: no hash needed
             index = before_BT * V + tokens_BT

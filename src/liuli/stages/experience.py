@@ -96,7 +96,7 @@ def update(
     scale: on all learning rates. extra: a loss added to each step's (PPO-ptx). `first_ratio` is the largest distance of
     a probability ratio from 1 before the first step: anything but about 0 means that sampling and training disagree.
     """
-    pieces = parts(e.rollouts.lengths_B, step.micro_tokens)
+    pieces = parts(e.rollouts.lengths_B, step.micro_tokens, step.minibatches)
     generator = torch.Generator().manual_seed(seed)
     sums: dict[str, float] = {}
     steps, first_ratio = 0, 0.0

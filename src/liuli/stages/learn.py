@@ -45,7 +45,7 @@ class PracticeOptions:
     steps: int | None = None
     answers: int = 256  # of one round
     beta: float = 0.05  # the leash: nats of KL cost this much score
-    lr: float = 2e-4
+    lr: float = 1e-4  # twice as much moves further from where it began, and loses as much as it wins (docs/notebook.md)
     no_end: float = -1.0  # the score of an answer that did not end by itself
     temperature: float = 1.0
     max_tokens: int = 96
@@ -124,8 +124,8 @@ class Learner:
         reward = from_first(self.reward, rollouts)
         if not torch.isfinite(reward.scores_B).all():
             raise LiuliError("the reward of an answer is not a number", f"step {self.done}", "look at the reward model")
-        old = score_all(across(self.policy), rollouts, self.step.micro_tokens)
-        reference = score_all(across(self.reference), rollouts, self.step.micro_tokens)
+        old = score_all(across(self.policy), rollouts, self.step.micro_tokens, self.step.minibatches)
+        reference = score_all(across(self.reference), rollouts, self.step.micro_tokens, self.step.minibatches)
         e = self.experience(rollouts, old, reference.log_probs_BT, reward.scores_B, self.beta)
         drift = self.check(rollouts)
         scale = schedule(self.pace.progress, WARMUP, COOLDOWN, 0.02)
@@ -150,7 +150,7 @@ class Learner:
 
     def check(self, rollouts: Rollouts) -> float:
         """How far the engine's log-probabilities are from the trainer's, mean of nats a token; refuses a wide gap."""
-        few = rollouts.part(torch.arange(min(32, len(rollouts))))
+        few = rollouts.part(torch.arange(min(len(rollouts), max(8, len(rollouts) // 8))))
         bare = replace(self.policy, temperature=1.0, ban_V=None, critic=None)
         plain = score_all(across(bare), few, self.step.micro_tokens)
         drift = float((plain.log_probs_BT - few.sampler_BT)[few.mask_BT].abs().mean())
@@ -172,7 +172,7 @@ class Learner:
 
     def trace(self, e: Experience, reward: Reward, old: Scores) -> None:
         """The columnar record of this step: one row a token, one row an answer."""
-        new = score_all(across(self.policy), e.rollouts, self.step.micro_tokens)
+        new = score_all(across(self.policy), e.rollouts, self.step.micro_tokens, self.step.minibatches)
         columns = trace_columns(e, reward, old, new, self.step, self.engine, self.prompts)
         from_first(write_trace, self.log.folder, self.stage, self.done + 1, *columns)  # rounds count from 1, as logged
 
@@ -283,6 +283,7 @@ def reinforce(
     options: PracticeOptions,
     log: RunLog,
     critic: Callable[[Transformer], Critic | None] = lambda model: None,
+    critic_lr: float = 0.0,
     steer: Callable[[float, float, int], float] | None = None,
     ptx_rows: Rows | None = None,
     ptx: float = 0.0,
@@ -291,7 +292,8 @@ def reinforce(
 ) -> dict[str, float]:
     """Set a run up on the model in a folder, run it, write the model it leads to; the figures of the last step.
 
-    critic: makes what gives values (arXiv 2203.02155 takes the reward model). ptx: weight of the loss on ptx_rows.
+    critic: makes what gives values (arXiv 2203.02155 takes the reward model). critic_lr: of a head that gives them, 0:
+    as all else. ptx: weight of the loss on ptx_rows.
     Raises LiuliError for prompts that do not fit, for none at all, and where engine and trainer disagree.
     """
     if not prompts:
@@ -306,7 +308,8 @@ def reinforce(
     engine: Writer = RemoteEngine(url, tokenizer, model.config, key=key) if url else Engine(writer, tokenizer, rows=256)
     ban_V = engine.ban_V.to(machine.device)
     policy = ModelActor(model, options.temperature, ban_V, critic(model))
-    optimizer = sharded(policy.learning, one_rate(options.lr, beta2=0.95, adam_eps=1e-5))
+    rates = one_rate(options.lr, critic_lr=critic_lr or options.lr, beta2=0.95, adam_eps=1e-5)
+    optimizer = sharded(policy.learning, rates)
     published = log.folder / f"{out.name}-weights"
 
     def copy_weights() -> None:

@@ -40,6 +40,7 @@ class PPOOptions(PracticeOptions):
     whiten_rewards: Literal["off", "scale", "full"] = "off"  # both have another optimum
     whiten_advantages: bool = True
     critic: Literal["shared", "reward"] = "shared"  # a head on the policy's states, or the reward model as a start
+    critic_lr: float = 3e-3  # of that head, which begins at 0: at the policy's rate it would never get as far as scores
     ptx: float = 0.0  # weight of the pretraining loss beside PPO's
 
 
@@ -122,6 +123,7 @@ def ppo(
         options=options,
         log=log,
         critic=critic,
+        critic_lr=options.critic_lr,
         steer=steer if options.kl_target else None,
         ptx_rows=ptx_rows if options.ptx else None,
         ptx=options.ptx,

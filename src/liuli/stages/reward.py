@@ -23,7 +23,7 @@ from liuli.errors import LiuliError
 from liuli.files import remove
 from liuli.model import load
 from liuli.model.scalar import ScalarModel, load_scalar, save_scalar
-from liuli.stages.rollout import Answering, Batches, Rollouts, given, judge_all, padded, parts, roll_out
+from liuli.stages.rollout import Answering, Batches, Rollouts, given, judge_all, judged, padded, parts, roll_out
 from liuli.text import Preference, Tokenizer
 from liuli.text.chat import Messages
 from liuli.train import Optimizer, OptimizerOptions, Pace, RunLog, measure_machine, schedule
@@ -31,7 +31,7 @@ from liuli.train.parallel import load_gathered
 from liuli.train.preference import Combine, combine, pairwise_loss
 from liuli.train.steps import run_steps
 
-OWN_ANSWERS = 128  # of the chat model, over which scores have mean 0 and standard deviation 1
+OWN_ANSWERS = 256  # of the chat model, over which scores have mean 0 and standard deviation 1
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,9 @@ def reward(
     figures = {"seconds": time.monotonic() - began, "pairs": float(len(train)), "skipped": float(train.skipped)}
     if held_out is not None:
         figures |= examine(model, held_out)  # before its scores are scaled: then they are log-odds
-    normalise(model, own_answers(model_folder, (prompts or train.asked)[:OWN_ANSWERS], tokenizer, options.seed))
+    asked = prompts or train.asked
+    drawn = Batches(len(asked), min(len(asked), OWN_ANSWERS), options.seed)[0]  # of all kinds, however they are sorted
+    normalise(model, own_answers(model_folder, [asked[number] for number in drawn], tokenizer, options.seed))
     save_scalar(
         model,
         out,
@@ -233,7 +235,7 @@ def take_step(
     pieces = parts(answers.lengths_B, options.micro_tokens)
     group = torch.unique(data.group_P[rows], return_inverse=True)[1].to(device)
     margin = data.margin_P[rows].to(device) if data.margin_P is not None else None
-    each = [model.scores(p.tokens_BT.to(device), p.lengths_B.to(device)) for p in map(answers.part, pieces)]
+    each = [judged(model, answers.part(index)) for index in pieces]
     scores_BE = torch.cat(each)[torch.argsort(torch.cat(pieces)).to(device)]
     chosen_PE, rejected_PE = scores_BE[place[: len(rows)].to(device)], scores_BE[place[len(rows) :].to(device)]
     loss = torch.zeros((), device=device)

@@ -8,10 +8,12 @@ was drawn: the same temperature, and the same tokens barred, in both.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +24,7 @@ from liuli.model import Transformer
 from liuli.model.scalar import ScalarModel
 from liuli.text import Message, Tokenizer, parse_answer, render
 from liuli.text.chat import Messages, as_messages
+from liuli.text.pack import plan_whole
 from liuli.train.parallel import from_each
 
 
@@ -204,6 +207,40 @@ def given(prompt: Messages, answer: Messages, tokenizer: Tokenizer, context: int
 # --- scoring ---------------------------------------------------------------------------------------------------------
 
 
+class Packed(NamedTuple):
+    """Answers laid side by side in rows as long as the longest, so that little is computed for padding.
+
+    tokens_RW: int64, padded with 0. documents_RW: int64, which answer each token belongs to, -1 for padding; None where
+    every row holds but one. place_BT: where among the R * W each answer's tokens lie.
+    """
+
+    tokens_RW: Tensor
+    documents_RW: Tensor | None
+    place_BT: Tensor
+
+    def through(self, read: Callable[..., Tensor], device: torch.device) -> Tensor:
+        """What `read` (tokens and documents to (R, W, ...)) makes of every place: (R * W, ...)."""
+        documents_RW = None if self.documents_RW is None else self.documents_RW.to(device)
+        return read(self.tokens_RW.to(device), documents_BT=documents_RW).flatten(0, 1)
+
+
+def pack(rollouts: Rollouts) -> Packed:
+    """Lay answers into rows, by best fit."""
+    lengths_B, (B, T) = rollouts.lengths_B, rollouts.tokens_BT.shape
+    W = int(lengths_B.max())
+    plan = plan_whole(lengths_B.numpy(), W)
+    answer = np.searchsorted(np.cumsum(lengths_B.numpy()), plan.head, side="right")
+    first_B = torch.empty_like(lengths_B)
+    first_B[answer] = torch.from_numpy(plan.row * W + plan.column)
+    steps_T = torch.arange(T)
+    real_BT, place_BT = steps_T < lengths_B[:, None], first_B[:, None] + steps_T
+    tokens, documents = torch.zeros(plan.rows * W, dtype=torch.int64), torch.full((plan.rows * W,), -1)
+    tokens[place_BT[real_BT]] = rollouts.tokens_BT[real_BT]
+    documents[place_BT[real_BT]] = torch.arange(B).repeat_interleave(lengths_B)
+    documents_RW = documents.view(-1, W) if plan.rows < B else None
+    return Packed(tokens.view(-1, W), documents_RW, place_BT)
+
+
 class Scores(NamedTuple):
     """What a model thinks of rollouts: (B, T) float32 each, zero outside the mask; values only if asked for."""
 
@@ -232,31 +269,32 @@ class ModelActor:
     critic: Critic | None = None
 
     @property
-    def learning(self) -> torch.nn.ModuleList:
+    def learning(self) -> torch.nn.ModuleDict:
         """What training changes: the model, and the critic if there is one."""
-        return torch.nn.ModuleList([self.model, *([self.critic] if self.critic is not None else [])])
+        return torch.nn.ModuleDict({"model": self.model} | ({"critic": self.critic} if self.critic is not None else {}))
 
     def score(self, rollouts: Rollouts) -> Scores:
-        device, mask_BT = self.model.embedding.weight.device, rollouts.mask_BT
-        tokens_BT = rollouts.tokens_BT.to(device)
-        before = mask_BT[:, 1:].to(device)  # the state before a drawn token is the one that foretells it
-        x_ND = self.model.hidden(tokens_BT)[:, :-1][before]
-        logits_NV = self.model.logits(x_ND).float()
+        device, mask_BT, packed = self.model.embedding.weight.device, rollouts.mask_BT, pack(rollouts)
+        # the state before a drawn token is the one that foretells it
+        before_N = packed.place_BT[:, :-1][mask_BT[:, 1:]].to(device)
+        drawn_N1 = rollouts.tokens_BT[:, 1:][mask_BT[:, 1:]].unsqueeze(1).to(device)
+        x_ND = packed.through(self.model.hidden, device)[before_N]
+        logits_NV = self.model.logits(x_ND)
         if self.ban_V is not None:
-            logits_NV = logits_NV + self.ban_V
-        log_probs_NV = torch.log_softmax(logits_NV / self.temperature, dim=-1)
-        log_probs_N = log_probs_NV.gather(1, tokens_BT[:, 1:][before].unsqueeze(1)).squeeze(1)
+            logits_NV = logits_NV + self.ban_V.to(logits_NV.dtype)
+        log_probs_NV = torch.log_softmax(logits_NV.float() / self.temperature, dim=-1)
+        log_probs_N = log_probs_NV.gather(1, drawn_N1).squeeze(1)
         with torch.no_grad():
-            entropy_N = torch.special.entr(log_probs_NV.exp()).sum(-1)
-        return Scores(*(_spread(x, mask_BT.to(device)) for x in (log_probs_N, entropy_N, self._values(x_ND, rollouts))))
+            # special.entr takes a quarter of all scoring (measured); of what is barred, 0 * -inf is 0 here too
+            entropy_N = -(log_probs_NV.exp() * log_probs_NV.clamp_min(-1e4)).sum(-1)
+        values_N = self._values(x_ND, packed, before_N)
+        return Scores(*(_spread(x, mask_BT.to(device)) for x in (log_probs_N, entropy_N, values_N)))
 
-    def _values(self, x_ND: Tensor, rollouts: Rollouts) -> Tensor:
+    def _values(self, x_ND: Tensor, packed: Packed, before_N: Tensor) -> Tensor:
         if self.critic is None:
             return torch.zeros(len(x_ND), device=x_ND.device)
         if isinstance(self.critic, ScalarModel):
-            before = rollouts.mask_BT[:, 1:].to(x_ND.device)
-            every_BTE: Tensor = self.critic(rollouts.tokens_BT.to(x_ND.device))
-            return every_BTE[:, :-1, 0][before]
+            return packed.through(self.critic, x_ND.device)[before_N, 0]
         values: Tensor = self.critic(x_ND.float()).squeeze(-1)
         return values
 
@@ -266,25 +304,23 @@ def _spread(x_N: Tensor, mask_BT: Tensor) -> Tensor:
     return torch.zeros(mask_BT.shape, dtype=x_N.dtype, device=x_N.device).masked_scatter(mask_BT, x_N)
 
 
-def parts(lengths_B: Tensor, tokens: int) -> list[Tensor]:
-    """Rows of similar length together, at most so many tokens (padding included) in each part: indices, long to short.
+def parts(lengths_B: Tensor, tokens: int, least: int = 1) -> list[Tensor]:
+    """Rows in their order, in `least` blocks of equal numbers, each in parts of about so many tokens.
 
-    Made once for a batch: scored in the same parts, the same weights give the same bits.
+    Made alike for a batch each time: scored in the same parts, the same weights give the same bits.
     """
-    order = torch.argsort(lengths_B, descending=True, stable=True)
-    found, start = [], 0
-    while start < len(order):
-        rows = max(1, tokens // int(lengths_B[order[start]]))
-        found.append(order[start : start + rows])
-        start += rows
+    found: list[Tensor] = []
+    for block in torch.arange(len(lengths_B)).tensor_split(min(least, len(lengths_B))):
+        wanted = math.ceil(int(lengths_B[block].sum()) / tokens)
+        found += block.tensor_split(min(wanted, len(block)))
     return found
 
 
 @torch.no_grad()
-def score_all(actor: Actor, rollouts: Rollouts, tokens: int = 8192) -> Scores:
+def score_all(actor: Actor, rollouts: Rollouts, tokens: int = 8192, least: int = 1) -> Scores:
     """Scores of all rollouts, part by part, without gradients, on the CPU."""
     whole = [torch.zeros(rollouts.mask_BT.shape) for _ in Scores._fields]
-    for index in parts(rollouts.lengths_B, tokens):
+    for index in parts(rollouts.lengths_B, tokens, least):
         part = rollouts.part(index)
         for target, value in zip(whole, actor.score(part), strict=True):
             target[index, : value.shape[1]] = value.float().cpu()
@@ -295,11 +331,16 @@ def score_all(actor: Actor, rollouts: Rollouts, tokens: int = 8192) -> Scores:
 def judge_all(judge: ScalarModel, rollouts: Rollouts, tokens: int = 8192) -> Tensor:
     """The members' scores of each answer (B, E), on the CPU."""
     scores_BE = torch.zeros(len(rollouts), len(judge.offsets_E))
-    device = judge.score.weight.device
     for index in parts(rollouts.lengths_B, tokens):
-        part = rollouts.part(index)
-        scores_BE[index] = judge.scores(part.tokens_BT.to(device), part.lengths_B.to(device)).cpu()
+        scores_BE[index] = judged(judge, rollouts.part(index)).cpu()
     return scores_BE
+
+
+def judged(judge: ScalarModel, answers: Rollouts) -> Tensor:
+    """The members' scores of each answer (B, E), with gradients: what is read after its last token."""
+    packed, device = pack(answers), judge.score.weight.device
+    last_B = packed.place_BT.gather(1, answers.lengths_B[:, None] - 1).squeeze(1)
+    return packed.through(judge, device)[last_B.to(device)]
 
 
 def sequence_log_probs(scores: Scores) -> Tensor:

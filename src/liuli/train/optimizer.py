@@ -35,6 +35,7 @@ class OptimizerOptions:
     embedding_lr: float = 0.01  # token embedding (and the head, where tied)
     head_lr: float = 0.004  # untied head
     lookup_lr: float = 0.02  # value-embedding and bigram tables (racer)
+    critic_lr: float = 0.003  # PPO's value head
     beta1: float = 0.9
     beta2: float = 0.98
     adam_decay: float = 0.0  # AdamW's weight decay, on matrices and tables only
@@ -43,7 +44,7 @@ class OptimizerOptions:
 
 def one_rate(rate: float, **others: Any) -> OptimizerOptions:
     """AdamW with one learning rate for all weights, as tuning wants it. others: fields of OptimizerOptions."""
-    rates = {"adam_lr": rate, "embedding_lr": rate, "head_lr": rate, "lookup_lr": rate}
+    rates = {"adam_lr": rate, "embedding_lr": rate, "head_lr": rate, "lookup_lr": rate, "critic_lr": rate}
     return OptimizerOptions(kind="adamw", **rates | others)
 
 
@@ -79,7 +80,7 @@ class Optimizer:
                 self.shapes.setdefault((weight.shape[0], weight.shape[1]), []).append(weight)
             else:
                 groups.setdefault(kind, []).append(weight)
-        rates = {"embedding": options.embedding_lr, "head": options.head_lr, "lookup": options.lookup_lr}
+        rates = {name: getattr(options, f"{name}_lr") for name in ("embedding", "head", "lookup", "critic")}
         self.adam = torch.optim.AdamW(
             [
                 {
@@ -154,12 +155,14 @@ def _copied(values: dict[str, Any], device: torch.device | None = None) -> dict[
 
 
 def group_of(name: str, weight: nn.Parameter, kind: str) -> str:
-    """Which rule updates a weight: "muon", "embedding", "head", "lookup", "matrix" or "vector"."""
+    """Which rule updates a weight: "muon", "embedding", "head", "lookup", "critic", "matrix" or "vector"."""
     name = name.removeprefix("body.")  # of a reward model
     if name == "embedding.weight":
         return "embedding"
     if name == "head.weight":
         return "head"
+    if name in ("critic.weight", "critic.bias"):
+        return "critic"
     if name.startswith("bigram") or "value_embedding" in name:
         return "lookup"
     if weight.dim() < 2 or "value_gate" in name or name == "score.weight":

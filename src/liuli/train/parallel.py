@@ -125,7 +125,7 @@ def from_each(count: int, make: Callable[[Sequence[int]], Sequence[Made]]) -> li
 
 
 def sharded(module: nn.Module, options: OptimizerOptions) -> Optimizer:
-    """Shard the weights of a module (a policy, or a ModuleList of policy and critic) over all processes, and the
+    """Shard the weights of a module (a policy, or policy and critic in a ModuleDict) over all processes, and the
     optimizer of the shards. Weights stay float32; the model itself casts them where it uses them.
 
     Raises LiuliError for Muon: it makes whole matrices orthogonal, and a shard is not one.
@@ -141,7 +141,7 @@ def sharded(module: nn.Module, options: OptimizerOptions) -> Optimizer:
     for body in [part for part in module.modules() if isinstance(part, Transformer)]:
         for block in body.blocks:
             fully_shard(block)
-    for root in module.children() if isinstance(module, nn.ModuleList) else [module]:
+    for root in module.children() if isinstance(module, nn.ModuleDict) else [module]:
         # kept whole between forward and backward: the head is read after `hidden` has returned, and may be tied
         fully_shard(root, reshard_after_forward=False)
         if isinstance(root, Transformer):
