@@ -21,6 +21,7 @@ from liuli.curriculum import practice
 from liuli.engine import Model
 from liuli.evals.proportion import score
 from liuli.evals.versus import worths
+from liuli.recipe import option_values
 from liuli.stages.grpo import GRPOOptions, grpo
 from liuli.stages.sft import sft
 from liuli.stages.training import TrainOptions
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--taught", type=float, default=3.5, help="minutes of fine-tuning before")
     parser.add_argument("--minutes", type=float, default=2.0, help="of GRPO")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--option", nargs="*", default=[], help="key=value, of GRPOOptions")
     parser.add_argument("--out", type=Path, default=Path("runs/addition"))
     options = parser.parse_args()
     chat = options.out / "chat"
@@ -66,7 +68,8 @@ def main() -> None:
     for seed in options.seeds:
         began, out = time.monotonic(), options.out / f"seed-{seed}" / "model"
         log = quiet_log(out.parent, "model")
-        practised = GRPOOptions(minutes=options.minutes, seed=seed, max_tokens=160)
+        budget = {"minutes": options.minutes, "seed": seed, "max_tokens": 160}
+        practised = GRPOOptions(**option_values(GRPOOptions, budget, options.option))
         grpo(chat, asked, out, reward=graded(items), options=practised, log=log)
         seconds = round(time.monotonic() - began, 1)
         print(json.dumps({"seed": seed, "seconds": seconds, "after": examined(out)}), flush=True)

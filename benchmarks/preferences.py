@@ -137,7 +137,14 @@ def our_grpo(folder: Path, prompts: Sequence[str], tokenizer: Tokenizer, answer:
     engine = Engine(model, tokenizer, rows=256)
     engine.ban_V[: len(SPECIALS)] = -torch.inf  # nothing ends an answer early
     options = GRPOOptions(
-        answers=len(prompts) * GROUP, group=GROUP, beta=BETA, lr=LR, max_tokens=answer, steps=1, trace_every=0
+        answers=len(prompts) * GROUP,
+        group=GROUP,
+        minibatches=1,
+        beta=BETA,
+        lr=LR,
+        max_tokens=answer,
+        steps=1,
+        trace_every=0,
     )
 
     def reward(rollouts: Rollouts) -> Reward:

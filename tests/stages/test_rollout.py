@@ -437,7 +437,7 @@ def test_what_a_tool_said_carries_no_loss_no_leash_and_no_advantage(algorithm: s
             e = ppo_experience(rollouts, old, reference, scores_B, 0.3, PPOOptions(steps=1))
             step = replace(ppo_step(PPOOptions(steps=1)), epochs=1, minibatches=1)
         else:
-            options = GRPOOptions(steps=1, group=2, leash="loss", kl="k2", beta=0.3)
+            options = GRPOOptions(steps=1, group=2, minibatches=1, leash="loss", kl="k2", beta=0.3)
             e = grpo_experience(rollouts, old, reference, scores_B, 0.3, options)
             step = grpo_step(options)
         update(actor, kept, e, step)  # type: ignore[arg-type]

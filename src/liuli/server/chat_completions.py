@@ -240,9 +240,7 @@ class Reply:
             parts = [chunk(index, **part) for index in {index for index, _ in batch} for part in self.news(index)]
             if parts:
                 yield b"".join(parts)
-        if with_usage:
-            yield sse({**base, "choices": [], "usage": self.usage()})
-        yield DONE
+        yield (sse({**base, "choices": [], "usage": self.usage()}) if with_usage else b"") + DONE
 
     def news(self, index: int) -> list[dict[str, Any]]:
         """What an answer has said since the last time, in the order that clients read it; it is forgotten then."""

@@ -195,9 +195,7 @@ class Reply:
                 yield b"".join(sse({**base, "choices": [self.choice(index, self.written[index])]}) for index in news)
             for index in news:
                 self.written[index].forget()
-        if with_usage:
-            yield sse({**base, "choices": [], "usage": self.usage()})
-        yield DONE
+        yield (sse({**base, "choices": [], "usage": self.usage()}) if with_usage else b"") + DONE
 
     def choice(self, index: int, one: Written) -> TextChoice:
         return {

@@ -30,7 +30,7 @@ class GRPOOptions(PracticeOptions):
 
     group: int = 8  # answers to one prompt
     epochs: int = 1
-    lr: float = 3e-4
+    minibatches: int = 4  # steps of an epoch
     beta: float = 0.02  # the leash
     leash: Literal["reward", "loss"] = "reward"
     kl: KL = "k1"  # k1 in the reward or k2 in the loss have the right optimum
@@ -67,6 +67,7 @@ def grpo_step(options: GRPOOptions, micro_tokens: int = 8192) -> Step:
     o = options
     return Step(
         epochs=o.epochs,
+        minibatches=o.minibatches,
         clip_low=o.clip_low,
         clip_high=o.clip_high,
         leash=o.beta if o.leash == "loss" else 0.0,

@@ -283,7 +283,7 @@ def reinforce(
     options: PracticeOptions,
     log: RunLog,
     critic: Callable[[Transformer], Critic | None] = lambda model: None,
-    critic_lr: float = 0.0,
+    critic_lr: float = 3e-3,
     steer: Callable[[float, float, int], float] | None = None,
     ptx_rows: Rows | None = None,
     ptx: float = 0.0,
@@ -292,8 +292,8 @@ def reinforce(
 ) -> dict[str, float]:
     """Set a run up on the model in a folder, run it, write the model it leads to; the figures of the last step.
 
-    critic: makes what gives values (arXiv 2203.02155 takes the reward model). critic_lr: of a head that gives them, 0:
-    as all else. ptx: weight of the loss on ptx_rows.
+    critic: makes what gives values (arXiv 2203.02155 takes the reward model). critic_lr: of a head that gives
+    them. ptx: weight of the loss on ptx_rows.
     Raises LiuliError for prompts that do not fit, for none at all, and where engine and trainer disagree.
     """
     if not prompts:
@@ -308,8 +308,7 @@ def reinforce(
     engine: Writer = RemoteEngine(url, tokenizer, model.config, key=key) if url else Engine(writer, tokenizer, rows=256)
     ban_V = engine.ban_V.to(machine.device)
     policy = ModelActor(model, options.temperature, ban_V, critic(model))
-    rates = one_rate(options.lr, critic_lr=critic_lr or options.lr, beta2=0.95, adam_eps=1e-5)
-    optimizer = sharded(policy.learning, rates)
+    optimizer = sharded(policy.learning, one_rate(options.lr, critic_lr=critic_lr, beta2=0.95, adam_eps=1e-5))
     published = log.folder / f"{out.name}-weights"
 
     def copy_weights() -> None:
