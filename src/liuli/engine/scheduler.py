@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 READ_TOKENS = 8192  # of prompts read in one step when nobody is being answered, padding included
 LONGEST = 1024  # tokens of one prompt read at once: scores are so many times the prompt, not the prompt squared
-CHUNK = 256  # the same while as many are answered as wait, or more: how long the former wait for a token
+CHUNK = 256  # the same while fewer than two wait for each one who is answered: how long the latter's next token takes
 CACHE_BYTES = 2**32  # fewer rows run at once when their cache, full to the last token, would be larger than this
 PREFIX_BYTES = 2**27  # for what earlier texts have in common with later ones
 

@@ -150,7 +150,7 @@ class Learner:
 
     def check(self, rollouts: Rollouts) -> float:
         """How far the engine's log-probabilities are from the trainer's, mean of nats a token; refuses a wide gap."""
-        few = rollouts.part(torch.arange(min(len(rollouts), max(8, len(rollouts) // 8))))
+        few = rollouts.part(torch.arange(0, len(rollouts), max(1, min(8, len(rollouts) // 8))))  # of many prompts
         bare = replace(self.policy, temperature=1.0, ban_V=None, critic=None)
         plain = score_all(across(bare), few, self.step.micro_tokens)
         drift = float((plain.log_probs_BT - few.sampler_BT)[few.mask_BT].abs().mean())
