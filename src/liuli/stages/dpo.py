@@ -149,8 +149,7 @@ def dpo(
 def summed(actor: Actor, answers: Rollouts, micro_tokens: int) -> Tensor:
     """log p(answer | prompt) of each answer (B,), with gradients."""
     pieces = parts(answers.lengths_B, micro_tokens)
-    each = torch.cat([sequence_log_probs(actor.score(answers.part(index))) for index in pieces])
-    return each[torch.argsort(torch.cat(pieces)).to(each.device)]
+    return torch.cat([sequence_log_probs(actor.score(answers.part(index))) for index in pieces])
 
 
 def pairs_loss(

@@ -23,7 +23,7 @@ from liuli.errors import LiuliError
 from liuli.files import remove
 from liuli.model import load
 from liuli.model.scalar import ScalarModel, load_scalar, save_scalar
-from liuli.stages.rollout import Answering, Batches, Rollouts, given, judge_all, judged, padded, parts, roll_out
+from liuli.stages.rollout import Answering, Batches, Rollouts, given, judge_all, judged, padded, roll_out
 from liuli.text import Preference, Tokenizer
 from liuli.text.chat import Messages
 from liuli.train import Optimizer, OptimizerOptions, Pace, RunLog, measure_machine, schedule
@@ -232,11 +232,9 @@ def take_step(
     unique, place = torch.unique(torch.cat((data.chosen_P[rows], data.rejected_P[rows])), return_inverse=True)
     answers = data.answers.part(unique)
     device = model.score.weight.device
-    pieces = parts(answers.lengths_B, options.micro_tokens)
     group = torch.unique(data.group_P[rows], return_inverse=True)[1].to(device)
     margin = data.margin_P[rows].to(device) if data.margin_P is not None else None
-    each = [judged(model, answers.part(index)) for index in pieces]
-    scores_BE = torch.cat(each)[torch.argsort(torch.cat(pieces)).to(device)]
+    scores_BE = judged(model, answers, options.micro_tokens)
     chosen_PE, rejected_PE = scores_BE[place[: len(rows)].to(device)], scores_BE[place[len(rows) :].to(device)]
     loss = torch.zeros((), device=device)
     for member in range(options.members):

@@ -327,20 +327,20 @@ def score_all(actor: Actor, rollouts: Rollouts, tokens: int = 8192, least: int =
     return Scores(*whole)
 
 
+def judged(judge: ScalarModel, answers: Rollouts, tokens: int = 8192) -> Tensor:
+    """The members' scores of each answer (B, E), part by part, with gradients: what is read after its last token."""
+    device, found = judge.score.weight.device, []
+    for part in map(answers.part, parts(answers.lengths_B, tokens)):
+        packed = pack(part)
+        last_B = packed.place_BT.gather(1, part.lengths_B[:, None] - 1).squeeze(1)
+        found.append(packed.through(judge, device)[last_B.to(device)])
+    return torch.cat(found)
+
+
 @torch.no_grad()
 def judge_all(judge: ScalarModel, rollouts: Rollouts, tokens: int = 8192) -> Tensor:
-    """The members' scores of each answer (B, E), on the CPU."""
-    scores_BE = torch.zeros(len(rollouts), len(judge.offsets_E))
-    for index in parts(rollouts.lengths_B, tokens):
-        scores_BE[index] = judged(judge, rollouts.part(index)).cpu()
-    return scores_BE
-
-
-def judged(judge: ScalarModel, answers: Rollouts) -> Tensor:
-    """The members' scores of each answer (B, E), with gradients: what is read after its last token."""
-    packed, device = pack(answers), judge.score.weight.device
-    last_B = packed.place_BT.gather(1, answers.lengths_B[:, None] - 1).squeeze(1)
-    return packed.through(judge, device)[last_B.to(device)]
+    """`judged` without gradients, on the CPU."""
+    return judged(judge, rollouts, tokens).cpu()
 
 
 def sequence_log_probs(scores: Scores) -> Tensor:
