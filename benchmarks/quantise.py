@@ -89,7 +89,7 @@ def print_speed() -> None:
 
 def cases(weight: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
     """Products of one matrix, by name; µs of each is a column."""
-    low, eight, integer = weight.bfloat16(), pack(weight, "int8"), pack(weight, "int8", integer=True)
+    low, eight, integer = weight.bfloat16(), pack(weight, "int8"), pack(weight, "int8", compiled=True)
     four = pack(weight, "int4")
     return {
         "float32": lambda x: F.linear(x, weight),

@@ -32,6 +32,7 @@ import torch
 from decode import SIZES, VOCABULARY, byte_tokenizer
 
 from liuli.engine import Model, Sampling
+from liuli.engine.quantise import KINDS
 from liuli.model import Transformer, qwen3, save
 from liuli.server.load import Load, bench, prompt
 from liuli.text import Message, render
@@ -71,7 +72,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
     parser.add_argument("--connections", type=int, default=1000)
     parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--weights", choices=("int8", "int4"))
+    parser.add_argument("--weights", choices=KINDS)
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     return parser.parse_args()

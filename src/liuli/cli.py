@@ -190,7 +190,9 @@ EngineName = Annotated[
 EngineUrl = Annotated[str | None, typer.Option(help="The server of vllm or openai. Its key: LIULI_ENGINE_KEY.")]
 
 
-Weights = Annotated[str | None, typer.Option(help="int8 or int4: matrices in fewer bits, to write sooner.")]
+Weights = Annotated[
+    str | None, typer.Option(help="Fewer bits, to write sooner: int8 or int4 for one or a few, bf16 for many at once.")
+]
 Compiled = Annotated[bool, typer.Option("--compiled", help="Compile the step that writes; takes up to a minute.")]
 Draft = Annotated[str, typer.Option(help="Foretell tokens: lookup (in the text so far), or a smaller model's folder.")]
 

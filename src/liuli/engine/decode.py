@@ -58,12 +58,13 @@ class _Fed:
 class Decoder:
     """A few tokens a row through a model. Weights are copied; `fresh` says whether the model's are still the same.
 
-    weights: None keeps the model's numbers; "int8" and "int4" pack them, and what flows between them is bfloat16.
+    weights: None keeps the model's numbers; "int8" and "int4" round them, and what flows between them is bfloat16.
     compiled: fuse the step with torch.compile; the first step then takes seconds.
     """
 
     def __init__(self, model: Transformer, weights: Kind | None = None, compiled: bool = False) -> None:
-        self.model, self.config, self.weights = model, model.config, weights
+        self.model, self.config = model, model.config
+        self.weights = weights or ("bf16" if model.dtype == torch.bfloat16 else None)
         self.dtype = model.dtype if weights is None else torch.bfloat16
         self.versions, self.compiled = weight_versions(model), compiled
         with torch.no_grad():
@@ -105,11 +106,9 @@ class Decoder:
         """Matrices that meet the same input side by side, (inputs, outputs), in the compute dtype or packed."""
         together_OI = torch.cat([weight.detach() for weight in weights])
         if self.weights is not None:
-            # whole-number products are the fastest once a compiler has fused the rounding of what they multiply
-            return pack(together_OI, self.weights, integer=self.compiled)
-        together_OI = together_OI.to(self.dtype)
-        # measured: float32 vectors are multiplied faster by the transpose laid out in memory, bfloat16 by the original
-        return together_OI.t().contiguous() if together_OI.dtype == torch.float32 else together_OI.t()
+            return pack(together_OI, self.weights, compiled=self.compiled)
+        # measured: float32 vectors are multiplied faster by the transpose laid out in memory
+        return together_OI.to(self.dtype).t().contiguous()
 
     def _prepare(self, block: Any) -> _Layer:
         c, attention, feed, low = self.config, block.attention, block.feed_forward, self.dtype
@@ -238,7 +237,7 @@ def _product(x_NI: Tensor, weight: Weight, plus: Tensor | None = None) -> Tensor
     """x W, plus the residual where there is one."""
     if isinstance(weight, Packed):
         made = weight.matmul(x_NI)
-        return made if plus is None else plus + made
+        return made if plus is None else made.add_(plus)
     return torch.mm(x_NI, weight) if plus is None else torch.addmm(plus, x_NI, weight)
 
 

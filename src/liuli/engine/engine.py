@@ -79,7 +79,7 @@ class Request:
 class Engine:
     """Writes answers with a model. rows: how many at once; more wait until a row is free.
 
-    weights: "int8" or "int4" packs the matrices for writing (the model must compute in bfloat16); None keeps them.
+    weights: "int8" or "int4" rounds the matrices for writing (the model must compute in bfloat16, as "bf16" asks too).
     compiled: fuse the step that writes, which takes some seconds the first time and needs a C++ compiler. drafter:
     what foretells tokens (speculate.py). prefix_bytes: memory for what streams have in common with earlier ones.
     most_waiting: streams beyond so many are refused.
