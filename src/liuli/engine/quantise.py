@@ -42,8 +42,8 @@ class Packed:
     """A matrix (O, I) ready to multiply. Plain tensors and pure functions: torch.compile looks through it.
 
     weight: int8 (O, I); bf16 and int4 as the kernel wants it. scales: bfloat16, (O,) for int8, (I / GROUP, O, 2) scale
-    and zero for int4, none for bf16. integer: int8 activations too. widened: a single row is multiplied by the kernel that widens bytes to
-    floats; its sums stay below 2^24, where floats hold every whole number.
+    and zero for int4, none for bf16. integer: int8 activations too. widened: a single row is multiplied by the kernel
+    that widens bytes to floats; its sums stay below 2^24, where floats hold every whole number.
     """
 
     kind: Kind
@@ -135,7 +135,7 @@ def pack_bf16(weight_OI: Tensor, *, ordered: bool = True) -> Packed:
     weight = weight_OI.detach().to(torch.bfloat16).contiguous()
     if ordered and weight.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         weight = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
-    return Packed("bf16", *weight_OI.shape, weight, torch.empty(0, dtype=torch.bfloat16))
+    return Packed("bf16", weight_OI.shape[0], weight_OI.shape[1], weight, torch.empty(0, dtype=torch.bfloat16))
 
 
 def pack_int8(weight_OI: Tensor, *, integer: bool = False) -> Packed:

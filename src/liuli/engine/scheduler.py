@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 READ_TOKENS = 8192  # of prompts read in one step when nobody is being answered, padding included
 LONGEST = 1024  # tokens of one prompt read at once: scores are so many times the prompt, not the prompt squared
-CHUNK = 256  # the same while fewer than two wait for each one who is answered: how long the latter's next token takes
+CHUNK = 256  # the same while few wait: how long the next token takes of those who are being answered
 CACHE_BYTES = 2**32  # fewer rows run at once when their cache, full to the last token, would be larger than this
 PREFIX_BYTES = 2**27  # for what earlier texts have in common with later ones
 
@@ -256,8 +256,12 @@ class Scheduler:
     # --- reading
 
     def _budget(self) -> int:
-        """Tokens of prompts to read now: the more wait for each one who is answered, the longer may the latter wait."""
-        each = READ_TOKENS if self.patient or not self.running else len(self.waiting) // len(self.running)
+        """Tokens of prompts to read now.
+
+        A chunk more delays each who is answered once, and spares a step to each who waits: W * W / 2 of them in all.
+        """
+        W, R = len(self.waiting), len(self.running)
+        each = READ_TOKENS if self.patient or not R else W * W // (2 * R)
         return min(READ_TOKENS, self.chunk * max(1, each))
 
     def _read(self) -> None:
