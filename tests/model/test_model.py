@@ -12,11 +12,13 @@ from liuli.model.ops import (
     CrossEntropyEager,
     NormAndRotateEager,
     RMSNormEager,
+    TokenLogProbsEager,
     attention,
     cap,
     causal_mask,
     fused_attention,
     rotary_table,
+    token_log_probs,
 )
 from liuli.train.loss import TensorBatch, next_token
 
@@ -127,6 +129,31 @@ def test_eager_cross_entropy_has_value_and_gradient_of_the_plain_form(softcap):
     wanted = torch.autograd.grad(plain(x, head), (x, head))
     for a, b in zip(wanted, torch.autograd.grad(value, (x, head)), strict=True):
         torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("softcap", "temperature", "barred"), [(0.0, 1.0, 0), (5.0, 0.7, 3)])
+def test_token_log_probs_are_those_of_the_plain_form_and_so_is_their_gradient(softcap, temperature, barred):
+    count = 2 * TokenLogProbsEager.CHUNK + 50
+    x, head = torch.randn(count, 16, requires_grad=True), (3 * torch.randn(40, 16)).requires_grad_()
+    targets, weights = torch.randint(barred, 40, (count,)), torch.randn(count)
+    ban = torch.zeros(40).index_fill(0, torch.arange(barred), -torch.inf)
+
+    def plain(x, head):
+        log_probs = torch.log_softmax((cap(x @ head.T, softcap) + ban) / temperature, dim=-1)
+        return log_probs[torch.arange(count), targets], torch.distributions.Categorical(logits=log_probs).entropy()
+
+    made = token_log_probs(x, head, targets, softcap, temperature, ban)
+    torch.testing.assert_close(made, plain(x, head), rtol=1e-5, atol=1e-4)
+    with torch.no_grad():  # scored with and without gradients: the same to the last bit
+        assert all(map(torch.equal, made, token_log_probs(x, head, targets, softcap, temperature, ban)))
+    wanted = torch.autograd.grad((plain(x, head)[0] * weights).sum(), (x, head))
+    for a, b in zip(wanted, torch.autograd.grad((made[0] * weights).sum(), (x, head)), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-3, rtol=1e-4)
+
+
+def test_a_token_that_could_never_be_drawn_has_no_log_probability_of_nan():
+    x, head = torch.tensor([[200.0]]), torch.tensor([[1.0], [-1.0]])  # its probability is below what floats hold
+    assert torch.equal(token_log_probs(x, head, torch.tensor([1]))[0], torch.tensor([-400.0]))
 
 
 def test_attention_equals_torch_scaled_dot_product():

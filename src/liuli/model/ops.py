@@ -213,3 +213,83 @@ class CrossEntropyEager(torch.autograd.Function):
         (grad,) = grads
         grad_x, grad_head = ctx.saved_tensors
         return grad_x * grad.to(grad_x.dtype), grad_head * grad, None, None, None
+
+
+def token_log_probs(
+    x_ND: Tensor,
+    head_VD: Tensor,
+    targets_N: Tensor,
+    softcap: float = 0.0,
+    temperature: float = 1.0,
+    ban_V: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """log p(target) and the entropy of p = softmax((cap(x head^T) + ban) / temperature), (N,) float32 each (nats).
+
+    x (N, D) in the compute dtype, head (V, D), targets (N,) int64, ban (V,) 0 or -inf. No gradient through the entropy.
+    """
+    ban_V = torch.zeros(len(head_VD), device=x_ND.device) if ban_V is None else ban_V.float().clamp_min(-1e4)
+    if torch.compiler.is_compiling() or x_ND.device.type != "cpu":
+        logits = (cap(F.linear(x_ND, head_VD.to(x_ND.dtype)).float(), softcap) + ban_V) / temperature
+        log_probs = torch.log_softmax(logits, dim=-1)
+        entropy = -(log_probs.exp() * log_probs).sum(-1).detach()
+        return log_probs.gather(1, targets_N.unsqueeze(1)).squeeze(1), entropy
+    keep = torch.is_grad_enabled() and (x_ND.requires_grad or head_VD.requires_grad)
+    made: tuple[Tensor, Tensor] = TokenLogProbsEager.apply(  # type: ignore[no-untyped-call]
+        x_ND, head_VD, targets_N, softcap, temperature, ban_V, keep
+    )
+    return made
+
+
+class TokenLogProbsEager(torch.autograd.Function):
+    """Chunk by chunk, while the logits are in cache; they are kept for the gradient, in the compute dtype."""
+
+    CHUNK = 128
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, head: Tensor, targets: Tensor, softcap: float, temperature: float, ban: Tensor, keep: bool
+    ) -> tuple[Tensor, Tensor]:
+        head_low = head.to(x.dtype)
+        logits, sizes = x.new_empty(len(x) if keep else 0, len(head)), torch.empty(len(x))
+        log_probs, entropy = torch.empty(len(x)), torch.empty(len(x))
+        for start in range(0, len(x), TokenLogProbsEager.CHUNK):
+            part = slice(start, start + TokenLogProbsEager.CHUNK)
+            made = torch.mm(x[part], head_low.T, out=logits[part] if keep else None)
+            wide = _tempered(made, softcap, temperature, ban)[0]
+            top = wide.amax(1)
+            probs = torch.softmax(wide, dim=1)
+            size = sizes[part] = top - probs.amax(1).log_()  # log of the sum of exp(logits)
+            log_probs[part] = wide.gather(1, targets[part].unsqueeze(1)).squeeze(1) - size
+            entropy[part] = size - probs.mul_(wide).sum(1)
+        ctx.save_for_backward(x, head, targets, ban, logits, sizes)
+        ctx.settings = softcap, temperature
+        ctx.mark_non_differentiable(entropy)
+        return log_probs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, head, targets, ban, logits, sizes = ctx.saved_tensors
+        head_low, (softcap, temperature) = head.to(x.dtype), ctx.settings
+        grad_x, grad_head = torch.empty_like(x), torch.zeros_like(head, dtype=torch.float32)
+        for start in range(0, len(x), TokenLogProbsEager.CHUNK):
+            part = slice(start, start + TokenLogProbsEager.CHUNK)
+            wide, slope = _tempered(logits[part], softcap, temperature, ban)
+            # d log p(target) / d logits = (onehot - softmax) / temperature, times the cap's slope
+            weight = (grads[0][part].unsqueeze(1) / temperature).to(wide.dtype)
+            grad = wide.sub_(sizes[part].unsqueeze(1)).exp_().mul_(-weight)
+            grad.scatter_add_(1, targets[part].unsqueeze(1), weight)
+            low = (grad if slope is None else grad.mul_(slope)).to(x.dtype)
+            torch.mm(low, head_low, out=grad_x[part])
+            grad_head += low.T @ x[part]
+        return grad_x, grad_head, None, None, None, None, None
+
+
+def _tempered(logits: Tensor, softcap: float, temperature: float, ban: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(cap(logits) + ban) / temperature, float32, and the slope of the cap where there is one."""
+    wide, slope = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True), None
+    if softcap:
+        wide.div_(softcap).tanh_()
+        slope = 1 - wide.square()
+        wide.mul_(softcap)
+    wide.add_(ban)
+    return (wide if temperature == 1 else wide.div_(temperature)), slope

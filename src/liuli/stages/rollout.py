@@ -21,6 +21,7 @@ from liuli.engine import MAX_CALLS, TOOLS, Request, Sampling, Tool
 from liuli.engine.chat import answer_calls
 from liuli.errors import LiuliError
 from liuli.model import Transformer
+from liuli.model.ops import token_log_probs
 from liuli.model.scalar import ScalarModel
 from liuli.text import Message, Tokenizer, parse_answer, render
 from liuli.text.chat import Messages, as_messages
@@ -277,16 +278,11 @@ class ModelActor:
         device, mask_BT, packed = self.model.embedding.weight.device, rollouts.mask_BT, pack(rollouts)
         # the state before a drawn token is the one that foretells it
         before_N = packed.place_BT[:, :-1][mask_BT[:, 1:]].to(device)
-        drawn_N1 = rollouts.tokens_BT[:, 1:][mask_BT[:, 1:]].unsqueeze(1).to(device)
+        drawn_N = rollouts.tokens_BT[:, 1:][mask_BT[:, 1:]].to(device)
         x_ND = packed.through(self.model.hidden, device)[before_N]
-        logits_NV = self.model.logits(x_ND)
-        if self.ban_V is not None:
-            logits_NV = logits_NV + self.ban_V.to(logits_NV.dtype)
-        log_probs_NV = torch.log_softmax(logits_NV.float() / self.temperature, dim=-1)
-        log_probs_N = log_probs_NV.gather(1, drawn_N1).squeeze(1)
-        with torch.no_grad():
-            # special.entr takes a quarter of all scoring (measured); of what is barred, 0 * -inf is 0 here too
-            entropy_N = -(log_probs_NV.exp() * log_probs_NV.clamp_min(-1e4)).sum(-1)
+        log_probs_N, entropy_N = token_log_probs(
+            x_ND, self.model.head_VD, drawn_N, self.model.config.softcap, self.temperature, self.ban_V
+        )
         values_N = self._values(x_ND, packed, before_N)
         return Scores(*(_spread(x, mask_BT.to(device)) for x in (log_probs_N, entropy_N, values_N)))
 
