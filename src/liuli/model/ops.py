@@ -255,7 +255,7 @@ class TokenLogProbsEager(torch.autograd.Function):
         for start in range(0, len(x), TokenLogProbsEager.CHUNK):
             part = slice(start, start + TokenLogProbsEager.CHUNK)
             made = torch.mm(x[part], head_low.T, out=logits[part] if keep else None)
-            wide = _tempered(made, softcap, temperature, ban)[0]
+            wide, _ = _tempered(made, softcap, temperature, ban, sloped=False)
             top = wide.amax(1)
             probs = torch.softmax(wide, dim=1)
             size = sizes[part] = top - probs.amax(1).log_()  # log of the sum of exp(logits)
@@ -273,7 +273,7 @@ class TokenLogProbsEager(torch.autograd.Function):
         grad_x, grad_head = torch.empty_like(x), torch.zeros_like(head, dtype=torch.float32)
         for start in range(0, len(x), TokenLogProbsEager.CHUNK):
             part = slice(start, start + TokenLogProbsEager.CHUNK)
-            wide, slope = _tempered(logits[part], softcap, temperature, ban)
+            wide, slope = _tempered(logits[part], softcap, temperature, ban, sloped=True)
             # d log p(target) / d logits = (onehot - softmax) / temperature, times the cap's slope
             weight = (grads[0][part].unsqueeze(1) / temperature).to(wide.dtype)
             grad = wide.sub_(sizes[part].unsqueeze(1)).exp_().mul_(-weight)
@@ -284,12 +284,14 @@ class TokenLogProbsEager(torch.autograd.Function):
         return grad_x, grad_head, None, None, None, None, None
 
 
-def _tempered(logits: Tensor, softcap: float, temperature: float, ban: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(cap(logits) + ban) / temperature, float32, and the slope of the cap where there is one."""
+def _tempered(
+    logits: Tensor, softcap: float, temperature: float, ban: Tensor, *, sloped: bool
+) -> tuple[Tensor, Tensor | None]:
+    """(cap(logits) + ban) / temperature, float32; `sloped`: and the slope of the cap where there is one."""
     wide, slope = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True), None
     if softcap:
         wide.div_(softcap).tanh_()
-        slope = 1 - wide.square()
+        slope = 1 - wide.square() if sloped else None
         wide.mul_(softcap)
     wide.add_(ban)
     return (wide if temperature == 1 else wide.div_(temperature)), slope
