@@ -9,7 +9,7 @@ help:
 	@echo "make chat             build a model (15 minutes) and talk to it in the browser, from the first minutes on"
 	@echo "make chat MINUTES=5   the same with another budget"
 	@echo "make test             all tests (under 10 minutes); those of the page need Chromium, or LIULI_NO_BROWSER=1"
-	@echo "make mutants          break the code of learning from rewards in 17 ways; the tests must notice each (2 minutes)"
+	@echo "make mutants          break the code of learning from rewards in 17 ways; the tests must notice each (5 minutes)"
 	@echo "make check            style, types and size of the code"
 	@echo "make bench            speed and quality as docs/benchmarks.md reports them (about two hours)"
 	@echo "make bench TEXT=FOLDER SHAKESPEARE=FILE   also on real text (15 minutes more), on tinyshakespeare.txt (80 more)"
