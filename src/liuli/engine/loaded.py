@@ -26,8 +26,8 @@ class Model:
     """What `liuli.load` gives: logits of tokens, answers to messages.
 
     path: a model folder, or an adapter in one. device: default is the GPU where there is one, else the CPU. dtype:
-    default is bfloat16 on a GPU and with packed weights, float32 elsewhere; on a CPU bfloat16 makes a matrix times one
-    vector take twice as long. weights, compiled: of the Engine. draft: "lookup", or the folder of a smaller model with
+    default is bfloat16 on a GPU and with packed weights, float32 elsewhere; on a CPU bfloat16 gains nothing where a
+    single answer is written. weights, compiled: of the Engine. draft: "lookup", or the folder of a smaller model with
     the same tokenizer, foretells tokens. Raises LiuliError for a folder that cannot be used so.
     """
 

@@ -39,7 +39,7 @@ SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # of a group's range that are t
 
 @dataclass(frozen=True)
 class Packed:
-    """A matrix (O, I) ready to multiply. Plain tensors and pure functions: torch.compile looks through it.
+    """A matrix (O, I) ready to multiply. Pure functions, and but for oneDNN's order plain tensors, as a compiler wants.
 
     weight: int8 (O, I); bf16 and int4 as the kernel wants it. scales: bfloat16, (O,) for int8, (I / GROUP, O, 2) scale
     and zero for int4, none for bf16. integer: int8 activations too. widened: a single row is multiplied by the kernel
