@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import json
 import os
 import signal
@@ -90,6 +91,9 @@ def serve(
 
         models: dict[str, Any] = {"load": load or ModelVoice, "elsewhere": elsewhere, "more": more, "loaded": loaded}
         app = create_app(path, host=host, store=store, prompts=prompts, **models)
+        # what was imported stays: to look through it again, as Python would now and then, stops all for a quarter of a
+        # second. Not so models, which come and go
+        gc.freeze()
         app.state.desk.keeper.voice()  # a model that cannot be read is told now, not with the first question
         login = f"/?login={app.state.logins.token('')}" if has_keys else ""
         allow_connections()
