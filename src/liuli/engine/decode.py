@@ -9,18 +9,20 @@ are read by the Transformer itself; a test holds the two equal for every preset.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import FunctionType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from liuli.engine.cache import KeyValueCache
+from liuli.engine.compiled import Step, ahead_of_time, just_in_time
 from liuli.engine.quantise import Kind, Packed, pack
 from liuli.model import Transformer
+from liuli.model.transformer import pair_rows
 
 MOST_BYTES = 2**29  # a larger model is left alone: its second copy would hurt, and its products dominate anyway
 FEW = 4  # rows below which PyTorch's fused attention is faster in float32 too
@@ -40,6 +42,23 @@ class _Layer:
     down_FD: Weight
     value_table: Tensor | None
     value_gate_GK: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """All that a step reads of a model. angles: cos and sin, (positions, E). of_3L, pairs_RD: only of a racer."""
+
+    embedding_VD: Tensor
+    layers: list[_Layer]
+    final_gain: Tensor | None
+    head_DV: Weight
+    angles: tuple[Tensor, Tensor]
+    of_3L: Tensor | None  # how much of itself, of the first input and of pairs of tokens each block's input holds
+    pairs_RD: Tensor | None
+
+
+for holder in (Packed, _Layer, _Laid):  # torch shall see the tensors in them
+    pytree.register_dataclass(holder)
 
 
 @dataclass(frozen=True)
@@ -67,31 +86,19 @@ class Decoder:
         self.weights = weights or ("bf16" if model.dtype == torch.bfloat16 else None)
         self.dtype = model.dtype if weights is None else torch.bfloat16
         self.versions, self.compiled = weight_versions(model), compiled
+        racer = self.config.preset == "racer"
         with torch.no_grad():
-            self.embedding_VD = model.embedding.weight.detach()
-            self.layers = [self._prepare(block) for block in model.blocks]
-            self.head_DV = self._laid(model.head_VD)
-            self.final_gain = _low(model.final_gain, self.dtype)
-            self.angles = _signed_angles(model, self.dtype)
+            self.laid = _Laid(
+                embedding_VD=model.embedding.weight.detach(),
+                layers=[self._prepare(block) for block in model.blocks],
+                final_gain=_low(model.final_gain, self.dtype),
+                head_DV=self._laid(model.head_VD),
+                angles=_signed_angles(model, self.dtype),
+                of_3L=_low(torch.stack((model.keep_L, model.again_L, model.pair_L)), self.dtype) if racer else None,
+                pairs_RD=model.bigram.weight.detach() if racer and model.bigram is not None else None,
+            )
         # compiled: for one row or for many, and so many tokens each
-        self.steps: dict[tuple[bool, int], Callable[..., Tensor]] = {}
-
-    def _compiled(self, fed: tuple[Tensor, Tensor, Tensor, Tensor]) -> Any:
-        """The step for as many tokens as these, compiled: for one row, or for any number of rows; of any length.
-
-        It is a copy of the code, since torch counts compilations by code and gives up after eight; and it asks nothing
-        before it runs, as torch would (0.1 ms a step): what a step depends on beside its inputs never changes.
-        """
-        plain = Decoder._forward
-        copy = FunctionType(plain.__code__.replace(), plain.__globals__, argdefs=plain.__defaults__)
-        *rows, slots_S = fed
-        torch._dynamo.mark_dynamic(slots_S, 0)
-        if len(rows[0]) > 1:
-            for tensor in rows:
-                torch._dynamo.mark_dynamic(tensor, 0)
-        on_cpu = self.embedding_VD.device.type == "cpu"
-        options: dict[str, Any] = {"guard_filter_fn": lambda guards: [False] * len(guards), "cpp_wrapper": on_cpu}
-        return torch.compile(copy.__get__(self), options=options)
+        self.steps: dict[tuple[bool, int], Step] = {}
 
     @staticmethod
     def pays(model: Transformer) -> bool:
@@ -134,40 +141,43 @@ class Decoder:
         """Logits (B, T, V) after each of T tokens for each of the cache's rows, which `cache.follow` was told of."""
         fed = (tokens_BT, cache.positions_BT, cache.previous_B1, cache.slots_S[: cache.seen])
         if not self.compiled:
-            return self._forward(*fed, cache.pairs_L, cache.index, alike=cache.index is None)
+            return self._forward(self.laid, cache.pairs_L, *fed, cache.index, alike=cache.index is None)
         shape = (len(tokens_BT) == 1, tokens_BT.shape[1])
         if shape not in self.steps:
-            self.steps[shape] = self._compiled(fed)
-        return self.steps[shape](*fed, cache.pairs_L)
+            compile_step = ahead_of_time if self.laid.embedding_VD.device.type == "cpu" else just_in_time
+            self.steps[shape] = compile_step(self._forward, self.laid, cache.pairs_L, fed)
+        return self.steps[shape](self.laid, cache.pairs_L, *fed)
 
     def _forward(
         self,
+        laid: _Laid,
+        pairs_L: Sequence[tuple[Tensor, Tensor]],
         tokens_BT: Tensor,
         positions_BT: Tensor,
         previous_B1: Tensor,
         slots_S: Tensor,
-        pairs_L: Sequence[tuple[Tensor, Tensor]],
         index: Tensor | None = None,
         alike: bool = False,
     ) -> Tensor:
-        c, model, low = self.config, self.model, self.dtype
+        c, low = self.config, self.dtype
         closed_BTS = None
         if not alike:
             closed_BTS = torch.where(slots_S <= positions_BT.unsqueeze(-1), 0.0, -math.inf).to(low)
         fed = _Fed(tokens_BT, positions_BT, previous_B1, index, closed_BTS, slots_S.shape[0])
         B, T = tokens_BT.shape
-        x_ND = F.embedding(tokens_BT.reshape(-1), self.embedding_VD).to(low)
+        x_ND = F.embedding(tokens_BT.reshape(-1), laid.embedding_VD).to(low)
         pairs_ND: Tensor | None = None
         start_ND = x_ND
-        if c.preset == "racer":
+        if laid.of_3L is not None:
             x_ND = start_ND = _norm(x_ND, None, c.norm_eps)
-            if (pairs_BTD := model.pairs(tokens_BT, fed)) is not None:  # type: ignore[arg-type]
-                pairs_ND = pairs_BTD.reshape(B * T, -1).to(low)
-        turn = tuple(table[positions_BT.reshape(-1)].unsqueeze(1) for table in self.angles)
+        if laid.pairs_RD is not None:
+            before_BT = torch.cat((previous_B1, tokens_BT[:, :-1]), dim=1)
+            pairs_ND = F.embedding(pair_rows(c, tokens_BT, before_BT).view(-1), laid.pairs_RD).to(low)
+        turn = tuple(table[positions_BT.reshape(-1)].unsqueeze(1) for table in laid.angles)
         closed = None if closed_BTS is None else _by_query(closed_BTS, c.heads // c.kv_heads)
-        for layer, pair, number in zip(self.layers, pairs_L, range(c.layers), strict=True):
-            if c.preset == "racer":
-                keep, again, share = (p[number].to(low) for p in (model.keep_L, model.again_L, model.pair_L))
+        for layer, pair, number in zip(laid.layers, pairs_L, range(c.layers), strict=True):
+            if laid.of_3L is not None:
+                keep, again, share = laid.of_3L[:, number]
                 x_ND = (x_ND * keep).addcmul_(start_ND, again)
                 if pairs_ND is not None:
                     x_ND = x_ND.addcmul_(pairs_ND, share)
@@ -179,7 +189,7 @@ class Decoder:
             else:
                 h_NF = h_NF.relu_().square_()
             x_ND = _product(h_NF, layer.down_FD, x_ND)
-        logits_NV = _product(_norm(x_ND, self.final_gain, c.norm_eps), self.head_DV).float()
+        logits_NV = _product(_norm(x_ND, laid.final_gain, c.norm_eps), laid.head_DV).float()
         if c.softcap:
             logits_NV = logits_NV.div_(c.softcap).tanh_().mul_(c.softcap)
         return logits_NV.view(B, T, -1)

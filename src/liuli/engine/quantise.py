@@ -75,7 +75,7 @@ class Packed:
             made = F.linear(x_BI, self.weight.to(x_BI.dtype)) * self.scales
         elif self.integer:
             q_BI, scale_B1 = rounded(x_BI)
-            if self.widened and len(x_BI) == 1:
+            if self.widened and x_BI.shape[0] == 1:
                 made = torch.ops.aten._weight_int8pack_mm(q_BI.to(x_BI.dtype), self.weight, self.scales) * scale_B1
             else:
                 made = torch._int_mm(q_BI, self.weight.t()) * (scale_B1 * self.scales)
@@ -158,8 +158,9 @@ def widening_pays() -> bool:
         lambda: torch.ops.aten._weight_int8pack_mm(wide_1I, weight_OI, scales_O),
         lambda: torch._int_mm(bytes_1I, weight_OI.t()),
     )
-    widening, whole = (min(timeit.repeat(way, number=20, repeat=10)) for way in ways)
-    return widening < whole
+    times = [[timeit.timeit(way, number=20) for way in ways] for _ in range(10)]  # in turn: the machine has its moods
+    widening, whole = map(min, zip(*times, strict=True))
+    return bool(widening < whole)
 
 
 def fits_int4(weight_OI: Tensor) -> bool:

@@ -271,14 +271,18 @@ class Transformer(nn.Module):
         if documents_BT is not None:
             alike_BT = F.pad(documents_BT[:, 1:] == documents_BT[:, :-1], (1, 0), value=True)
             before_BT = torch.where(alike_BT, before_BT, -1)
-        V, rows = self.config.vocab_size, self.config.bigram_rows
-        if rows > V * V:  # room for every pair: no hash needed
-            index = before_BT * V + tokens_BT
-        else:
-            index = torch.bitwise_xor(36_313 * tokens_BT, 27_191 * before_BT) % (rows - 1)
-        # the first token of a text has no pair: the table's last row stands for that
-        found_BTD: Tensor = self.bigram(torch.where(before_BT < 0, rows - 1, index))
+        found_BTD: Tensor = self.bigram(pair_rows(self.config, tokens_BT, before_BT))
         return found_BTD.to(self.dtype)
+
+
+def pair_rows(config: ModelConfig, tokens_BT: Tensor, before_BT: Tensor) -> Tensor:
+    """The bigram table's row for each token and the one before it; -1, no token, has the last row."""
+    V, rows = config.vocab_size, config.bigram_rows
+    if rows > V * V:  # room for every pair: no hash needed
+        index_BT = before_BT * V + tokens_BT
+    else:
+        index_BT = torch.bitwise_xor(36_313 * tokens_BT, 27_191 * before_BT) % (rows - 1)
+    return torch.where(before_BT < 0, rows - 1, index_BT)
 
 
 @torch.no_grad()
