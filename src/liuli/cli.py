@@ -193,14 +193,14 @@ EngineUrl = Annotated[str | None, typer.Option(help="The server of vllm or opena
 Weights = Annotated[
     str | None, typer.Option(help="Fewer bits, to write sooner: int8 or int4 for one or a few, bf16 for many at once.")
 ]
-Compiled = Annotated[bool, typer.Option("--compiled", help="Compile the step that writes; takes up to a minute.")]
+Compiled = Annotated[bool, typer.Option("--compiled", help="Compile the step that writes; takes up to a minute, once.")]
 Draft = Annotated[str, typer.Option(help="Foretell tokens: lookup (in the text so far), or a smaller model's folder.")]
 
 
 def sooner(weights: str | None, compiled: bool, draft: str) -> dict[str, Any]:
     """How our engine writes sooner; says so where that takes a while first."""
     if compiled:
-        print("Compiling the step that writes: up to a minute …", file=sys.stderr, flush=True)
+        print("Compiling the step that writes: up to a minute the first time …", file=sys.stderr, flush=True)
     return {"weights": weights, "compiled": compiled, "draft": draft}
 
 

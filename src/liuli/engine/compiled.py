@@ -14,6 +14,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any, cast
@@ -55,10 +56,10 @@ def ahead_of_time(step: Step, laid: object, pairs_L: Pairs, fed: Sequence[Tensor
     if not file.exists():
         _make(file, step, leaves, shape, fed)
     run = torch._inductor.aoti_load_package(str(file)).loader.boxed_run
-    held = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    weights = [leaf for leaf in pytree.tree_leaves(laid) if isinstance(leaf, Tensor)]
 
-    def call(laid: object, pairs_L: Pairs, *fed: Tensor) -> Tensor:
-        made: Tensor = run([*held, *fed])[0]
+    def call(_: object, pairs_L: Pairs, *fed: Tensor) -> Tensor:
+        made: Tensor = run([*weights, *chain(*pairs_L), *fed])[0]
         return made
 
     return call
