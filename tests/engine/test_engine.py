@@ -246,11 +246,10 @@ def test_a_compiled_step_writes_what_the_plain_one_writes(tmp_path: Path, monkey
         )
         compiled.warm_up()
         monkeypatch.setattr("liuli.engine.compiled._make", lambda *_: pytest.fail("compiled once more"))
-        wanted, found = (
-            engine.generate(prompts, Sampling(temperature=0, max_tokens=24, ignore_eos=True))
-            for engine in (plain, compiled)
-        )
+        sampling = Sampling(temperature=0, max_tokens=24, ignore_eos=True)
+        wanted, found = (engine.generate(prompts, sampling) for engine in (plain, compiled))
         assert [answer.ids for answer in found] == [answer.ids for answer in wanted]
         for one, other in zip(wanted, found, strict=True):
             assert other.logprobs == pytest.approx(one.logprobs, abs=TOLERANCE)
-        assert compiled.stats.drafted > 0
+        streamed = [token.id for token in compiled.stream(prompts[2], sampling)]  # alone, in a larger cache
+        assert streamed == wanted[2].ids and compiled.stats.drafted > 0

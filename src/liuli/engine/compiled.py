@@ -3,9 +3,9 @@
 In: a function of tensors, and such as it will be given. Out: the same function, sooner. It knows nothing of models.
 
 On a processor the code is made ahead of time by torch.export and AOTInductor and kept as a file beside torch's own: it
-holds no weights, so it serves every model of that shape, in this process and in those to come, and calling it costs
-none of the Python that torch.compile puts before each call (0.16 of 0.5 ms, measured). On a GPU that would need CUDA's
-compiler, so there torch.compile makes it, anew in each process.
+holds no weights and no cache, so it serves every model of that shape, in this process and in those to come, and calling
+it costs none of the Python that torch.compile puts before each call (0.16 of 0.5 ms, measured). On a GPU that would
+need CUDA's compiler, so there torch.compile makes it, anew in each process.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from types import FunctionType, MethodType
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import liuli.model
+from liuli.errors import UsageError
 
 Step = Callable[..., Tensor]
 """f(laid, pairs_L, *fed): laid holds all weights, in dataclasses; pairs_L the keys and values of each layer, which it
@@ -34,8 +36,7 @@ Pairs = Sequence[tuple[Tensor, Tensor]]
 def just_in_time(step: Step, laid: object, pairs_L: Pairs, fed: Sequence[Tensor]) -> Step:
     """The step compiled at its first call: for one row, or for any number of rows; of any length.
 
-    It is a copy of the code, since torch counts compilations by code and gives up after eight; and it asks nothing
-    before it runs, as torch would (0.1 ms a step): what a step depends on beside its inputs never changes.
+    It is a copy of the code, since torch counts compilations by code and gives up after eight.
     """
     method = cast(MethodType, step)
     plain = cast(FunctionType, method.__func__)
@@ -45,35 +46,52 @@ def just_in_time(step: Step, laid: object, pairs_L: Pairs, fed: Sequence[Tensor]
     if len(rows[0]) > 1:
         for tensor in rows:
             torch._dynamo.mark_dynamic(tensor, 0)
-    options: dict[str, Any] = {"guard_filter_fn": lambda guards: [False] * len(guards)}
-    return torch.compile(copy.__get__(method.__self__), options=options)
+    return torch.compile(copy.__get__(method.__self__))
 
 
 def ahead_of_time(step: Step, laid: object, pairs_L: Pairs, fed: Sequence[Tensor]) -> Step:
-    """The step from its file, which is made first if there is none: for one row, or for any number; of any length."""
-    leaves, shape = pytree.tree_flatten((laid, list(pairs_L)))
-    file = _file(leaves, shape, fed)
+    """The step from its file, which is made first if there is none: for one row, or for any number; of any length, in
+    a cache of any size."""
+    B, T = fed[0].shape
+    given = _given(pairs_L, min(B, 2), T)
+    leaves, shape = pytree.tree_flatten((laid, given[0]))
+    file = _file(leaves, shape, given[1])
     if not file.exists():
-        _make(file, step, leaves, shape, fed)
-    run = torch._inductor.aoti_load_package(str(file)).loader.boxed_run
+        _make(file, step, leaves, shape, given[1])
+    run = _loaded(file)
     weights = [leaf for leaf in pytree.tree_leaves(laid) if isinstance(leaf, Tensor)]
 
     def call(_: object, pairs_L: Pairs, *fed: Tensor) -> Tensor:
-        made: Tensor = run([*weights, *chain(*pairs_L), *fed])[0]
-        return made
+        return run([*weights, *chain(*pairs_L), *fed])[0]
 
     return call
+
+
+@cache
+def _loaded(file: Path) -> Callable[[list[Tensor]], list[Tensor]]:
+    """The code in memory, once for all decoders that come and go."""
+    run: Callable[[list[Tensor]], list[Tensor]] = torch._inductor.aoti_load_package(str(file)).loader.boxed_run
+    return run
+
+
+def _given(pairs_L: Pairs, B: int, T: int) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
+    """A small cache, and what may be fed to it: no two of the sizes that vary are alike."""
+    _, K, _, E = pairs_L[0][0].shape
+    rows, slots, seen = 5, T + 29, T + 13
+    small_L = [(k.new_zeros(rows, K, slots, E), v.new_zeros(rows, K, slots, E)) for k, v in pairs_L]
+    ids_BT = torch.zeros(B, T, dtype=torch.int64)
+    return small_L, [ids_BT, ids_BT, torch.zeros(B, 1, dtype=torch.int64), torch.arange(seen)]
 
 
 def _file(leaves: Sequence[Any], shape: pytree.TreeSpec, fed: Sequence[Tensor]) -> Path:
     """Where the code lies: another place for all that it hangs on, the program that it is made from among it."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-    kinds = [(leaf.shape, leaf.stride(), leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    kinds = [(leaf.shape, leaf.stride(), leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in (*leaves, *fed)]
     machine = (torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
     rooms = Path(__file__).parent, Path(liuli.model.__file__).parent
     sources = [path.read_bytes() for room in rooms for path in sorted(room.glob("*.py"))]
-    key = repr((kinds, shape, len(fed[0]) > 1, fed[0].shape[1], machine)).encode()
+    key = repr((kinds, shape, machine)).encode()
     return Path(cache_dir(), "liuli", hashlib.sha256(b"".join((key, *sources))).hexdigest()[:32] + ".pt2")
 
 
@@ -93,12 +111,21 @@ class _Exported(torch.nn.Module):
 @torch.inference_mode(False)
 @torch.no_grad()
 def _make(file: Path, step: Step, leaves: Sequence[Any], shape: pytree.TreeSpec, fed: Sequence[Tensor]) -> None:
-    """Compile, which takes some seconds."""
+    """Compile, which takes some seconds. Raises UsageError where there is no C++ compiler."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise UsageError("there is no C++ compiler", "compiled", "install g++ or clang, or leave it out") from None
     held = [torch.empty_like(leaf) for leaf in leaves if isinstance(leaf, Tensor)]  # shapes: memory never written to
     fed = [tensor.clone() for tensor in fed]
-    some, any_number = {0: torch.export.Dim.DYNAMIC}, len(fed[0]) > 1
-    of_fed = [some if any_number else None for _ in fed[:-1]] + [some]
-    shapes = {"held": [None] * len(held), "fed": of_fed}
+    varies = torch.export.Dim.DYNAMIC
+    row = {0: varies} if len(fed[0]) > 1 else None
+    layers = pytree.tree_unflatten(leaves, shape)[1]
+    stores = [{0: varies, 2: varies}] * (2 * len(layers))
+    shapes = {"held": [None] * (len(held) - len(stores)) + stores, "fed": [row, row, row, {0: varies}]}
     exported = torch.export.export(_Exported(step, leaves, shape), (held, fed), dynamic_shapes=shapes, strict=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     made = file.with_suffix(f".{os.getpid()}.pt2")

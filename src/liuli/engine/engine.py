@@ -223,11 +223,8 @@ class Engine:
         self, waiting: deque[Request], slots: int, then: Callable[[Request], Request | None] | None
     ) -> deque[Request]:
         """Write all answers that fit in so many slots. Returns the new requests that do not."""
-        if self.compiled:  # a step compiled for one shape of the cache serves all
-            scheduler = self.streams
-        else:
-            reuse = self.prefix_bytes if then is not None else 0
-            scheduler = Scheduler(self, min(self.rows, len(waiting)), slots, prefix_bytes=reuse, patient=True)
+        reuse = self.prefix_bytes if then is not None else 0
+        scheduler = Scheduler(self, min(self.rows, len(waiting)), slots, prefix_bytes=reuse, patient=True)
         for request in waiting:
             scheduler.submit(request)
         too_long: deque[Request] = deque()

@@ -49,6 +49,7 @@ class PracticeOptions:
     no_end: float = -1.0  # the score of an answer that did not end by itself
     temperature: float = 1.0
     max_tokens: int = 96
+    compiled: bool = False  # the step that draws, which takes a minute once and then a third less time
     engine_url: str = ""  # a vLLM server that draws the answers; "": our own engine
     most_drift: float = 0.02  # nats a token between engine and trainer, mean; more stops the run
     trace_every: int = 10  # steps between traces for the microscope; 0: none
@@ -305,7 +306,9 @@ def reinforce(
     writer = model if ranks() == 1 and not options.engine_url else load(model_folder, machine.device)
     model.compute_dtype = before.compute_dtype = writer.compute_dtype = machine.compute_dtype
     url, key = options.engine_url, os.environ.get("LIULI_ENGINE_KEY")
-    engine: Writer = RemoteEngine(url, tokenizer, model.config, key=key) if url else Engine(writer, tokenizer, rows=256)
+    engine: Writer = Engine(writer, tokenizer, rows=256, compiled=options.compiled)
+    if url:
+        engine = RemoteEngine(url, tokenizer, model.config, key=key)
     ban_V = engine.ban_V.to(machine.device)
     policy = ModelActor(model, options.temperature, ban_V, critic(model))
     optimizer = sharded(policy.learning, one_rate(options.lr, critic_lr=critic_lr, beta2=0.95, adam_eps=1e-5))
