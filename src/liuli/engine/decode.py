@@ -2,7 +2,7 @@
 
 With a token a row there is little to compute and much to start: small operations and weights read from memory cost
 more than the products. So weights that meet the same input are laid side by side once, as floats or packed into bytes
-(quantise.py), residuals are added inside the products, and torch.compile fuses the rest where it is asked to. Prompts
+(quantise.py), residuals are added inside the products, and a compiler fuses the rest where it is asked to. Prompts
 are read by the Transformer itself; a test holds the two equal for every preset.
 """
 
@@ -68,7 +68,6 @@ class _Fed:
 
     tokens_BT: Tensor
     positions_BT: Tensor
-    previous_B1: Tensor
     index: Tensor | None
     closed_BTS: Tensor | None  # additive; None when every slot may be seen
     seen: int
@@ -78,7 +77,7 @@ class Decoder:
     """A few tokens a row through a model. Weights are copied; `fresh` says whether the model's are still the same.
 
     weights: None keeps the model's numbers; "int8" and "int4" round them, and what flows between them is bfloat16.
-    compiled: fuse the step with torch.compile; the first step then takes seconds.
+    compiled: the step as machine code (compiled.py); where it was never made before, the first step takes seconds.
     """
 
     def __init__(self, model: Transformer, weights: Kind | None = None, compiled: bool = False) -> None:
@@ -92,7 +91,7 @@ class Decoder:
                 embedding_VD=model.embedding.weight.detach(),
                 layers=[self._prepare(block) for block in model.blocks],
                 final_gain=_low(model.final_gain, self.dtype),
-                head_DV=self._laid(model.head_VD),
+                head_DV=self._side_by_side(model.head_VD),
                 angles=_signed_angles(model, self.dtype),
                 of_3L=_low(torch.stack((model.keep_L, model.again_L, model.pair_L)), self.dtype) if racer else None,
                 pairs_RD=model.bigram.weight.detach() if racer and model.bigram is not None else None,
@@ -109,7 +108,7 @@ class Decoder:
         """False once a weight was changed or replaced, by an optimizer for example."""
         return self.versions == weight_versions(self.model)
 
-    def _laid(self, *weights: Tensor) -> Weight:
+    def _side_by_side(self, *weights: Tensor) -> Weight:
         """Matrices that meet the same input side by side, (inputs, outputs), in the compute dtype or packed."""
         together_OI = torch.cat([weight.detach() for weight in weights])
         if self.weights is not None:
@@ -127,12 +126,14 @@ class Decoder:
         has_values = attention.layer in c.value_layers
         return _Layer(
             attention_gain=_low(block.attention_gain, low),
-            qkv_DN=self._laid(attention.query.weight, attention.key.weight, attention.value.weight),
+            qkv_DN=self._side_by_side(attention.query.weight, attention.key.weight, attention.value.weight),
             qk_gain_HE=gains.to(low),
-            output_ND=self._laid(attention.output.weight),
+            output_ND=self._side_by_side(attention.output.weight),
             feed_forward_gain=_low(block.feed_forward_gain, low),
-            up_DF=self._laid(feed.gate.weight, feed.up.weight) if feed.gated else self._laid(feed.up.weight),
-            down_FD=self._laid(feed.down.weight),
+            up_DF=self._side_by_side(feed.gate.weight, feed.up.weight)
+            if feed.gated
+            else self._side_by_side(feed.up.weight),
+            down_FD=self._side_by_side(feed.down.weight),
             value_table=_low(attention.value_embedding.weight, low) if has_values else None,
             value_gate_GK=_low(attention.value_gate, low).t() if has_values else None,  # type: ignore[union-attr]
         )
@@ -163,7 +164,7 @@ class Decoder:
         closed_BTS = None
         if not alike:
             closed_BTS = torch.where(slots_S <= positions_BT.unsqueeze(-1), 0.0, -math.inf).to(low)
-        fed = _Fed(tokens_BT, positions_BT, previous_B1, index, closed_BTS, slots_S.shape[0])
+        fed = _Fed(tokens_BT, positions_BT, index, closed_BTS, slots_S.shape[0])
         B, T = tokens_BT.shape
         x_ND = F.embedding(tokens_BT.reshape(-1), laid.embedding_VD).to(low)
         pairs_ND: Tensor | None = None
