@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -253,3 +254,19 @@ def test_a_compiled_step_writes_what_the_plain_one_writes(tmp_path: Path, monkey
             assert other.logprobs == pytest.approx(one.logprobs, abs=TOLERANCE)
         streamed = [token.id for token in compiled.stream(prompts[2], sampling)]  # alone, in a larger cache
         assert streamed == wanted[2].ids and compiled.stats.drafted > 0
+
+
+def test_models_that_compute_otherwise_share_no_compiled_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no weight is part of the code: another kind of model of the same shapes, another epsilon, another cap."""
+    made: set[str] = set()
+    monkeypatch.setattr("liuli.engine.compiled._make", lambda file, *_: made.add(file.name))
+    monkeypatch.setattr("liuli.engine.compiled._loaded", lambda _: lambda inputs: [inputs[0]])
+    model = make_model("qwen3", layers=1)
+    for change in ({}, {}, {"preset": "llama"}, {"norm_eps": 1e-3}, {"softcap": 5.0}):
+        model.config = replace(make_model("qwen3", layers=1).config, **change)
+        cache = KeyValueCache(
+            layers=1, rows=1, slots=8, kv_heads=2, head_size=8, dtype=torch.float32, device=torch.device("cpu")
+        )
+        cache.begin(0, 1, 1)
+        Decoder(model, compiled=True)(torch.zeros(1, 1, dtype=torch.int64), cache)
+    assert len(made) == 4

@@ -11,12 +11,12 @@ need CUDA's compiler, so there torch.compile makes it, anew in each process.
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FunctionType, MethodType
 from typing import Any, cast
 
@@ -26,10 +26,12 @@ from torch.utils import _pytree as pytree
 
 import liuli.model
 from liuli.errors import UsageError
+from liuli.files import write_file
 
 Step = Callable[..., Tensor]
-"""f(laid, pairs_L, *fed): laid holds all weights, in dataclasses; pairs_L the keys and values of each layer, which it
-writes to; fed are tensors whose first has a line for each row and whose last is as long as what is seen."""
+"""f(laid, pairs_L, *fed): laid holds in dataclasses all that is read of a model, also what is no tensor, of which each
+value makes other code; pairs_L the keys and values of each layer, which it writes to; fed are tensors whose first has a
+line for each row and whose last is as long as what is seen. Compiled: f(pairs_L, *fed)."""
 Pairs = Sequence[tuple[Tensor, Tensor]]
 
 
@@ -41,27 +43,24 @@ def just_in_time(step: Step, laid: object, pairs_L: Pairs, fed: Sequence[Tensor]
     method = cast(MethodType, step)
     plain = cast(FunctionType, method.__func__)
     copy = FunctionType(plain.__code__.replace(), plain.__globals__, argdefs=plain.__defaults__)
-    *rows, slots_S = fed
-    torch._dynamo.mark_dynamic(slots_S, 0)
-    if len(rows[0]) > 1:
-        for tensor in rows:
-            torch._dynamo.mark_dynamic(tensor, 0)
-    return torch.compile(copy.__get__(method.__self__))
+    for tensor in fed if len(fed[0]) > 1 else fed[-1:]:
+        torch._dynamo.mark_dynamic(tensor, 0)
+    return partial(torch.compile(copy.__get__(method.__self__)), laid)
 
 
 def ahead_of_time(step: Step, laid: object, pairs_L: Pairs, fed: Sequence[Tensor]) -> Step:
     """The step from its file, which is made first if there is none: for one row, or for any number; of any length, in
     a cache of any size."""
     B, T = fed[0].shape
-    given = _given(pairs_L, min(B, 2), T)
-    leaves, shape = pytree.tree_flatten((laid, given[0]))
-    file = _file(leaves, shape, given[1])
+    small_L, few = _given(pairs_L, min(B, 2), T)
+    leaves, shape = pytree.tree_flatten((laid, small_L))
+    file = _file(leaves, shape, few)
     if not file.exists():
-        _make(file, step, leaves, shape, given[1])
+        _make(file, step, leaves, shape, few)
     run = _loaded(file)
     weights = [leaf for leaf in pytree.tree_leaves(laid) if isinstance(leaf, Tensor)]
 
-    def call(_: object, pairs_L: Pairs, *fed: Tensor) -> Tensor:
+    def call(pairs_L: Pairs, *fed: Tensor) -> Tensor:
         return run([*weights, *chain(*pairs_L), *fed])[0]
 
     return call
@@ -89,10 +88,16 @@ def _file(leaves: Sequence[Any], shape: pytree.TreeSpec, fed: Sequence[Tensor]) 
 
     kinds = [(leaf.shape, leaf.stride(), leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in (*leaves, *fed)]
     machine = (torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
+    key = repr((kinds, shape, machine, _program()))
+    return Path(cache_dir(), "liuli", hashlib.sha256(key.encode()).hexdigest()[:32] + ".pt2")
+
+
+@cache
+def _program() -> str:
+    """A hash of all that a step can be made from."""
     rooms = Path(__file__).parent, Path(liuli.model.__file__).parent
-    sources = [path.read_bytes() for room in rooms for path in sorted(room.glob("*.py"))]
-    key = repr((kinds, shape, machine)).encode()
-    return Path(cache_dir(), "liuli", hashlib.sha256(b"".join((key, *sources))).hexdigest()[:32] + ".pt2")
+    sources = b"".join(path.read_bytes() for room in rooms for path in sorted(room.glob("*.py")))
+    return hashlib.sha256(sources).hexdigest()
 
 
 class _Exported(torch.nn.Module):
@@ -127,8 +132,6 @@ def _make(file: Path, step: Step, leaves: Sequence[Any], shape: pytree.TreeSpec,
     stores = [{0: varies, 2: varies}] * (2 * len(layers))
     shapes = {"held": [None] * (len(held) - len(stores)) + stores, "fed": [row, row, row, {0: varies}]}
     exported = torch.export.export(_Exported(step, leaves, shape), (held, fed), dynamic_shapes=shapes, strict=False)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    made = file.with_suffix(f".{os.getpid()}.pt2")
-    with warnings.catch_warnings(category=FutureWarning, action="ignore"):  # torch warns itself of its own ways
-        torch._inductor.aoti_compile_and_package(exported, package_path=str(made))
-    made.replace(file)  # whole or not at all, whoever else makes it
+    with TemporaryDirectory() as place, warnings.catch_warnings(category=FutureWarning, action="ignore"):  # torch's own
+        made = torch._inductor.aoti_compile_and_package(exported, package_path=str(Path(place, "step.pt2")))
+        write_file(file, Path(made).read_bytes(), durable=False)  # whole or not at all, whoever else makes it

@@ -22,6 +22,7 @@ from liuli.engine.cache import KeyValueCache
 from liuli.engine.compiled import Step, ahead_of_time, just_in_time
 from liuli.engine.quantise import Kind, Packed, pack
 from liuli.model import Transformer
+from liuli.model.config import ModelConfig
 from liuli.model.transformer import pair_rows
 
 MOST_BYTES = 2**29  # a larger model is left alone: its second copy would hurt, and its products dominate anyway
@@ -48,6 +49,7 @@ class _Layer:
 class _Laid:
     """All that a step reads of a model. angles: cos and sin, (positions, E). of_3L, pairs_RD: only of a racer."""
 
+    config: ModelConfig
     embedding_VD: Tensor
     layers: list[_Layer]
     final_gain: Tensor | None
@@ -88,6 +90,7 @@ class Decoder:
         racer = self.config.preset == "racer"
         with torch.no_grad():
             self.laid = _Laid(
+                config=self.config,
                 embedding_VD=model.embedding.weight.detach(),
                 layers=[self._prepare(block) for block in model.blocks],
                 final_gain=_low(model.final_gain, self.dtype),
@@ -124,15 +127,14 @@ class Decoder:
         gains = gains.detach().clone()
         gains[: c.heads] *= attention.scale
         has_values = attention.layer in c.value_layers
+        up = (feed.gate.weight, feed.up.weight) if feed.gated else (feed.up.weight,)
         return _Layer(
             attention_gain=_low(block.attention_gain, low),
             qkv_DN=self._side_by_side(attention.query.weight, attention.key.weight, attention.value.weight),
             qk_gain_HE=gains.to(low),
             output_ND=self._side_by_side(attention.output.weight),
             feed_forward_gain=_low(block.feed_forward_gain, low),
-            up_DF=self._side_by_side(feed.gate.weight, feed.up.weight)
-            if feed.gated
-            else self._side_by_side(feed.up.weight),
+            up_DF=self._side_by_side(*up),
             down_FD=self._side_by_side(feed.down.weight),
             value_table=_low(attention.value_embedding.weight, low) if has_values else None,
             value_gate_GK=_low(attention.value_gate, low).t() if has_values else None,  # type: ignore[union-attr]
@@ -147,7 +149,7 @@ class Decoder:
         if shape not in self.steps:
             compile_step = ahead_of_time if self.laid.embedding_VD.device.type == "cpu" else just_in_time
             self.steps[shape] = compile_step(self._forward, self.laid, cache.pairs_L, fed)
-        return self.steps[shape](self.laid, cache.pairs_L, *fed)
+        return self.steps[shape](cache.pairs_L, *fed)
 
     def _forward(
         self,
@@ -160,10 +162,8 @@ class Decoder:
         index: Tensor | None = None,
         alike: bool = False,
     ) -> Tensor:
-        c, low = self.config, self.dtype
-        closed_BTS = None
-        if not alike:
-            closed_BTS = torch.where(slots_S <= positions_BT.unsqueeze(-1), 0.0, -math.inf).to(low)
+        c, low = laid.config, self.dtype
+        closed_BTS = None if alike else torch.where(slots_S <= positions_BT.unsqueeze(-1), 0.0, -math.inf).to(low)
         fed = _Fed(tokens_BT, positions_BT, index, closed_BTS, slots_S.shape[0])
         B, T = tokens_BT.shape
         x_ND = F.embedding(tokens_BT.reshape(-1), laid.embedding_VD).to(low)

@@ -306,9 +306,10 @@ def reinforce(
     writer = model if ranks() == 1 and not options.engine_url else load(model_folder, machine.device)
     model.compute_dtype = before.compute_dtype = writer.compute_dtype = machine.compute_dtype
     url, key = options.engine_url, os.environ.get("LIULI_ENGINE_KEY")
-    engine: Writer = Engine(writer, tokenizer, rows=256, compiled=options.compiled)
     if url:
-        engine = RemoteEngine(url, tokenizer, model.config, key=key)
+        engine: Writer = RemoteEngine(url, tokenizer, model.config, key=key)
+    else:
+        engine = Engine(writer, tokenizer, rows=256, compiled=options.compiled)
     ban_V = engine.ban_V.to(machine.device)
     policy = ModelActor(model, options.temperature, ban_V, critic(model))
     optimizer = sharded(policy.learning, one_rate(options.lr, critic_lr=critic_lr, beta2=0.95, adam_eps=1e-5))
