@@ -1,9 +1,10 @@
 """What each way of learning from preferences makes of one chat model, judged by the ground truth.
 
-    python benchmarks/alignment.py runs/laptop --minutes 2 --seeds 0 1 2 --methods ppo grpo dpo rejection cautious one
+    python benchmarks/alignment.py runs/laptop --minutes 2 --seeds 0 1 2 --methods ppo own-dpo cautious one
 
-RUN is a build's folder (chat, reward, curriculum, rows). Every method starts from `chat`; `ppo`, `grpo`, `rejection`
-and `best-of-16` follow `reward`, `dpo` the same comparisons. `cautious` and `one` are PPO without a leash, by the
+RUN is a build's folder (chat, reward, curriculum, rows). Every method starts from `chat`; `ppo`, `grpo`, `rejection`,
+`own-dpo` (DPO on comparisons of the model's own answers) and `best-of-16` follow `reward`, `dpo` the comparisons that
+`reward` learned from. `cautious` and `one` are PPO without a leash, by the
 ensemble and by its first member alone: how the true worth falls while the score still rises is drawn to
 over-optimisation.svg.
 """
@@ -13,14 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from liuli.aligning import judged_by
+from liuli.aligning import comparable, judged_by
 from liuli.build import messages_of, practice_items, split_by_prompt, worths
 from liuli.curriculum import worth
 from liuli.engine import Model
@@ -30,7 +31,7 @@ from liuli.evals.versus import held_out, versus
 from liuli.evals.versus import worths as worths_of
 from liuli.files import read_lines
 from liuli.model.scalar import ScalarModel, load_scalar, save_scalar
-from liuli.stages.best import best_of
+from liuli.stages.best import Best, best_of
 from liuli.stages.dpo import DPOOptions, dpo
 from liuli.stages.experience import Reward
 from liuli.stages.grpo import GRPOOptions, grpo
@@ -39,10 +40,10 @@ from liuli.stages.reward import compare, score_answers
 from liuli.stages.rollout import Rollouts
 from liuli.stages.sft import sft
 from liuli.stages.training import TrainOptions
-from liuli.text import Preference, Rows, Tokenizer, pack_conversations, render_many
-from liuli.train import RunLog, StageState
+from liuli.text import Message, Preference, Rows, Tokenizer, pack_conversations, render_many
+from liuli.train import RunLog, StageState, measure_machine
 
-COMPARED = ("ppo", "grpo", "dpo", "rejection", "best-of-16")
+COMPARED = ("ppo", "grpo", "dpo", "own-dpo", "rejection", "best-of-16")
 METHODS = (*COMPARED, "cautious", "one")
 
 
@@ -59,6 +60,8 @@ def train(method: str, run: Path, out: Path, minutes: float, seed: int) -> list[
 
     if method == "rejection":
         rejection(run, items, out, minutes, seed, log)
+    elif method == "own-dpo":
+        own_dpo(run, items, out, minutes, seed, log)
     elif method == "ppo":
         options = PPOOptions(**budget, beta=0.1, ptx=0.5, max_tokens=160)
         ppo(chat, judge, asked, out, options=options, log=log, truth=truth, ptx_rows=Rows.open(run / "rows" / "chat"))
@@ -104,19 +107,44 @@ def best_worths(run: Path, items: Sequence[dict[str, Any]]) -> list[float]:
 
 def rejection(run: Path, items: Sequence[dict[str, Any]], out: Path, minutes: float, seed: int, log: RunLog) -> None:
     """Fine-tuning on the best of 16 of the model's own answers, half of the time for each, chat rows beside it."""
-    chat, tokenizer = run / "chat", Tokenizer.load(run / "chat")
-    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed)).tolist()
-    asked = [messages_of(items[number]["messages"]) for number in order]
-    began, kept = time.monotonic(), []
-    for best in best_of(Model(chat).engine, asked, judged_by(run / "reward"), 16, max_tokens=160, seed=seed):
-        kept.append([*(replace(message, train=False) for message in asked[best.number]), *best.produced])
-        if time.monotonic() - began > 30 * minutes:
-            break
+    chat, tokenizer, began = run / "chat", Tokenizer.load(run / "chat"), time.monotonic()
+    kept = [
+        [*(replace(message, train=False) for message in asked), *best.produced]
+        for asked, best in drawn_for(30 * minutes, run, items, 16, seed)
+    ]
     pack_conversations(render_many(kept, tokenizer), 256, out.parent / "best", vocab_size=tokenizer.vocab_size)
     left = minutes - (time.monotonic() - began) / 60
     rates = {"matrix_lr": 4e-4, "head_lr": 4e-4, "embedding_lr": 1e-3, "adam_lr": 3e-4}  # a tenth of fine-tuning's
     options = TrainOptions(minutes=left, seed=seed, replay=0.5, **rates)
     sft(chat, out.parent / "best", out, options=options, log=log, replay=run / "rows" / "chat")
+
+
+def own_dpo(run: Path, items: Sequence[dict[str, Any]], out: Path, minutes: float, seed: int, log: RunLog) -> None:
+    """DPO on the best of 8 of the model's own answers beside the worst, 60% of the time for drawing."""
+    began = time.monotonic()
+    pairs = [
+        Preference(asked, best.produced, best.worst)
+        for asked, best in drawn_for(36 * minutes, run, items, 8, seed)
+        if comparable(best)
+    ]
+    data = compare(pairs, Tokenizer.load(run / "chat"), 256)
+    left = minutes - (time.monotonic() - began) / 60
+    dpo(run / "chat", data, out, options=DPOOptions(minutes=left, seed=seed, lr=3e-5, beta=0.3), log=log)
+
+
+def drawn_for(
+    seconds: float, run: Path, items: Sequence[dict[str, Any]], n: int, seed: int
+) -> Iterator[tuple[tuple[Message, ...], Best]]:
+    """Questions of practice in an order of the seed's, and the best of n answers to each, until the time is used."""
+    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed)).tolist()
+    asked = [messages_of(items[number]["messages"]) for number in order]
+    engine, began = Model(run / "chat", dtype=measure_machine().compute_dtype).engine, time.monotonic()
+    for start in range(0, len(asked), 64):
+        some = asked[start : start + 64]
+        for best in best_of(engine, some, judged_by(run / "reward"), n, max_tokens=160, seed=seed * 10_000 + start):
+            yield some[best.number], best
+        if time.monotonic() - began > seconds:
+            return
 
 
 def curve(lines: dict[str, list[dict[str, Any]]], path: Path) -> None:

@@ -85,7 +85,7 @@ def our_dpo(folder: Path, pairs: Pairs, tokenizer: Tokenizer, length: int) -> St
     model, before = load(folder / "model"), load(folder / "model")
     model.compute_dtype = before.compute_dtype = machine.compute_dtype
     optimizer = Optimizer(model, OptimizerOptions(kind="adamw", adam_lr=LR, beta2=0.98, adam_eps=1e-8))
-    actor, reference, options = ModelActor(model), ModelActor(before), DPOOptions()
+    actor, reference, options = ModelActor(model), ModelActor(before), DPOOptions(beta=0.1)
     preferences = [
         Preference((Message("user", prompt),), (Message("assistant", chosen),), (Message("assistant", rejected),))
         for prompt, chosen, rejected in pairs

@@ -43,6 +43,7 @@ from liuli.text import (
     Rows,
     Task,
     Tokenizer,
+    preference_line,
     read_conversations,
     read_judged,
     read_preferences,
@@ -50,6 +51,8 @@ from liuli.text import (
 )
 from liuli.train import RunLog, measure_machine
 
+LEAST_GAP = 0.3
+"""Between the best answer and the worst, in scores (of a reward model: standard deviations), to be compared."""
 Prompt = tuple[Message, ...]
 O = TypeVar("O", RewardOptions, PPOOptions, GRPOOptions, DPOOptions)
 
@@ -189,12 +192,18 @@ def best_here(
     n: int,
     max_tokens: int,
     seed: int,
+    pairs: bool,
     skip_bad: bool,
     quiet: bool,
 ) -> None:
-    """`liuli best`: the best of n answers to each prompt, as conversations to learn from; wrong ones are left out."""
+    """`liuli best`: the best of n answers to each prompt, as conversations to learn from; wrong ones are left out.
+
+    pairs: comparisons of the best with the worst instead, where they differ.
+    """
     if out.suffix != ".jsonl":
         raise UsageError("the chosen answers are lines of JSON", out, f"name it {out.name}.jsonl")
+    if pairs and n < 2:
+        raise UsageError("one answer has nothing to be compared with", "--n", "give 2 or more")
     with own_run(out, "drawing and choosing answers", quiet) as log:
         asked, earn = exercises(model, tasks, skills, judge_folder, seed, skip_bad, log)
         least = -math.inf if judge_folder is not None else 1.0  # where the right answer is known, no other is learned
@@ -202,17 +211,17 @@ def best_here(
         kept: list[Best] = []
         for best in best_of(engine, asked, earn, n, max_tokens=max_tokens, seed=seed):
             log.progress((best.number + 1) / len(asked))
-            if best.score >= least:
+            if best.score >= least and (not pairs or comparable(best)):
                 kept.append(best)
         if not kept:
-            what = f"none of {len(asked)} prompts got a right answer"
+            what = f"none of {len(asked)} prompts got a right answer" + " beside a wrong one" * pairs
             raise LiuliError(what, model, "draw more (--n), or teach it first (liuli sft)")
-        write_file(out, (line(asked[best.number], best) for best in kept))
+        write_file(out, ((pair_line if pairs else line)(asked[best.number], best) for best in kept))
         score, mean = (sum(getattr(best, name) for best in kept) / len(kept) for name in ("score", "mean"))
         end(
             log,
             f"{out}: {len(kept):,} of {len(asked):,} prompts, best of {n} {score:.3f} where the mean is {mean:.3f}, "
-            f"KL at most {most_kl(n):.2f} nats an answer; learn it with liuli sft",
+            f"KL at most {most_kl(n):.2f} nats an answer; learn it with liuli {'dpo' if pairs else 'sft'}",
         )
 
 
@@ -221,6 +230,18 @@ def line(prompt: Prompt, best: Best) -> bytes:
     before = [replace(message, train=False).to_dict() for message in prompt]
     row = {"messages": [*before, *(message.to_dict() for message in best.produced)]}
     return json.dumps(row | {"score": best.score, "mean": best.mean}, ensure_ascii=False).encode() + b"\n"
+
+
+def comparable(best: Best) -> bool:
+    """Whether best and worst are two answers of different worth; an empty one teaches nothing but silence."""
+    said = best.produced[-1].content, best.worst[-1].content
+    return best.score - best.worst_score >= LEAST_GAP and all(text.strip() for text in said)
+
+
+def pair_line(prompt: Prompt, best: Best) -> bytes:
+    """The best answer beside the worst."""
+    row = preference_line(Preference(prompt, best.produced, best.worst))
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
 def exercises(

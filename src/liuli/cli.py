@@ -495,6 +495,7 @@ def best_command(
     n: Annotated[int, typer.Option("--n", min=1, help="Answers to each prompt, of which the best is kept.")] = 16,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 128,
     seed: Annotated[int, typer.Option(help="The same seed, the same answers.")] = 0,
+    pairs: Annotated[bool, typer.Option("--pairs", help="The best beside the worst, for liuli dpo.")] = False,
     skip_bad: SkipBad = False,
     quiet: Quiet = False,
 ) -> None:
@@ -504,7 +505,7 @@ def best_command(
     """
     from liuli import aligning
 
-    aligning.best_here(model, tasks, skill or [], judge, out, n, max_tokens, seed, skip_bad, quiet)
+    aligning.best_here(model, tasks, skill or [], judge, out, n, max_tokens, seed, pairs, skip_bad, quiet)
 
 
 @app.command(name="dpo")

@@ -10,14 +10,14 @@ from typer.testing import CliRunner
 
 from liuli.cli import app
 from liuli.engine import Engine
-from liuli.errors import UsageError
+from liuli.errors import LiuliError, UsageError
 from liuli.files import read_lines
 from liuli.model import Transformer
 from liuli.stages.best import best_of, most_kl
 from liuli.stages.experience import Reward
 from liuli.stages.rollout import Rollouts, roll_out
 from liuli.stages.training import write_model
-from liuli.text import Message
+from liuli.text import Message, read_preferences
 from tests.engine.conftest import byte_tokenizer, make_model, scripted
 
 T = byte_tokenizer()
@@ -62,6 +62,7 @@ def test_the_highest_scored_of_all_that_was_drawn_is_kept(monkeypatch: pytest.Mo
     for best in found:
         own = [(score, said) for number, score, said in seen if number == best.number]
         assert (best.score, best.produced) == max(own, key=lambda one: one[0])
+        assert (best.worst_score, best.worst) == min(own, key=lambda one: one[0])
         assert best.mean == pytest.approx(sum(score for score, _ in own) / len(own))
 
 
@@ -112,6 +113,32 @@ def test_the_command_writes_conversations_of_right_answers(tmp_path: Path, monke
     tasks.write_text('{"prompt": "b", "answer": "8"}\n', encoding="utf-8")
     none = CliRunner().invoke(app, [*command[:2], str(tmp_path / "run" / "none.jsonl"), *command[3:]])
     assert none.exit_code != 0 and not (tmp_path / "run" / "none.jsonl").exists()
+
+
+def test_best_and_worst_are_written_as_comparisons_only_where_they_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    T.save(tmp_path / "tokenizer")
+    write_model(talkative(), tmp_path / "model", T, tmp_path / "tokenizer", {"seed": 0})
+    tasks, out = tmp_path / "tasks.jsonl", tmp_path / "run" / "pairs.jsonl"
+    tasks.write_text("".join(f'{{"prompt": "{n}", "answer": "{n % 10}"}}\n' for n in range(20)), encoding="utf-8")
+
+    def half_right(rollouts: Rollouts) -> Reward:  # of each prompt's four answers the first two, but of prompt 3 all
+        return Reward(torch.tensor([float(i % 4 < 2 or i // 4 == 3) for i in range(len(rollouts))]))
+
+    monkeypatch.setattr("liuli.aligning.checked", lambda tasks: half_right)
+    command = ["best", str(tmp_path / "model"), str(out), "--tasks", str(tasks), "--pairs", "--max-tokens", "40"]
+    done = CliRunner().invoke(app, [*command, "--n", "4"])
+    assert done.exit_code == 0, done.output
+    pairs = list(read_preferences([out]))
+    assert 5 < len(pairs) < 20 and all(pair.chosen != pair.rejected for pair in pairs)
+    assert "3" not in {pair.prompt[-1].content for pair in pairs}
+    assert isinstance(CliRunner().invoke(app, [*command, "--n", "1"]).exception, UsageError)
+
+
+def test_a_reward_that_is_no_number_is_refused() -> None:
+    with pytest.raises(LiuliError, match="not a number"):
+        list(best_of(Engine(talkative(), T), PROMPTS, lambda r: Reward(torch.full((len(r),), torch.nan)), 2))
 
 
 def replace_engine(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> list[Path]:

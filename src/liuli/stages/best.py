@@ -2,6 +2,7 @@
 
 The baseline of learning from preferences: no gradient is taken until `liuli sft` learns what was kept (arXiv
 2307.09288, section 3.2.3; 2304.06767). The best of n is at most log n - (n - 1)/n nats from the model (2401.01879).
+The best beside the worst is a comparison of the model's own answers, for `liuli dpo` (2309.06657).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from liuli.errors import UsageError
+from liuli.errors import LiuliError, UsageError
 from liuli.stages.experience import Reward
 from liuli.stages.rollout import Rollouts, Writer, roll_out
 from liuli.text import Message
@@ -23,12 +24,15 @@ AT_ONCE = 1024  # answers that are drawn and scored together
 
 @dataclass(frozen=True)
 class Best:
-    """The answer to prompt `number` that scored highest of n, and the mean score of those that ended by themselves."""
+    """The answer to prompt `number` that scored highest of n; of those that ended by themselves the mean score, and
+    the answer that scored lowest."""
 
     number: int
     produced: tuple[Message, ...]
     score: float
     mean: float
+    worst: tuple[Message, ...]
+    worst_score: float
 
 
 def best_of(
@@ -43,7 +47,8 @@ def best_of(
 ) -> Iterator[Best]:
     """The best of n answers to each prompt, in order; prompts to which no answer ended by itself are left out.
 
-    Of equal scores the first counts. Raises UsageError for n below 1, LiuliError for a prompt that does not fit.
+    Of equal scores the first counts. Raises UsageError for n below 1, LiuliError for a prompt that does not fit and
+    a reward that is no number.
     """
     if n < 1:
         raise UsageError(f"the best of {n} answers is none", "n", "give 1 or more")
@@ -54,12 +59,16 @@ def best_of(
         asked = [prompts[number] for number in numbers]
         rollouts = roll_out(engine, asked, temperature=temperature, max_tokens=max_tokens, seeds=seeds)
         rollouts = replace(rollouts, prompt_B=torch.tensor(numbers))
-        scores_PN = torch.where(rollouts.finished_B, reward(rollouts).scores_B, -math.inf).view(-1, n)
-        for place, scores_N in enumerate(scores_PN):
-            best = int(scores_N.argmax())
-            if math.isfinite(score := float(scores_N[best])):
-                produced = rollouts.produced[place * n + best]
-                yield Best(start + place, produced, score, float(scores_N[scores_N.isfinite()].mean()))
+        scores_PN, ended_PN = reward(rollouts).scores_B.view(-1, n), rollouts.finished_B.view(-1, n)
+        if not scores_PN.isfinite().all():
+            raise LiuliError("the reward of an answer is not a number", f"prompts from {start}", "look at the reward")
+        for place, (scores_N, ended_N) in enumerate(zip(scores_PN, ended_PN, strict=True)):
+            if ended_N.any():
+                best = int(torch.where(ended_N, scores_N, -math.inf).argmax())
+                worst = int(torch.where(ended_N, scores_N, math.inf).argmin())
+                said, scores = rollouts.produced[place * n : (place + 1) * n], scores_N.tolist()
+                mean = float(scores_N[ended_N].mean())
+                yield Best(start + place, said[best], scores[best], mean, said[worst], scores[worst])
 
 
 def most_kl(n: int) -> float:

@@ -32,8 +32,8 @@ class DPOOptions:
     epochs: float = 1.0  # where no minutes are given
     kind: Literal["sigmoid", "ipo", "kto"] = "sigmoid"
     pairs: int = 64  # of one step (kto: answers)
-    lr: float = 1e-4
-    beta: float = 0.1
+    lr: float = 3e-5
+    beta: float = 0.3
     smoothing: float = 0.0  # share of comparisons taken to be flipped
     micro_tokens: int = 8192
     save_every_s: float = 60.0
