@@ -31,10 +31,10 @@ from liuli.stages.reward import (
     reward,
     score_answers,
 )
-from liuli.stages.rollout import Rollouts, roll_out
+from liuli.stages.rollout import ModelActor, Rollouts, Scores, roll_out
 from liuli.stages.training import write_model
 from liuli.text import Judged, Message, Preference
-from liuli.train import RunLog, StageState
+from liuli.train import RunLog, StageState, measure_machine
 from tests.engine.conftest import byte_tokenizer, make_model
 
 CONTEXT = 64
@@ -173,6 +173,28 @@ def run_stage(kind: str, model: Path, folder: Path, rm: Path | None = None, **mo
         options = PPOOptions(steps=3, answers=6, epochs=2, max_tokens=6, no_end=0.0, kl_target=6.0, **OFTEN)
         ppo(model, rm, prompts, out, options=options, log=log)
     return out
+
+
+def test_a_round_of_one_step_is_scored_once_and_learns_what_it_learned_from_two_passes(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import liuli.stages.learn as learn
+
+    monkeypatch.setattr(learn, "measure_machine", lambda: replace(measure_machine(), dtype="float32"))
+    score, calls = ModelActor.score, 0
+
+    def counted(self: ModelActor, rollouts: Rollouts) -> Scores:
+        nonlocal calls
+        calls += torch.is_grad_enabled()
+        return score(self, rollouts)
+
+    monkeypatch.setattr(ModelActor, "score", counted)
+    once = load(run_stage("grpo", model, tmp_path / "once", minibatches=1))
+    assert calls == 3
+    monkeypatch.setattr(learn, "parts", lambda *_: [None, None])  # as if it were more than one part
+    twice = load(run_stage("grpo", model, tmp_path / "twice", minibatches=1))
+    for found, wanted in zip(once.parameters(), twice.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["reward", "ppo", "grpo", "dpo"])

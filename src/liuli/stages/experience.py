@@ -90,10 +90,12 @@ def update(
     scale: float = 1.0,
     seed: int = 0,
     extra: Callable[[], Tensor] | None = None,
+    scored: Scores | None = None,
 ) -> dict[str, float]:
     """Several epochs of steps on one experience. Changes the actor's weights; returns means over all steps.
 
-    scale: on all learning rates. extra: a loss added to each step's (PPO-ptx). `first_ratio` is the largest distance of
+    scale: on all learning rates. extra: a loss added to each step's (PPO-ptx). scored: the
+    actor's scores with their gradients, where all is one step of one part and they are known. `first_ratio` is the largest distance of
     a probability ratio from 1 before the first step: anything but about 0 means that sampling and training disagree.
     """
     pieces = parts(e.rollouts.lengths_B, step.micro_tokens, step.minibatches)
@@ -107,7 +109,7 @@ def update(
         means: dict[str, float] = {}
         for index in batch:
             part = select(e, index)
-            scores = actor.score(part.rollouts)
+            scores = actor.score(part.rollouts) if scored is None else scored
             device = scores.log_probs_BT.device
             part = Experience(part.rollouts, *(x.to(device) for x in part[1:]))
             if not steps:

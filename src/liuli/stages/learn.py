@@ -22,7 +22,7 @@ from liuli.files import remove
 from liuli.model import Transformer, load
 from liuli.stages.experience import Experience, Reward, Step, update
 from liuli.stages.remote import RemoteEngine, publish
-from liuli.stages.rollout import Batches, Critic, ModelActor, Rollouts, Scores, Writer, roll_out, score_all
+from liuli.stages.rollout import Batches, Critic, ModelActor, Rollouts, Scores, Writer, parts, roll_out, score_all
 from liuli.stages.training import write_model
 from liuli.text import Loader, Rows, Tokenizer
 from liuli.text.chat import Messages, as_messages
@@ -125,7 +125,13 @@ class Learner:
         reward = from_first(self.reward, rollouts)
         if not torch.isfinite(reward.scores_B).all():
             raise LiuliError("the reward of an answer is not a number", f"step {self.done}", "look at the reward model")
-        old = score_all(across(self.policy), rollouts, self.step.micro_tokens, self.step.minibatches)
+        # a round that is one step of one part is scored once, by the pass that its gradient is taken of
+        alone = self.step.epochs * len(parts(rollouts.lengths_B, self.step.micro_tokens, self.step.minibatches)) == 1
+        scored = across(self.policy).score(rollouts) if alone else None
+        if scored is not None:
+            old = Scores(*(value.detach().float().cpu() for value in scored))
+        else:
+            old = score_all(across(self.policy), rollouts, self.step.micro_tokens, self.step.minibatches)
         reference = score_all(across(self.reference), rollouts, self.step.micro_tokens, self.step.minibatches)
         e = self.experience(rollouts, old, reference.log_probs_BT, reward.scores_B, self.beta)
         drift = self.check(rollouts)
@@ -138,6 +144,7 @@ class Learner:
             scale=scale,
             seed=o.seed + self.done,
             extra=self.text_loss if self.texts is not None else None,
+            scored=scored,
         )
         self.check_ratio(means["first_ratio"])
         kl = float(e.kl_BT.sum(1).mean())
