@@ -65,11 +65,11 @@ class Draw:
 
     def casual(self, form: str) -> str:
         """The wording as some people type it: now and then, in training, without its last mark or first capital."""
-        if self.split != "train" or not self.chance(0.08):
+        if self.split != "train" or not self.chance(0.12):
             return form
         lower = form[0].isascii() and form[0].isalpha() and form[:2] not in ("I ", "I'") and self.chance(0.5)
         form = form[0].lower() + form[1:] if lower else form
-        return form[:-1] if form[-1] in "?？.。" else form
+        return form[:-1] if form[-1] in "?？.。!！" else form
 
     def name(self, invent: Callable[[], str]) -> str:
         """An invented name: a held-out one in the `names` split; elsewhere one with nothing held out in it."""

@@ -7,19 +7,18 @@ chance, and an item's turn in the round of facts is its number, so that chunks c
 from __future__ import annotations
 
 import multiprocessing
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from liuli.curriculum.draw import Draw
 from liuli.curriculum.invent import neighbours
-from liuli.curriculum.items import LANGUAGES, Item, chat_line, eval_line, text_line
+from liuli.curriculum.items import LANGUAGES, Item, chat_line, estimated_tokens, eval_line, item_tokens, text_line
 from liuli.curriculum.preferences import pair_lines
-from liuli.curriculum.skills import LARGEST_SHARE, shares, skills
+from liuli.curriculum.skills import LARGEST_SHARE, LONGEST_TALK, shares, skills
 from liuli.curriculum.skills.dialogue import distinct_dialogues
 from liuli.curriculum.skills.facts import SKILLS, pairs_of
 from liuli.curriculum.skills.stories import distinct_sentences
@@ -92,14 +91,55 @@ def plan(seed: int, size: int) -> list[Stream]:
 
 def make_chunk(seed: int, streams: list[Stream], chunk: int, chunks: int) -> tuple[bytes, bytes]:
     """The lines of text.jsonl and of chat.jsonl in one chunk, in an order of their own."""
-    lines: dict[str, list[str]] = {"text": [], "chat": []}
+    texts, lessons = list[str](), list[Lesson]()
     for stream in streams:
-        first, last = stream.count * chunk // chunks, stream.count * (chunk + 1) // chunks
-        lines[stream.kind] += _lines(seed, stream, range(first, last), str(chunk))
+        numbers = range(stream.count * chunk // chunks, stream.count * (chunk + 1) // chunks)
+        skill, salt = skills()[stream.skill], f"{stream.skill}/{stream.language}/{stream.kind}/{chunk}"
+        draw = Draw(Random(f"{seed}/{salt}"), stream.language, "train", 0, seed)
+        for draw.index in numbers:
+            if stream.kind == "chat":
+                lessons.append(Lesson(skill.item(draw), stream.skill, stream.language))
+            else:
+                assert skill.text is not None
+                texts.append(text_line(skill.text(draw), stream.skill, stream.language))
     order = Random(f"{seed}/order/{chunk}")
-    for some in lines.values():
-        order.shuffle(some)
-    return "".join(lines["text"]).encode(), "".join(lines["chat"]).encode()
+    order.shuffle(texts)
+    order.shuffle(lessons)
+    chats = [chat_line(*lesson) for lesson in conversations(lessons, order)]
+    return "".join(texts).encode(), "".join(chats).encode()
+
+
+class Lesson(NamedTuple):
+    """An item, and where it comes from."""
+
+    item: Item
+    skill: str
+    language: str
+
+
+def conversations(lessons: Sequence[Lesson], rng: Random) -> Iterator[Lesson]:
+    """The same items, about half of the conversations by themselves and the others two to four in one, as people ask
+    one thing after another. Those of a conversation share its language; its skill names theirs.
+    """
+    waiting: dict[str, tuple[int, list[Lesson]]] = {language: (1, []) for language in LANGUAGES}
+    for lesson in lessons:
+        wanted, own = waiting[lesson.language]
+        if own and sum(item_tokens(one.item) for one in [*own, lesson]) > LONGEST_TALK:
+            yield _joined(own)
+            wanted, own = 1, []
+        if not own:
+            wanted = rng.choices((1, 2, 3, 4), (50, 25, 15, 10))[0]
+        own.append(lesson)
+        if len(own) == wanted:
+            yield _joined(own)
+            own = []
+        waiting[lesson.language] = wanted, own
+    yield from (_joined(own) for _, own in waiting.values() if own)
+
+
+def _joined(lessons: Sequence[Lesson]) -> Lesson:
+    messages = [turn for lesson in lessons for turn in lesson.item.messages]
+    return Lesson(Item(messages), ", ".join(lesson.skill for lesson in lessons), lessons[0].language)
 
 
 def eval_lines(seed: int, count: int = TESTS) -> Iterator[str]:
@@ -124,27 +164,6 @@ def eval_items(seed: int, name: str, language: str, split: str, count: int) -> l
     return list(found.values())
 
 
-_PIECES = re.compile(r"[A-Za-z]+|\d{1,2}|[\u3400-\u9fff]|\s(?=\d)|[^\sA-Za-z\d\u3400-\u9fff]")
-
-
-def estimated_tokens(text: str) -> float:
-    """Tokens of a text under a vocabulary of about 3,000 learned from the classroom; measured, see docs/notebook.md."""
-    total = 0.0
-    for piece in _PIECES.findall(text):
-        total += (1.42 if piece.isascii() else 0.64) if piece.isalpha() else 1.0
-    return total
-
-
-def item_tokens(item: Item) -> float:
-    """Estimated tokens of a conversation with the chat template's own."""
-    total = 1.0
-    for turn in item.messages:
-        total += 2 + estimated_tokens(turn["content"])
-        for call in turn.get("tool_calls", ()):
-            total += 1 + estimated_tokens(call["function"]["name"] + " " + call["function"]["arguments"])
-    return total
-
-
 def _chunks(seed: int, streams: list[Stream], chunks: int, workers: int) -> Iterator[tuple[bytes, bytes]]:
     if workers <= 1 or chunks == 1:
         for chunk in range(chunks):
@@ -153,21 +172,6 @@ def _chunks(seed: int, streams: list[Stream], chunks: int, workers: int) -> Iter
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
     with ProcessPoolExecutor(min(workers, chunks), mp_context=context) as pool:
         yield from pool.map(make_chunk, *zip(*((seed, streams, chunk, chunks) for chunk in range(chunks)), strict=True))
-
-
-def _lines(seed: int, stream: Stream, numbers: range, salt: str) -> list[str]:
-    skill = skills()[stream.skill]
-    draw = Draw(
-        Random(f"{seed}/{stream.skill}/{stream.language}/{stream.kind}/{salt}"), stream.language, "train", 0, seed
-    )
-    result = []
-    for draw.index in numbers:
-        if stream.kind == "chat":
-            result.append(chat_line(skill.item(draw), stream.skill, stream.language))
-        else:
-            assert skill.text is not None
-            result.append(text_line(skill.text(draw), stream.skill, stream.language))
-    return result
 
 
 def _probe(seed: int, name: str, language: str, kind: str) -> Stream:

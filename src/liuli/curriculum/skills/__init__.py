@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from liuli.curriculum.draw import Draw
-from liuli.curriculum.items import Item
+from liuli.curriculum.items import Item, Turn, item_tokens
 from liuli.curriculum.skills import (
     arithmetic,
     calendar,
@@ -54,6 +54,25 @@ class Skill:
     splits: tuple[str, ...]
     text: Callable[[Draw], str] | None = None
     text_part: float = 0.0
+
+
+LONGEST_TALK = 200
+"""Estimated tokens of a conversation of several items: it fits a context of 256."""
+
+
+def later(draw: Draw) -> Item:
+    """Any question, after one to three others that have nothing to do with it."""
+    training = Draw(draw.rng, draw.language, "train", draw.index, draw.seed)
+    others = [skill for skill in skills().values() if skill.name != "later"]
+    last = draw.pick([skill for skill in others if draw.split in skill.splits]).item(draw)
+    before, tokens = list[Turn](), item_tokens(last)
+    for _ in range(draw.number(1, 3)):
+        item = draw.pick(others).item(training)
+        tokens += item_tokens(item)
+        if tokens > LONGEST_TALK and before:
+            break
+        before += item.messages
+    return replace(last, messages=[*before, *last.messages])
 
 
 def _skills() -> list[Skill]:
@@ -111,6 +130,7 @@ def _skills() -> list[Skill]:
         s("after_or_before", "calendar", calendar.after_or_before, 0.4, SEEN),
         s("leap_year", "calendar", calendar.leap_year, 0.3, PARTS),
         s("follow_up", "dialogue", dialogue.follow_up, 1.2, PARTS),
+        s("later", "dialogue", later, 1.0, NAMED),
         s("greeting", "dialogue", smalltalk.small_talk("greeting"), 0.3, SEEN),
         s("identity", "dialogue", smalltalk.small_talk("identity"), 0.4, SEEN),
         s("farewell", "dialogue", smalltalk.small_talk("farewell"), 0.25, SEEN),
@@ -138,4 +158,4 @@ def shares() -> dict[str, float]:
     return {name: skill.share / total for name, skill in skills().items()}
 
 
-__all__ = ["LARGEST_SHARE", "Skill", "shares", "skills"]
+__all__ = ["LARGEST_SHARE", "LONGEST_TALK", "Skill", "shares", "skills"]
