@@ -102,7 +102,7 @@ KINDS = {
 PRACTISED = (  # what is asked in practice: all of that, and what should stay as it is
     *(name for _, names in KINDS.values() for name in names),
     *("person_city", "person_job", "element_symbol", "country_language"),
-    *("remember_town", "add_steps", "greeting", "landmarks"),
+    *("remember_town", "add_steps", "greeting", "landmarks", "later"),
 )
 CLAIMED = {  # where an answer to such a question comes from, if none of its own wording is found
     "unknown_country": ("capital", "currency", "country_language"),
