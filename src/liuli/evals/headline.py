@@ -1,4 +1,4 @@
-"""The eight figures a build is judged by, each with its target, in one place."""
+"""The figures a build is judged by, each with its target, in one place."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ HEADLINES = (
     Headline("facts", "Real facts", "真实知识", 0.98, family="facts"),
     Headline("calculator", "Calculator call", "调用计算器", 0.99, CALCULATE),
     Headline("names", "Names, three turns", "三轮记住名字", 0.98, ("remember_name",)),
+    Headline("later", "After other questions", "换了话题再问", 0.9, ("later",)),
     Headline("translation", "Translations", "翻译", 0.95, ("translate_word", "translate_back")),
     Headline("unknown", "“I don’t know”", "“我不知道”", 0.95, UNKNOWN),
     Headline("addition", "Addition in steps", "分步加法", 0.95, ("add_steps",)),
@@ -52,7 +53,7 @@ def family(skill: str) -> str:
 
 
 def headline(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The eight figures from the table of cells: `{"name", "title", "target", "en": score, "zh": score}` each.
+    """These figures from the table of cells: `{"name", "title", "target", "en": score, "zh": score}` each.
 
     Held-out splits only, pooled; a skill that has none counts as it is. A figure nothing was asked about is left out.
     """

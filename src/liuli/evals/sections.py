@@ -35,7 +35,7 @@ SPLITS = {
 
 
 def headlines(run: Run) -> str:
-    """The eight promises with their targets, by language."""
+    """The promises with their targets, by language."""
     rows = {row["name"]: row for row in run.eval.get("headline", [])}
     tiles = "".join(_tile(headline, rows[headline.name]) for headline in HEADLINES if headline.name in rows)
     if not tiles:
