@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +42,7 @@ def test_text_appears_while_it_is_written_and_stop_stops_it(tmp_path: Path, open
         assert "word399" not in words.inner_text()
         closed = live.voice.closed
         page.get_by_role("button", name="Stop", exact=True).click()
+        expect(page.get_by_role("textbox", name="Message")).to_be_focused()
         expect(page.locator(".foot")).to_contain_text("stopped")
         until(lambda: live.voice.closed == closed + 1, 3)  # the work stops on the server too
         page.reload()
@@ -159,9 +162,99 @@ def test_a_failed_answer_says_so(live: LiveServer, open_page: Open) -> None:
 def test_an_old_question_can_be_asked_differently(live: LiveServer, open_page: Open) -> None:
     page = open_page(live.url)
     ask_to_the_end(page, "hello")
-    page.get_by_role("button", name="Edit").click()
-    expect(page.get_by_role("textbox", name="Message")).to_have_value("hello")
-    expect(page.locator(".question")).to_have_count(0)
+    ask_to_the_end(page, "second")
+    expect(page.locator(".foot")).to_have_count(2)
+    box = page.get_by_role("textbox", name="Message")
+    box.fill("not sent yet")
+    page.get_by_role("button", name="Edit").first.click()
+    expect(box).to_have_value("hello")
+    page.keyboard.press("Escape")  # nothing has happened
+    expect(box).to_have_value("not sent yet")
+    page.get_by_role("button", name="Edit").first.click()
+    page.reload()
+    expect(page.locator(".bubble")).to_have_text(["hello", "second"])
+    page.get_by_role("button", name="Edit").first.click()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator(".edited")).to_have_count(0)
+    page.get_by_role("button", name="Edit").first.click()
+    ask_to_the_end(page, "hello again")
+    expect(page.locator(".bubble")).to_have_text(["hello again"])
+    expect(box).to_have_value("")
+
+
+def test_a_tab_that_changed_nothing_leaves_the_conversation_of_another(live: LiveServer, open_page: Open) -> None:
+    page = open_page(live.url)
+    ask_to_the_end(page, "hello")
+    other = page.context.new_page()
+    other.goto(live.url)
+    ask(page, "second")
+    expect(other.locator(".bubble")).to_have_text(["hello", "second"])  # the same conversation goes on in both
+    page.get_by_role("button", name="New chat").click()
+    ask_to_the_end(page, "something else")
+    expect(other.locator(".bubble")).to_have_text(["hello", "second"])  # another one does not take its place
+    other.reload()  # nor does it write over what was said since
+    expect(other.locator(".bubble")).to_have_text(["something else"])
+
+
+def test_copying_works_without_the_browsers_clipboard_and_says_so_only_then(live: LiveServer, open_page: Open) -> None:
+    page = open_page("about:blank")
+    page.add_init_script("Object.defineProperty(Navigator.prototype, 'clipboard', {value: undefined})")
+    page.goto(live.url)
+    ask_to_the_end(page, "hello")
+    page.get_by_role("button", name="Copy").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    page.get_by_role("textbox", name="Message").focus()
+    page.keyboard.press("Control+V")
+    expect(page.get_by_role("textbox", name="Message")).to_have_value(page.locator(".words").inner_text().strip())
+    expect(page.get_by_role("button", name="Copy")).to_be_visible()
+    page.evaluate("document.execCommand = () => false")
+    page.get_by_role("button", name="Copy").click()
+    page.wait_for_timeout(100)
+    expect(page.get_by_role("button", name="Copied")).to_have_count(0)
+
+
+def test_a_reload_shows_the_end_of_the_last_answer(live: LiveServer, open_page: Open) -> None:
+    page = open_page(live.url)
+    ask_to_the_end(page, "long")
+    page.reload()
+    page.set_viewport_size({"width": 700, "height": 400})  # everything moves after it was drawn
+    expect(page.locator(".foot")).to_be_in_viewport(ratio=1)
+    page.mouse.move(300, 200)
+    page.mouse.wheel(0, -300)
+    expect(page.locator(".foot")).not_to_be_in_viewport()
+    page.set_viewport_size({"width": 600, "height": 400})
+    page.wait_for_timeout(100)
+    expect(page.locator(".foot")).not_to_be_in_viewport()  # who reads further up is left there
+
+
+def test_what_does_not_fit_is_told_by_its_cause(tmp_path: Path, open_page: Open) -> None:
+    with LiveServer(make_model(tmp_path / "tiny"), context=100) as live:
+        page = open_page(live.url)
+        page.evaluate("""localStorage.setItem("liuli.settings", '{"system": "%s"}')""" % ("word " * 90))
+        page.reload()
+        # any other status than 503 would be an error in the console
+        page.route("**/api/chat", lambda route: route.fulfill(response=route.fetch(), status=503))
+        for question, said in (("hello", "Shorten it in Settings"), ("word " * 90, "longer than the model can read")):
+            ask(page, question)
+            expect(page.get_by_role("alert").last).to_contain_text(said)
+        page.unroute("**/api/chat")
+        page.evaluate("localStorage.clear()")
+        page.reload()
+        ask_to_the_end(page, "long")
+        expect(page.locator(".foot")).to_contain_text("context is full")  # not the reader's own limit of 256
+
+
+def test_nearly_certain_and_nearly_impossible_look_like_that(live: LiveServer, open_page: Open) -> None:
+    page = open_page(live.url)
+    shares = {"\ufffd": 0.998, "b": 0.0012, "c": 0.00002}
+    others = [{"id": n, "text": text, "logprob": math.log(p)} for n, (text, p) in enumerate(shares.items())]
+    events = [{"type": "token", **others[0], "alternatives": others}, {"type": "done", "stopped_by": "end"}]
+    body = "".join(json.dumps(event) + "\n" for event in events)
+    page.route("**/api/chat", lambda route: route.fulfill(body=body))
+    ask_to_the_end(page, "hello")
+    page.locator(".word").first.click()
+    expect(page.locator(".inspector .percent")).to_have_text(["99.8%", "0.1%", "<0.1%", "<0.1%"])
+    expect(page.locator(".inspector li.chosen")).to_contain_text("part of a character")
 
 
 def test_the_page_needs_nothing_from_elsewhere(live: LiveServer, open_page: Open, tmp_path: Path) -> None:

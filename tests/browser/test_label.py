@@ -81,6 +81,17 @@ def test_a_person_compares_ranks_edits_and_gives_a_thumb(live: LiveServer, open_
         expect(count(page, "edit")).to_have_text("1")
         assert contents(export(live, "dpo")[-1]) == ("<b>1 + 1 = 2</b>", first)
 
+        # what is kept is seen below the model's own words, and can be corrected
+        kept = page.locator(".label-kept")
+        expect(kept).to_contain_text("<b>1 + 1 = 2</b>")
+        expect(cards.first).to_contain_text(first)
+        page.get_by_role("button", name=word("Edit", "编辑")).first.click()
+        expect(box).to_have_value("<b>1 + 1 = 2</b>")
+        box.fill("2")
+        page.get_by_role("button", name=word("Save", "保存")).click()
+        expect(kept.locator(".label-said")).to_have_text("2")
+        assert [contents(row)[0] for row in export(live, "dpo")].count("<b>1 + 1 = 2</b>") == 0
+
         page.get_by_role("button", name=word("Rank several", "多个排序")).click()
         expect(cards).to_have_count(4)
         a, b, c, d = texts(page)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
+from liuli.evals import write_report
 from tests.server.scripted import LiveServer, make_model, make_run, set_status, until
 
 pytestmark = pytest.mark.browser
@@ -112,10 +113,28 @@ def test_chat_opens_with_the_first_snapshot_and_follows_newer_ones(tmp_path: Pat
         make_model(run / "chat")
         (run / "report.html").write_text("<h1>Report</h1>")
         set_status(run, state="done", progress=1.0)
-        expect(page.get_by_role("link", name="Open the report")).to_have_attribute("href", "report.html")
+        expect(page.get_by_role("link", name="Open the report")).to_have_attribute(
+            "href", "report.html?lang=en&theme=light"
+        )
         page.get_by_role("button", name="Answer again").click()
         expect(page.locator(".words")).to_have_text("chat")
         expect(page.locator(".note")).to_have_count(0)
+
+
+def test_the_report_opens_in_the_language_and_the_theme_of_the_page(tmp_path: Path, open_page: Open) -> None:
+    run = make_run(tmp_path / "laptop")
+    write_report(run)
+    with LiveServer(run) as live:
+        page = open_page(f"{live.url}/report.html?lang=zh&theme=dark", color_scheme="light")
+        expect(page.locator("header .lead .zh")).to_be_visible()
+        expect_dark(page, True)
+        page.goto(f"{live.url}/report.html?theme=light")
+        expect(page.locator("header .lead .en")).to_be_visible()
+        expect_dark(page, False)
+        page.emulate_media(color_scheme="dark")
+        expect_dark(page, False)
+        page.goto(f"{live.url}/report.html")  # by itself it follows the browser
+        expect_dark(page, True)
 
 
 def test_a_phone_has_everything_behind_two_tabs(tmp_path: Path, open_page: Open) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from liuli.train.trace import read_trace, write_trace
 from tests.server.scripted import LiveServer, make_run, set_status
@@ -40,6 +40,11 @@ def test_from_the_charts_to_the_numbers_of_one_token(live: LiveServer, run: Path
     # another step by its slider, its answers by score, the best one opened
     page.get_by_label("Traced step", exact=True).fill("1")
     expect(page.locator(".micro-step")).to_contain_text("Step 40")
+    marker, near = page.locator("figure[data-figure=kl] .marker"), page.locator("figure[data-figure=kl] figcaption b")
+    at_step = near.inner_text()
+    marker.hover(force=True)
+    expect(page.locator("figure[data-figure=kl] .near")).to_have_count(1)
+    assert near.inner_text() == at_step  # the figures are those of the chosen step where nothing is pointed at
     page.get_by_label("Order").select_option("score")
     written = read_trace(run, "ppo", 40)
     scores = {n: score for n, score in enumerate(written["sequences"]["score"]) if score is not None}
@@ -88,6 +93,15 @@ def test_the_same_question_then_and_now_and_a_click_on_a_chart_opens_its_step(
     box = page.locator("figure[data-figure=kl] svg").bounding_box()
     page.mouse.click(box["x"] + box["width"] * 0.2, box["y"] + box["height"] / 2)
     expect(page.locator(".micro-step")).to_contain_text("Step 0")
+
+    def asked_later(route: Route) -> None:
+        said = route.fetch().json()
+        route.fulfill(json={**said, "same_prompt": said["same_prompt"][1:]})
+
+    page.route("**/api/traces/ppo/0/*", asked_later)
+    page.locator(".micro-answers li button").nth(1).click()
+    expect(then_now.locator(":scope > div")).to_have_count(2)
+    expect(then_now.locator(":scope > div").first).to_have_text("Not asked at step 0")
     page.get_by_role("button", name="Close").click()
     expect(page.locator("main.chat")).to_be_visible()
     expect(page.locator(".microscope")).to_have_count(0)

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from liuli.assistant import Judgements
+from liuli.assistant import Judgements, export
 from liuli.errors import LiuliError, UsageError
 from liuli.files import folder_hash
 from liuli.server import judgements, label
@@ -77,12 +77,14 @@ def test_answers_are_compared_ranked_edited_and_come_out_as_training_data(asked:
     assert second != prompt and len(ids) == 4
     asked.post("label/judge", kind="ranking", answers=ids)
     assert len(asked.export("dpo")) == 1 + 6
-    asked.post("label/judge", kind="edit", answers=ids[:1], text="<b>My</b> own words.")
+    for text in ("<b>My</b> own wrods.", "<b>My</b> own words."):  # the second corrects the first
+        asked.post("label/judge", kind="edit", answers=ids[:1], text=text)
+    assert "wrods" not in str(asked.export("sft") + asked.export("dpo"))
     assert [row["messages"][-1]["content"] for row in asked.export("sft")][-1] == "<b>My</b> own words."
     third, ids, _ = asked.next()
     assert third not in (prompt, second)
     counts = asked.post("label/judge", kind="choice", answers=ids, skipped=True)
-    assert (counts["skipped"], counts["prompts_done"], counts["edit"]) == (1, 3, 1)
+    assert (counts["skipped"], counts["prompts_done"], counts["edit"]) == (1, 3, 2)
 
 
 def test_every_answer_is_kept_with_the_model_that_gave_it(asked: Labelling) -> None:
@@ -203,3 +205,11 @@ def test_what_cannot_be_kept_or_asked_is_told_before_anything_is_served(tmp_path
     with pytest.raises(LiuliError, match="No prompt"):
         label(model, port=0, store=tmp_path / "new.sqlite", prompts=tmp_path / "empty.txt", ready=served.append)
     assert served == []
+
+
+def test_an_export_of_nothing_is_an_error_and_writes_nothing(tmp_path: Path) -> None:
+    run = make_model(tmp_path / "run" / "chat").parent
+    for kind in ("dpo", "sft", "kto"):
+        with pytest.raises(LiuliError, match=f"Nothing was judged that {kind} learns from(?s:.*)liuli label"):
+            export(judgements(run / "chat", tmp_path / "store.sqlite"), tmp_path / f"{kind}.jsonl", kind)
+        assert not (tmp_path / f"{kind}.jsonl").exists()

@@ -1,6 +1,8 @@
 // One question with its answer: words that open, tool calls as cards, and what can be done with it.
 import { useState } from "preact/hooks";
 import { Better, ModelTitle } from "./compare";
+import { copyText } from "./copy";
+import { editing } from "./draft";
 import { Icon } from "./icons";
 import { opened, tokensOf } from "./inspector";
 import { Markdown } from "./markdown";
@@ -18,7 +20,7 @@ export function TurnView({ turn, place, last, edit }: { turn: Turn; place: numbe
         <button class="icon quiet-button" aria-label={t("edit")} title={t("edit")} onClick={() => edit(place)}>
           <Icon name="edit" />
         </button>
-        <div class="bubble">{turn.question}</div>
+        <div class={editing.value === place ? "bubble edited" : "bubble"}>{turn.question}</div>
       </article>
       {answer && !answer.other && <AnswerView {...about} answer={answer} side="main" />}
       {answer?.other && (
@@ -138,14 +140,15 @@ function argumentText(text: string): string {
 
 function Foot({ turn, answer, place, side, last, pair = false }: AnswerProps) {
   const [copied, setCopied] = useState(false);
+  const text = answerText(answer).trim();
   const copy = async () => {
-    await navigator.clipboard.writeText(answerText(answer).trim()).catch(() => undefined);
+    if (!(await copyText(text))) return;
     setCopied(true);
     setTimeout(() => setCopied(false), 1500);
   };
   const facts = [
     answer.state === "stopped" && t("stopped"),
-    answer.stoppedBy === "length" && t("cut"),
+    answer.stoppedBy === "length" && t(outOfRoom(answer) ? "no_room" : "cut"),
     answer.tokens && t("count_tokens", { n: answer.tokens }),
     answer.tokens && answer.seconds ? t("speed", { n: Math.round(answer.tokens / answer.seconds) }) : null,
   ].filter(Boolean);
@@ -158,16 +161,24 @@ function Foot({ turn, answer, place, side, last, pair = false }: AnswerProps) {
           <Icon name="again" />
         </button>
       )}
-      <button class="icon" aria-label={t(copied ? "copied" : "copy")} title={t("copy")} onClick={() => void copy()}>
-        <Icon name={copied ? "check" : "copy"} />
-      </button>
-      {!pair && run.value?.judging && answer.state !== "failed" && answerText(answer).trim() && <Thumbs answer={answer} place={place} />}
+      {text && (
+        <button class="icon" aria-label={t(copied ? "copied" : "copy")} title={t("copy")} onClick={() => void copy()}>
+          <Icon name={copied ? "check" : "copy"} />
+        </button>
+      )}
+      {!pair && run.value?.judging && answer.state !== "failed" && text && <Thumbs answer={answer} place={place} />}
       <span class="facts">
         <span class="quiet small">{facts.join(" · ")}</span>
         <EndMark answer={answer} place={place} side={side} />
       </span>
     </footer>
   );
+}
+
+/** An answer that was cut short of the reader's own limit filled the model's context. */
+function outOfRoom(answer: Answer): boolean {
+  const limit = answer.by?.sampling.max_tokens;
+  return answer.tokens !== undefined && limit !== undefined && answer.tokens < limit;
 }
 
 function Thumbs({ answer, place }: { answer: Answer; place: number }) {

@@ -1,47 +1,54 @@
 // The chat: the conversation, and the box to write in.
-import { signal } from "@preact/signals";
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { TurnView } from "./answer";
 import { CompareSwitch } from "./compare";
+import { draft, edit, editing, endEdit, send } from "./draft";
 import { Icon, Logo } from "./icons";
 import { opened } from "./inspector";
 import { reachable, run } from "./run";
-import { announcement, ask, stop, takeBack, turns, writing } from "./talk";
+import { announcement, ask, stop, turns, writing } from "./talk";
 import { duration, stageTitle, t, type Word } from "./words";
 
-const draft = signal("");
 const EXAMPLES: Word[] = ["example_1", "example_2", "example_3", "example_5", "example_4", "example_8", "example_7", "example_6"];
 const LINES_AT_MOST = 200; // pixels of the message box before it scrolls
 
 export function Chat() {
-  const end = useRef<HTMLDivElement>(null);
   const scroller = useRef<HTMLDivElement>(null);
   const follow = useRef(true);
+  const before = useRef(0); // where it was scrolled to
   const all = turns.value;
   useLayoutEffect(() => {
-    if (follow.current && !opened.value) scroller.current?.scrollTo({ top: scroller.current.scrollHeight });
-  }, [all]);
+    const box = scroller.current!;
+    const observer = new ResizeObserver(() => {
+      if (follow.current && !opened.value) box.scrollTo({ top: box.scrollHeight });
+    });
+    for (const each of [box, box.firstElementChild!]) observer.observe(each);
+    return () => observer.disconnect();
+  }, []);
   const scrolled = () => {
-    const box = scroller.current;
-    if (box) follow.current = box.scrollHeight - box.scrollTop - box.clientHeight < 80;
+    const box = scroller.current!;
+    const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 80;
+    // an answer that grew since the last frame leaves the end behind, too: only who scrolls up reads elsewhere
+    follow.current = atEnd || (follow.current && box.scrollTop >= before.current);
+    before.current = box.scrollTop;
     if (opened.value && innerWidth >= 640) opened.value = null;
   };
-  const edit = (turn: number) => {
+  const change = (turn: number) => {
     opened.value = null;
-    draft.value = takeBack(turn);
-    document.getElementById("message")?.focus();
+    edit(turn);
+    focusBox();
   };
   return (
     <main class="chat">
       <div class="scroll" ref={scroller} onScroll={scrolled}>
         <div class="column">
-          {all.length === 0 ? <Welcome /> : all.map((turn, i) => <TurnView key={i} turn={turn} place={i} last={i === all.length - 1} edit={edit} />)}
-          <div ref={end} />
+          {all.length === 0 ? <Welcome /> : all.map((turn, i) => <TurnView key={i} turn={turn} place={i} last={i === all.length - 1} edit={change} />)}
         </div>
       </div>
       <div class="column bottom">
         <Note />
         <CompareSwitch />
+        {editing.value !== null && <EditNote />}
         <Composer sent={() => (follow.current = true)} />
       </div>
       <div class="sr-only" role="status">
@@ -89,37 +96,64 @@ function Note() {
   return <p class="note">{t(model.finished ? "stage_note" : "snapshot_note", values)}</p>;
 }
 
+/** What sending an edited question will do, and the way back. */
+function EditNote() {
+  const cancel = () => {
+    endEdit();
+    focusBox();
+  };
+  return (
+    <p class="note">
+      {t("edit_note")}
+      <button type="button" class="plain" onClick={cancel}>
+        {t("label_cancel")}
+      </button>
+    </p>
+  );
+}
+
+/** Elsewhere the focus would open a keyboard over half of the page. */
+const hasKeyboard = () => matchMedia("(pointer: fine)").matches;
+
+function focusBox(): void {
+  document.getElementById("message")?.focus();
+}
+
 function Composer({ sent }: { sent: () => void }) {
   const box = useRef<HTMLTextAreaElement>(null);
   useEffect(() => {
-    if (matchMedia("(pointer: fine)").matches) box.current?.focus();
+    if (hasKeyboard()) focusBox();
   }, []);
   useLayoutEffect(() => {
     if (!box.current) return;
     box.current.style.height = "auto";
     box.current.style.height = `${Math.min(LINES_AT_MOST, box.current.scrollHeight)}px`;
   }, [draft.value]);
-  const send = () => {
+  const submit = () => {
     if (writing.value || !draft.value.trim()) return;
     opened.value = null;
     sent();
-    ask(draft.value);
-    draft.value = "";
+    send();
+  };
+  const stopWriting = () => {
+    stop();
+    if (hasKeyboard()) focusBox(); // the button goes
   };
   const key = (event: KeyboardEvent) => {
     // Enter that ends the input of Chinese or Japanese characters (keyCode 229 in some browsers) does not send
     const composing = event.isComposing || event.keyCode === 229;
     if (event.key === "Enter" && !event.shiftKey && !composing) {
       event.preventDefault();
-      send();
-    } else if (event.key === "Escape" && writing.value) stop();
+      submit();
+    } else if (event.key === "Escape" && editing.value !== null && !composing) endEdit();
+    else if (event.key === "Escape" && writing.value) stop();
   };
   return (
     <form
       class="composer glass"
       onSubmit={(event) => {
         event.preventDefault();
-        send();
+        submit();
       }}
     >
       <textarea
@@ -133,7 +167,7 @@ function Composer({ sent }: { sent: () => void }) {
         onKeyDown={key}
       />
       {writing.value ? (
-        <button type="button" class="round" aria-label={t("stop")} title={t("stop")} onClick={stop}>
+        <button type="button" class="round" aria-label={t("stop")} title={t("stop")} onClick={stopWriting}>
           <span class="square" />
         </button>
       ) : (

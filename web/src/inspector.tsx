@@ -30,16 +30,19 @@ export function move(by: number): void {
   opened.value = { ...now, token };
 }
 
+/** In percent, finer towards both ends: only what is certain is 100%, and nothing that may happen is 0%. */
 export function percent(probability: number): string {
-  if (probability >= 0.9995) return "100%";
-  return `${(probability * 100).toFixed(probability < 0.0995 ? 1 : 0)}%`;
+  const share = probability * 100;
+  if (share < 0.1) return "<0.1%";
+  if (share > 99.9 && share < 100) return ">99.9%";
+  return `${share.toFixed(share < 100 && (share < 9.95 || share >= 99) ? 1 : 0)}%`;
 }
 
 /** A token as it can be seen: spaces and control tokens get a name. */
 export function TokenText({ text }: { text: string }) {
   const control = /^<\|(.+)\|>$/.exec(text);
   if (control) return <em class="control">{control[1] === "end" ? t("end_mark") : control[1]}</em>;
-  if (!text) return <em class="control">{t("token_part")}</em>;
+  if (/^\uFFFD*$/.test(text)) return <em class="control">{t("token_part")}</em>;
   if (/^ +$/.test(text)) return <em class="control">{t("token_space")}</em>;
   if (/^\s*\n\s*$/.test(text)) return <em class="control">{t("token_newline")}</em>;
   return <span class="token-text">{text.replace(/\n/g, "⏎").replace(/^ /, "␣")}</span>;

@@ -59,26 +59,32 @@ interface CardProps {
 
 export function AnswerCard({ shown, name, children }: CardProps) {
   const [editing, setEditing] = useState(false);
-  const kept = edited.value.includes(shown.id);
+  const kept = edited.value[shown.id];
   return (
     <article class="card glass label-card" aria-label={name}>
       <header>
         <strong class="label-name">{name}</strong>
-        {kept && <span class="chip">{t("label_saved")}</span>}
-        {!kept && !editing && (
+        {!editing && (
           <button class="icon" aria-label={t("edit")} title={t("edit")} onClick={() => setEditing(true)}>
             <Icon name="edit" />
           </button>
         )}
       </header>
       {editing ? <Edit shown={shown} close={() => setEditing(false)} /> : <Said messages={shown.messages} />}
+      {kept !== undefined && !editing && (
+        <section class="label-kept">
+          <span class="chip">{t("label_saved")}</span>
+          <Said messages={[{ role: "assistant", content: kept }]} />
+        </section>
+      )}
       {!editing && children}
     </article>
   );
 }
 
 function Edit({ shown, close }: { shown: Shown; close: () => void }) {
-  const before = shown.messages.at(-1)?.content ?? "";
+  const original = shown.messages.at(-1)?.content ?? "";
+  const before = edited.value[shown.id] ?? original;
   const [text, setText] = useState(before);
   const save = async () => {
     if (await saveEdit(shown.id, text)) close();
@@ -94,7 +100,7 @@ function Edit({ shown, close }: { shown: Shown; close: () => void }) {
     >
       <textarea rows={6} autoFocus aria-label={t("label_edit_box")} value={text} onInput={(event) => setText(event.currentTarget.value)} />
       <div class="label-actions">
-        <button class="choice" disabled={!text.trim() || text === before}>
+        <button class="choice" disabled={!text.trim() || text === before || text === original}>
           {t("label_save")}
         </button>
         <button type="button" class="plain" onClick={close}>

@@ -40,7 +40,7 @@ export const who = signal(load("who", ""));
 export const task = signal<Task | null>(null);
 export const counts = signal<Counts | null>(null);
 export const order = signal<Order>({ places: [], placed: 0 });
-export const edited = signal<number[]>([]); // ids of the answers whose new version is kept
+export const edited = signal<Record<number, string>>({}); // the new version that is kept, by the answer's id
 export const problem = signal("");
 let drawing: AbortController | null = null;
 
@@ -71,7 +71,7 @@ export async function next(): Promise<void> {
   try {
     const drawn = await post<Task>("api/label/next", { answers: mode.value === "compare" ? 2 : 4 }, mine.signal);
     order.value = { places: drawn.answers.map((_, i) => i), placed: 0 };
-    edited.value = [];
+    edited.value = {};
     task.value = drawn;
   } catch (error) {
     if (!mine.signal.aborted) problem.value = explain(error);
@@ -117,7 +117,7 @@ export function submitOrder(): void {
 
 export async function saveEdit(id: number, text: string): Promise<boolean> {
   const kept = await send({ kind: "edit", answers: [id], text });
-  if (kept) edited.value = [...edited.value, id];
+  if (kept) edited.value = { ...edited.value, [id]: text };
   return kept;
 }
 

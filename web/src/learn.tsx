@@ -4,7 +4,8 @@ import { Icon } from "./icons";
 import { run } from "./run";
 import { Samples } from "./samples";
 import type { Run, StageState, Status } from "./types";
-import { duration, stageExplained, stageTitle, t, type Word } from "./words";
+import { dark } from "./theme";
+import { duration, language, stageExplained, stageTitle, t, type Word } from "./words";
 
 const SILENT_SECONDS = 180; // a running build rewrites its status every few seconds
 
@@ -15,7 +16,7 @@ export function Learn() {
     <aside class="learn" aria-label={t("watch")}>
       <Head now={now} />
       {now.report && now.status?.state === "done" && (
-        <a class="report glass" href="report.html" target="_blank" rel="noopener">
+        <a class="report glass" href={`report.html?lang=${language.value}&theme=${dark.value ? "dark" : "light"}`} target="_blank" rel="noopener">
           {t("report")}
           <Icon name="open" />
         </a>

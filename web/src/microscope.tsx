@@ -218,7 +218,7 @@ function Columns({ columns }: { columns: Said[] }) {
     <div class="micro-columns">
       {columns.map((column, i) => (
         <div key={i}>
-          <p class="quiet small">{t("micro_step", { n: column.step.toLocaleString("en") })}</p>
+          <p class="quiet small">{t(column.answers.length ? "micro_step" : "micro_not_asked_at", { n: column.step.toLocaleString("en") })}</p>
           <ul>
             {column.answers.map(({ prompt, answer, of }, j) => (
               <li key={j}>

@@ -53,7 +53,7 @@ type Properties = (typeof CHARTS)[number] & { stage: Stage; step: number | null 
 
 function SmallChart({ figure, word, floor, ceiling, stage, step }: Properties) {
   const points = stage.figures.filter((point) => point[figure] !== null);
-  const read = pointed.value === null ? points.at(-1)! : closest(points, pointed.value);
+  const read = closest(points, pointed.value ?? step ?? points.at(-1)!.step);
   const [low, high] = range([...points.map((point) => point[figure]!), ...[floor, ceiling].filter((each) => each !== undefined)]);
   const first = stage.figures[0]!.step;
   const last = Math.max(first + 1, stage.figures.at(-1)!.step);

@@ -2,7 +2,7 @@
 import { signal } from "@preact/signals";
 import { type Ask, chat, post, ServerError } from "./api";
 import { comparing, newestTwo } from "./run";
-import { load, save } from "./store";
+import { keyOf, load, save } from "./store";
 import type { Answer, ChatEvent, Model, Part, Side, Turn, WireMessage } from "./types";
 import { t } from "./words";
 
@@ -19,6 +19,7 @@ const KEEP_ALTERNATIVES = 12; // of this many last turns; older ones are stored 
 
 export const settings = signal<Settings>({ ...DEFAULTS, ...load<Partial<Settings>>("settings", {}) });
 export const turns = signal<Turn[]>(settle(load<Turn[]>("turns", [])));
+let stored = turns.value; // what this tab last read or wrote
 export const writing = signal(false);
 export const announcement = signal("");
 let abort: AbortController | null = null;
@@ -36,9 +37,10 @@ export function answerText(answer: Answer): string {
   return answer.parts.map((part) => (part.kind === "text" ? part.tokens.map((token) => token.text).join("") : "")).join("");
 }
 
-export function ask(question: string): void {
+/** Ask, after all turns or at the place of an earlier one: that one and everything after it go. */
+export function ask(question: string, place = turns.value.length): void {
   if (writing.value || !question.trim()) return;
-  turns.value = [...turns.value, { question: question.trim(), answers: [], shown: -1 }];
+  turns.value = [...turns.value.slice(0, place), { question: question.trim(), answers: [], shown: -1 }];
   void write();
 }
 
@@ -50,15 +52,6 @@ export function regenerate(): void {
 export function show(turn: number, answer: number): void {
   turns.value = turns.value.map((each, i) => (i === turn ? { ...each, shown: answer } : each));
   store();
-}
-
-/** Take a question back; everything after it goes too. */
-export function takeBack(turn: number): string {
-  stop();
-  const question = turns.value[turn]?.question ?? "";
-  turns.value = turns.value.slice(0, turn);
-  store();
-  return question;
 }
 
 export function clear(): void {
@@ -148,7 +141,7 @@ async function write(): Promise<void> {
   let main: Answer | undefined;
   let other: Answer | undefined;
   const put = () => {
-    if (abort !== mine || !main) return; // the conversation was cleared or taken back meanwhile
+    if (abort !== mine || !main) return; // the conversation was cleared meanwhile
     const answer = other ? { ...main, other } : main;
     turns.value = turns.value.map((turn, i) =>
       i === place ? { ...turn, answers: [...turn.answers.slice(0, count), answer], shown: count } : turn,
@@ -202,6 +195,7 @@ export function explain(error: unknown): string {
   if (error.code === "still_learning") return t("still_learning");
   if (error.code === "rate_limit_exceeded") return t("busy");
   if (error.code === "context_length_exceeded") return t("too_long");
+  if (error.code === "system_too_long") return t("system_too_long");
   return t("failed", { why: error.message });
 }
 
@@ -250,7 +244,10 @@ function each(answer: Answer, change: (answer: Answer) => Answer): Answer {
   return answer.other ? { ...change(answer), other: change(answer.other) } : change(answer);
 }
 
+/** Remember the conversation, unless this tab changed nothing: another one may have. */
 export function store(): void {
+  if (turns.value === stored) return;
+  stored = turns.value;
   const all = turns.value.slice(-100);
   const light = all.map((turn, i) => (i >= all.length - KEEP_ALTERNATIVES ? turn : withoutAlternatives(turn)));
   if (!save("turns", light)) save("turns", all.slice(-10).map(withoutAlternatives)); // the browser's room is small
@@ -263,4 +260,12 @@ function withoutAlternatives(turn: Turn): Turn {
   return { ...turn, answers: turn.answers.map((answer) => each(answer, lightened)) };
 }
 
+/** Another tab's conversation, where it is this one and went on; a different one does not take its place. */
+function follow(): void {
+  const [ours, theirs] = [turns.value, settle(load<Turn[]>("turns", []))];
+  const goesOn = ours.length > 0 && ours.every((turn, i) => turn.question === theirs[i]?.question);
+  if (goesOn && !writing.value) stored = turns.value = theirs;
+}
+
 addEventListener("pagehide", store);
+addEventListener("storage", (event) => event.key === keyOf("turns") && follow());

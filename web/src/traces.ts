@@ -186,7 +186,16 @@ export function loadAnswers(more?: "more"): void {
 
 export function loadTokens(sequence: number): void {
   const shown = list.value;
-  if (shown) void fetchInto<OneAnswer>("one", `/${shown.stage}/${shown.step}/${sequence}`, (said) => (one.value = said));
+  if (shown) void fetchInto<OneAnswer>("one", `/${shown.stage}/${shown.step}/${sequence}`, (said) => {
+    one.value = { ...said, same_prompt: bothEnds(said.same_prompt, stage.value?.steps ?? []) };
+  });
+}
+
+/** The first and the newest step; the one at which a question was not asked has no answers. */
+function bothEnds(asked: OneAnswer["same_prompt"], steps: number[]): OneAnswer["same_prompt"] {
+  if (asked.length !== 1 || steps.length < 2) return asked;
+  const other = asked[0]!.step === steps[0] ? steps.at(-1)! : steps[0]!;
+  return [...asked, { step: other, answers: [] }].sort((a, b) => a.step - b.step);
 }
 
 /** Ask which stages there are whenever the run moved on: until there is one, and while one looks. */

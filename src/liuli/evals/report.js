@@ -1,5 +1,12 @@
-// The language of the reader's browser to begin with; a readout under the pointer on every chart. The page is whole without this.
-if (navigator.language.toLowerCase().startsWith("zh")) document.getElementById("zh").checked = true;
+// Language and theme as the link asks (?lang=zh&theme=dark), else as the reader's browser does; a readout under the pointer
+// on every chart. The page is whole without this.
+const asked = new URLSearchParams(location.search), theme = asked.get("theme");
+if ((asked.get("lang") ?? navigator.language).toLowerCase().startsWith("zh")) document.getElementById("zh").checked = true;
+if (theme === "dark" || theme === "light") {
+  document.documentElement.style.colorScheme = theme;
+  for (const { media } of document.styleSheets[0].cssRules)
+    if (media?.mediaText.includes("prefers-color-scheme")) media.mediaText = theme === "dark" ? "all" : "not all";
+}
 for (const plot of document.querySelectorAll(".plot")) {
   const points = JSON.parse(plot.querySelector("script").textContent);
   const box = plot.querySelector(".box"), cursor = plot.querySelector(".cursor"), label = plot.querySelector("output");

@@ -276,16 +276,18 @@ def fit(voice: Voice, messages: Sequence[Message], trim: bool) -> tuple[list[Mes
     With `trim` the oldest turns go first; the system message and the last question stay.
     """
     kept = list(messages)
-    least_room = 1 if not trim else max(1, min(64, voice.context // 4))
-    while (tokens := voice.prompt_tokens(kept)) > voice.context - least_room:
+    room = voice.context - (1 if not trim else max(1, min(64, voice.context // 4)))
+    while (tokens := voice.prompt_tokens(kept)) > room:
         first = 1 if kept[0].role == "system" else 0
         turn = next((i for i in range(first + 1, len(kept)) if kept[i].role == "user"), None)
         if not trim or turn is None:
+            question = kept[first:]
+            by_system = trim and first and question and voice.prompt_tokens(question) <= room
             raise ApiError(
                 400,
                 f"The messages are {tokens} tokens long; this model reads at most {voice.context} with its answer.",
                 param="messages",
-                code="context_length_exceeded",
+                code="system_too_long" if by_system else "context_length_exceeded",
             )
         del kept[first:turn]
     return kept, tokens

@@ -1,0 +1,31 @@
+// What stands in the message box: a new question, or an earlier one that is asked differently.
+import { effect, signal } from "@preact/signals";
+import { ask, turns } from "./talk";
+
+export const draft = signal("");
+/** The turn whose question is in the box. The conversation stays as it is until that is sent. */
+export const editing = signal<number | null>(null);
+let unsent = ""; // what stood in the box before
+
+export function edit(turn: number): void {
+  if (editing.value === null) unsent = draft.value;
+  editing.value = turn;
+  draft.value = turns.value[turn]!.question;
+}
+
+/** What had not been sent before the edit is in the box again. */
+export function endEdit(): void {
+  editing.value = null;
+  draft.value = unsent;
+  unsent = "";
+}
+
+export function send(): void {
+  ask(draft.value, editing.value ?? undefined);
+  endEdit();
+}
+
+// the turn may go with a new chat
+effect(() => {
+  if (editing.value !== null && editing.value >= turns.value.length) endEdit();
+});
