@@ -25,7 +25,8 @@ import torch
 from liuli import cli, files
 from liuli.files import lock, read_lines
 from liuli.folder import read_model_folder, write_model_folder
-from liuli.model import Transformer, qwen3, save
+from liuli.model import Transformer, load, qwen3, save
+from liuli.model.scalar import ScalarModel, save_scalar
 from liuli.text import Tokenizer, pack_documents
 
 SECONDS = 30  # that a command may take; they need far less
@@ -120,6 +121,9 @@ def test_an_unknown_option_in_a_recipe_names_the_nearest(liuli: Run, tmp_path: P
         ("minutes = ", "TOML"),
         ('minutes = "ten"', "minutes"),
         ("minutes = -1", "minutes"),
+        ("minutes = inf", "minutes = inf is out of range"),
+        ("context = 0", "context = 0 is out of range"),
+        ("layers = -2", "layers = -2 is out of range"),
         ("preset = 3", "preset"),
         ('preset = "llama"', "llama"),
         ('pretrain = "much"', "pretrain"),
@@ -151,6 +155,52 @@ def test_a_training_option_that_cannot_be_meant_is_refused(
 ) -> None:
     says(liuli(*pretrain(made, tmp_path / "out", *more)), 2, part)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_option_like_no_other_is_answered_with_all_that_there_are(liuli: Run, made: Path, tmp_path: Path) -> None:
+    ended = liuli(*pretrain(made, tmp_path / "out", "--option", "zzz=1"))
+    says(ended, 2, "known: minutes, steps, tokens", "matrix_lr")
+    assert "did you mean" not in ended.message
+
+
+@pytest.mark.parametrize("command", [["plan", "--context", "0"], ["pretrain", "--depth", "-2"]])
+def test_a_size_below_any_that_there_is_is_refused_by_its_option(
+    liuli: Run, made: Path, tmp_path: Path, command: list[str]
+) -> None:
+    own = pretrain(made, tmp_path / "out")[1:] if command[0] == "pretrain" else []
+    says(liuli(command[0], *own, *command[1:]), 2, command[1], "greater than or equal to")
+
+
+def writes(command: str, made: Path, chats: Path, out: Path) -> list[str | Path]:
+    """A command that makes `out` of the model and the conversations."""
+    model, short = made / "model", ["--steps", "1", "--quiet"]
+    return {
+        "pretrain": pretrain(made, out),
+        "sft": ["sft", model, chats, out, *short],
+        "reward": ["reward", model, chats, "--out", out, "--quiet"],
+        "dpo": ["dpo", model, chats, "--out", out, "--quiet"],
+        "ppo": ["ppo", model, model, chats, out, *short],
+        "grpo": ["grpo", model, out, "--tasks", chats, *short],
+        "best": ["best", model, out, "--tasks", chats, "--quiet"],
+    }[command]
+
+
+@pytest.mark.parametrize("command", ["pretrain", "sft", "reward", "dpo", "ppo", "grpo", "best"])
+def test_what_is_read_and_what_is_finished_is_never_written_over(
+    liuli: Run, made: Path, tmp_path: Path, command: str
+) -> None:
+    chats, read = tmp_path / "chats.jsonl", made / ("rows" if command == "pretrain" else "model")
+    chats.write_text('{"question": "2 + 3?", "answer": "5"}\n')
+    given, end = (chats, ".jsonl") if command == "best" else (read, "")
+    finished, link = tmp_path / f"finished{end}", tmp_path / f"link{end}"
+    (shutil.copytree if given.is_dir() else shutil.copy)(given, finished)
+    link.symlink_to(given)
+    before = {path: path.read_bytes() for place in (given, tmp_path) for path in place.rglob("*") if path.is_file()}
+    says(liuli(*writes(command, made, chats, given)), 2, "cannot be written over", str(given), "another name")
+    says(liuli(*writes(command, made, chats, link)), 2, "cannot be written over")
+    says(liuli(*writes(command, made, chats, finished)), 2, "exists already", str(finished), "or remove it")
+    after = {path: path.read_bytes() for place in (given, tmp_path) for path in place.rglob("*") if path.is_file()}
+    assert after == before
 
 
 @pytest.mark.parametrize("minutes", ["-1", "0", "nan", "inf"])
@@ -225,6 +275,7 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
 def test_a_read_only_folder_is_one_message(liuli: Run, made: Path, read_only: Path, tmp_path: Path) -> None:
     says(liuli(*pretrain(made, read_only / "out")), 1, "read-only", str(read_only))
     says(liuli("data", "rows", tmp_path, read_only / "rows", "--tokenizer", made / "tokenizer"), 1, str(read_only))
+    says(liuli("export", made / "model", read_only / "model.gguf"), 1, "read-only", str(read_only))
 
 
 def test_a_build_in_a_read_only_folder_is_one_message(liuli: Run, read_only: Path, tmp_path: Path) -> None:
@@ -316,6 +367,31 @@ def test_a_model_folder_with_a_flipped_byte_is_one_message(liuli: Run, made: Pat
     weights[-100] ^= 4
     (model / "model.safetensors").write_bytes(weights)
     says(liuli(*opens(kind, model, tmp_path)), 1, "model.safetensors is damaged", str(model))
+
+
+@pytest.mark.parametrize("kind", AT_ONCE)
+def test_a_reward_model_in_place_of_a_chat_model_is_told_apart(
+    liuli: Run, made: Path, tmp_path: Path, kind: str
+) -> None:
+    judge = ScalarModel(load(made / "model"), 2)
+    save_scalar(judge, tmp_path / "judge", tokenizer_folder=made / "tokenizer", provenance={}, special={})
+    says(liuli(*opens(kind, tmp_path / "judge", tmp_path)), 1, "it scores, it does not write", "give the chat model")
+
+
+@pytest.mark.parametrize("kind", ["reward", "dpo", "ppo"])
+def test_a_run_or_nothing_in_place_of_a_model_is_a_wrong_path_in_preferences_too(
+    liuli: Run, made: Path, tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "status.json").write_text("{}")
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 3)
+    for place, part in (("run", "This is a run"), ("nowhere", "no such model folder")):
+        command = writes(kind, made, pairs, tmp_path / "out")
+        command[command.index(made / "model")] = tmp_path / place
+        says(liuli(*command), 2, part, place)
+    judge = ["ppo", made / "model", tmp_path / "nowhere", pairs, tmp_path / "out", "--steps", "1", "--quiet"]
+    says(liuli(*judge), 2, "no such model folder", "nowhere")
 
 
 @pytest.mark.parametrize("kind", AT_ONCE)

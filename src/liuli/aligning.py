@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +19,8 @@ from liuli.curriculum import judge, practice
 from liuli.engine import Model
 from liuli.errors import LiuliError, UsageError
 from liuli.evals.proportion import wilson
-from liuli.files import write_file
-from liuli.folder import read_model_folder
+from liuli.files import folder_hash, write_file
+from liuli.folder import TOKENIZER, read_model_folder
 from liuli.recipe import option_values
 from liuli.running import context_of, end, own_run, tell_skipped
 from liuli.stages.best import Best, best_of, most_kl
@@ -36,6 +38,7 @@ from liuli.stages.reward import (
     score_answers,
 )
 from liuli.stages.rollout import Rollouts
+from liuli.stages.training import content_hash
 from liuli.text import (
     Message,
     Preference,
@@ -95,7 +98,7 @@ def reward_here(
 ) -> None:
     """`liuli reward`."""
     options = options_of(RewardOptions, budget, changes)
-    with own_run(out, "learning what people prefer", quiet) as log:
+    with own_run(out, "learning what people prefer", quiet, (model, *data)) as log:
         train, held_out = read_pairs(data, *facts_of(model), skip_bad, log)
         figures = reward(model, train, out, options=options, log=log, held_out=held_out)
         n = round(figures["held_out"])
@@ -103,7 +106,8 @@ def reward_here(
         end(
             log,
             f"{out}: right about {figures['accuracy']:.1%} of {n:,} held-out comparisons "
-            f"(95%: {low:.1%} to {high:.1%}), learned from {len(train):,} in {figures['seconds']:.0f} s",
+            f"(95%: {low:.1%} to {high:.1%}); {figures['steps']:,.0f} steps in {figures['seconds']:.0f} s saw "
+            f"{figures['seen']:,.0f} comparisons, of {len(train):,} to learn from",
         )
         if figures["skipped"]:
             log.warn(f"{figures['skipped']:.0f} comparisons were too long for the context and left out")
@@ -121,7 +125,7 @@ def dpo_here(
 ) -> None:
     """`liuli dpo`: from comparisons, or with kind=kto from thumbs."""
     options = options_of(DPOOptions, budget, changes)
-    with own_run(out, "learning from comparisons", quiet, divided=True) as log:
+    with own_run(out, "learning from comparisons", quiet, (model, *data), divided=True) as log:
         tokenizer, context = facts_of(model)
         if options.kind == "kto":
             report = ReadReport()
@@ -155,7 +159,8 @@ def ppo_here(
     check_tokenizers(model, judge_folder)
     if bool(options.ptx) != (texts is not None):
         raise UsageError("the pretraining loss needs its weight and its rows", "ptx", "--option ptx=0.5 --replay ROWS")
-    with own_run(out, "learning what the reward model likes", quiet, divided=True) as log:
+    inputs = (model, judge_folder, prompts, texts)
+    with own_run(out, "learning what the reward model likes", quiet, inputs, divided=True) as log:
         report = ReadReport()
         asked, truth = questions(prompts, skip_bad, report)
         tell_skipped(report, log)
@@ -177,9 +182,9 @@ def grpo_here(
 ) -> None:
     """`liuli grpo`: on tasks with known answers, on skills of the classroom, or on a reward model."""
     options = options_of(GRPOOptions, budget, changes)
-    with own_run(out, "learning from its own answers", quiet, divided=True) as log:
-        asked, earn = exercises(model, tasks, skills, judge_folder, options.seed, skip_bad, log)
-        figures = grpo(model, asked, out, reward=earn, options=options, log=log)
+    with own_run(out, "learning from its own answers", quiet, (model, tasks, judge_folder), divided=True) as log:
+        asked, earn, known = exercises(model, tasks, skills, judge_folder, options.seed, skip_bad, log)
+        figures = grpo(model, asked, out, reward=earn, options=options, log=log, data=known)
         done(log, out, figures, ("score", "kl"))
 
 
@@ -204,8 +209,8 @@ def best_here(
         raise UsageError("the chosen answers are lines of JSON", out, f"name it {out.name}.jsonl")
     if pairs and n < 2:
         raise UsageError("one answer has nothing to be compared with", "--n", "give 2 or more")
-    with own_run(out, "drawing and choosing answers", quiet) as log:
-        asked, earn = exercises(model, tasks, skills, judge_folder, seed, skip_bad, log)
+    with own_run(out, "drawing and choosing answers", quiet, (model, tasks, judge_folder)) as log:
+        asked, earn, _ = exercises(model, tasks, skills, judge_folder, seed, skip_bad, log)
         least = -math.inf if judge_folder is not None else 1.0  # where the right answer is known, no other is learned
         engine = Model(model, dtype=measure_machine().compute_dtype).engine
         kept: list[Best] = []
@@ -252,24 +257,27 @@ def exercises(
     seed: int,
     skip_bad: bool,
     log: RunLog,
-) -> tuple[list[Prompt], Callable[[Rollouts], Reward]]:
-    """Prompts, and what their answers earn: on skills of the classroom, tasks with known answers, or a reward model."""
+) -> tuple[list[Prompt], Callable[[Rollouts], Reward], dict[str, Any]]:
+    """Prompts, and what their answers earn: on skills of the classroom, tasks with known answers, or a reward model;
+    and what the provenance says of that."""
     report = ReadReport()
     if skills:
         items = practice(seed + 1, 400, only=skills)
         if not items:
             raise UsageError(f"there are no questions of {', '.join(skills)}", "--skill", "liuli curriculum show")
-        return [messages_of(item["messages"]) for item in items], graded(items)
+        return [messages_of(item["messages"]) for item in items], graded(items), {"skills": list(skills)}
     if tasks is None:
-        raise UsageError("nothing says what is to be learned", "prompts", "give --tasks FILE or --skill NAME")
+        raise UsageError("nothing says what is to be learned", "--tasks", "give --tasks FILE or --skill NAME")
     if judge_folder is None:
         given = list(read_tasks([tasks], skip_bad, report))
         asked, earn = [task.prompt for task in given], checked(given)
+        known = {"tasks": str(tasks), "answers_hash": content_hash(*(task.answer for task in given))}
     else:
         check_tokenizers(model, judge_folder)
         (asked, _), earn = questions(tasks, skip_bad, report), judged_by(judge_folder)
+        known = {"reward": str(judge_folder), "reward_hash": folder_hash(judge_folder)}
     tell_skipped(report, log)
-    return asked, earn
+    return asked, earn, known
 
 
 def questions(
@@ -312,11 +320,31 @@ def checked(tasks: Sequence[Task]) -> Callable[[Rollouts], Reward]:
     return earn
 
 
+NUMBER = re.compile(
+    r"""(?:(?<![A-Za-z\d)])[-−+])?                                  # a sign, but no minus between two numbers
+    (?:\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?<![A-Za-z\d.])(?=\.\d))     # digits, perhaps with thousands' commas; or .5
+    (?:\.\d+)?(?:/0*[1-9]\d*)?                                  # decimals; what it is divided by""",
+    re.VERBOSE,
+)
+TORN = re.compile(r"[A-Za-zÀ-ɏ\d]{2}|[-−./]\d|[〇零一二三四五六七八九十百千万亿两点负]{2}")
+"""What a word or number may not be cut out of: two letters, a sign or point and its digits, two Chinese numerals."""
+
+
 def ends_with(answer: str, expected: str) -> bool:
-    """Whether an answer ends in what was expected; marks and thousands' commas do not count."""
+    """Whether the last number of an answer is the expected one, whichever way it is written; where no number is
+    expected, whether the answer ends in what is, as words of its own. Marks at the end do not count."""
     said, wanted = (text.replace(",", "").strip().rstrip(".!。！ ").lower() for text in (answer, expected))
-    before = said[: len(said) - len(wanted)]
-    return bool(wanted) and said.endswith(wanted) and not (wanted[0].isdigit() and before[-1:].isdigit())
+    if NUMBER.fullmatch(wanted):
+        found = NUMBER.findall(answer)
+        return bool(found) and value_of(found[-1]) == value_of(wanted)
+    border = said[: len(said) - len(wanted) + 1][-2:]
+    return bool(wanted) and said.endswith(wanted) and not TORN.fullmatch(border)
+
+
+def value_of(number: str) -> Fraction:
+    """The value of what NUMBER matches."""
+    above, _, below = number.replace(",", "").replace("−", "-").partition("/")
+    return Fraction(above) / int(below or 1)
 
 
 def judged_by(judge_folder: Path) -> Callable[[Rollouts], Reward]:
@@ -330,13 +358,14 @@ def judged_by(judge_folder: Path) -> Callable[[Rollouts], Reward]:
 
 def facts_of(model: Path) -> tuple[Tokenizer, int]:
     """Tokenizer and context of a model folder."""
-    return Tokenizer.load(model), context_of(read_model_folder(model).config)
+    context = context_of(read_model_folder(model).config)  # first: it says what is wrong with a folder that is no model
+    return Tokenizer.load(model), context
 
 
 def check_tokenizers(model: Path, judge_folder: Path) -> None:
     """Two models that read different tokens cannot speak of the same answer."""
-    first, second = (folder / "tokenizer.json" for folder in (model, judge_folder))
-    if not second.exists() or first.read_bytes() != second.read_bytes():
+    first, second = (read_model_folder(folder, verify=False).path / TOKENIZER for folder in (model, judge_folder))
+    if first.read_bytes() != second.read_bytes():
         raise LiuliError(
             "the reward model reads other tokens than the model",
             judge_folder,

@@ -126,7 +126,7 @@ def data_rows(
     sources: Sources,
     out: Annotated[Path, typer.Argument(help="The folder of rows to write.")],
     tokenizer: Annotated[Path, typer.Option(help="Folder of the tokenizer.")],
-    context: Annotated[int, typer.Option(help="Tokens a row (T); each row stores one more.")] = 256,
+    context: Annotated[int, typer.Option(min=1, help="Tokens a row (T); each row stores one more.")] = 256,
     chat: Annotated[bool, typer.Option("--chat", help="The sources are conversations, in any known format.")] = False,
     field: Field = "text",
     skip_bad: SkipBad = False,
@@ -344,10 +344,10 @@ def bench_serve(
 def plan_command(
     minutes: Annotated[float, typer.Option(help="Minutes of training.")] = 15.0,
     preset: Annotated[str, typer.Option(help="qwen3 (exports) or racer (more quality per FLOP).")] = "qwen3",
-    context: Annotated[int, typer.Option(help="Tokens a row.")] = 256,
+    context: Annotated[int, typer.Option(min=1, help="Tokens a row.")] = 256,
     text: Annotated[bool, typer.Option("--text", help="Expect real text, not the built-in curriculum.")] = False,
     fit: Annotated[Path | None, typer.Option(help="Re-fit the plan's law on this folder of rows or text.")] = None,
-    fit_minutes: Annotated[float, typer.Option(help="Minutes that the sweep of --fit takes.")] = 4.0,
+    fit_minutes: Annotated[float, typer.Option(min=0.1, help="Minutes that the sweep of --fit takes.")] = 4.0,
     out: Annotated[Path, typer.Option(help="Where --fit writes law.json and isoflop.svg.")] = Path("runs/law"),
     as_json: Json = False,
 ) -> None:
@@ -370,8 +370,8 @@ def pretrain_command(
     tokens: Tokens = None,
     flops: Annotated[float | None, typer.Option(help="Budget: training FLOPs.")] = None,
     preset: Annotated[str, typer.Option(help="qwen3 (exports) or racer (more quality per FLOP).")] = "qwen3",
-    depth: Annotated[int, typer.Option(help="Layers; 0: from the budget.")] = 0,
-    width: Annotated[int, typer.Option(help="Channels; 0: from depth or the budget.")] = 0,
+    depth: Annotated[int, typer.Option(min=0, help="Layers; 0: from the budget.")] = 0,
+    width: Annotated[int, typer.Option(min=0, help="Channels; 0: from depth or the budget.")] = 0,
     option: Options = None,
     quiet: Quiet = False,
 ) -> None:
@@ -605,7 +605,7 @@ def build_command(
     serve: Annotated[
         bool, typer.Option("--serve", help="Open the web page at once and keep it after the build.")
     ] = False,
-    port: Annotated[int, typer.Option(help="The page's port, with --serve.")] = 8365,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The page's port, with --serve.")] = 8365,
     quiet: Quiet = False,
 ) -> None:
     """The whole pipeline: text to a chat model and a report. Stops and goes on anywhere.

@@ -57,7 +57,7 @@ def _io(operation: str, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _clear_errors(path: Path) -> Iterator[None]:
+def clear_errors(path: Path) -> Iterator[None]:
     """Turn the system's errors that a user can act on into a LiuliError; others pass unchanged."""
     try:
         yield
@@ -66,6 +66,16 @@ def _clear_errors(path: Path) -> Iterator[None]:
             raise
         reason, fix = _REASONS[error.errno]
         raise LiuliError(f"Cannot write: {reason}", where=path, fix=fix) from error
+
+
+def make_folder(path: Path) -> Path:
+    """The folder, made if it is not there, parents and all."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # /proc and its like; elsewhere no such error means a fault of ours
+        fix = "choose a folder that can be written"
+        raise LiuliError("Cannot write: no folder can be made here", where=path.parent, fix=fix) from error
+    return path
 
 
 # --- one file --------------------------------------------------------------------------------------------------------
@@ -78,8 +88,8 @@ def write_file(path: str | Path, data: bytes | str | Iterable[bytes | memoryview
     """
     path = Path(path)
     pieces = [data.encode()] if isinstance(data, str) else [data] if isinstance(data, bytes) else data
-    with _clear_errors(path):
-        _make_folder(path.parent)
+    with clear_errors(path):
+        make_folder(path.parent)
         temporary = _temporary(path)
         try:
             _write_pieces(temporary, pieces, durable)
@@ -116,8 +126,8 @@ def append_line(path: str | Path, value: dict[str, Any]) -> None:
     """Add one JSON line in one write; what a killed process left of its last line is cut off first."""
     path = Path(path)
     line = _json(value)
-    with _clear_errors(path):
-        _make_folder(path.parent)
+    with clear_errors(path):
+        make_folder(path.parent)
         _io("open", path)
         with open(path, "ab+", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
@@ -195,8 +205,8 @@ def new_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
     replaced. If the block fails, nothing remains of it.
     """
     path = Path(path)
-    with _clear_errors(path):
-        _make_folder(path.parent)
+    with clear_errors(path):
+        make_folder(path.parent)
         _recover(path)
         if path.exists() and not (replace and _may_go(path)):
             what = "This folder holds files that Liuli did not write" if replace else "This folder exists already"
@@ -204,7 +214,7 @@ def new_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
         stage = _temporary(path)
         try:
             _io("mkdir", stage)
-            _make_folder(stage)
+            make_folder(stage)
             yield stage
             _write_pieces(stage / MANIFEST, [_manifest_text(_sums(stage))], durable=True)
             for inside, _, names in os.walk(stage):
@@ -263,7 +273,7 @@ def remove(path: str | Path) -> None:
     path = Path(path)
     if not path.exists():
         return
-    with _clear_errors(path):
+    with clear_errors(path):
         temporary = _temporary(path)
         _rename(path, temporary)
         _remove_tree(temporary)
@@ -271,7 +281,7 @@ def remove(path: str | Path) -> None:
 
 def sweep(folder: str | Path) -> None:
     """Remove what dead processes left in a folder and three below it; finish a replacement that was cut short."""
-    with _clear_errors(Path(folder)):
+    with clear_errors(Path(folder)):
         for inside, folders, names in os.walk(folder):
             for name in (*folders, *names):
                 if name.startswith(_OLD):
@@ -293,8 +303,8 @@ def lock(run_folder: str | Path) -> Iterator[None]:
     if path in _held:
         yield
         return
-    with _clear_errors(path):
-        _make_folder(path.parent)
+    with clear_errors(path):
+        make_folder(path.parent)
         _io("open", path)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -338,14 +348,6 @@ def _write_pieces(path: Path, pieces: Iterable[bytes | memoryview], durable: boo
         if durable:
             _io("fsync", path)
             os.fsync(file.fileno())
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError as error:  # /proc and its like; elsewhere no such error means a fault of ours
-        fix = "choose a folder that can be written"
-        raise LiuliError("Cannot write: no folder can be made here", where=path.parent, fix=fix) from error
 
 
 def _rename(source: Path, target: Path) -> None:

@@ -133,7 +133,7 @@ def step_seconds(config: ModelConfig, machine: Machine, batch_tokens: int, tries
     model.compute_dtype = machine.compute_dtype
     optimizer = Optimizer(model, OptimizerOptions(), machine.compute_dtype)
     tokens = torch.randint(
-        0, config.vocab_size, (batch_tokens // config.context, config.context), device=machine.device
+        0, config.vocab_size, (max(1, batch_tokens // config.context), config.context), device=machine.device
     )
     batch = TensorBatch(tokens, tokens, torch.ones(tokens.shape, device=machine.device))
     best = math.inf

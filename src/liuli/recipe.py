@@ -82,8 +82,9 @@ def parse_change(change: str, where: str) -> tuple[str, Any]:
 def check_keys(values: dict[str, Any], known: Sequence[str], where: str | Path) -> None:
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1, 0.0)
-            raise UsageError(f"unknown option {key!r}", where, f"did you mean {near[0]!r}?")
+            near = difflib.get_close_matches(key, known, 1, 0.6)
+            fix = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise UsageError(f"unknown option {key!r}", where, fix)
 
 
 def check_section(values: Any, where: str, options: type[Any]) -> None:
@@ -114,11 +115,10 @@ def check_values(recipe: Recipe, where: str | Path) -> None:
     """Types and ranges, by the defaults' types."""
     for part in fields(Recipe):
         value, default = getattr(recipe, part.name), getattr(Recipe(), part.name)
-        wanted: Any = (int, float) if isinstance(default, float) else type(default)
-        if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
+        if isinstance(default, str | int | float):
+            check_option(part.name, value, default, where=where)
+        elif not isinstance(value, type(default)):
             raise UsageError(f"{part.name} = {value!r} is not {type(default).__name__}", where)
-    if recipe.minutes <= 0:
-        raise UsageError(f"minutes = {recipe.minutes} is not a budget", where, "give a number above 0")
     if not 0 <= recipe.align_share < 1:
         raise UsageError(f"align_share = {recipe.align_share} is not between 0 and 1", where)
     if not 0 < recipe.pretrain_share < 1:

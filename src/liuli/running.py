@@ -53,7 +53,7 @@ def pretrain_here(
 ) -> None:
     """`liuli pretrain`."""
     options = train_options(budget, changes)
-    with own_run(out, "pretraining", quiet) as log:
+    with own_run(out, "pretraining", quiet, (rows, tokenizer)) as log:
         begun = begun_with(checkpoints_of(log.folder, out.name))
         shape = choose_shape(rows, tokenizer, Shape(preset, depth, width), options, begun)
         finish(log, out, pretrain(rows, tokenizer, out, shape=shape, options=options, log=log))
@@ -92,7 +92,7 @@ def sft_here(
     """`liuli sft`: conversations are packed into rows first, beside the output."""
     options = train_options(budget, changes)
     config = read_model_folder(model)
-    with own_run(out, "fine-tuning", quiet) as log:
+    with own_run(out, "fine-tuning", quiet, (model, data, replay)) as log:
         rows = data
         if not (data / "index.json").exists():
             tokenizer, T = Tokenizer.load(model), context_of(config.config)
@@ -118,12 +118,20 @@ def context_of(config: dict[str, Any]) -> int:
 
 
 @contextmanager
-def own_run(out: Path, title: str, quiet: bool, divided: bool = False) -> Iterator[RunLog]:
+def own_run(
+    out: Path, title: str, quiet: bool, inputs: Sequence[Path | None] = (), divided: bool = False
+) -> Iterator[RunLog]:
     """The run of a stage by itself, in the parent of what it writes. Its log begins once the folder is locked, so that
-    a refused second process leaves the first one's alone, and says how the stage ended.
+    a refused second process leaves the first one's alone, and says how the stage ended. UsageError where `out` is one
+    of the inputs or holds something, unless an unfinished run of its name goes on.
 
     divided: the stage knows how to share its work out among the processes that torchrun starts; the first writes.
     """
+    if out.resolve() in {given.resolve() for given in inputs if given is not None}:
+        raise UsageError("What is read cannot be written over", out, "choose another name for what is made")
+    unfinished = checkpoints_of(out.resolve().parent, out.name).exists()
+    if out.exists() and not unfinished and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError("This exists already", out, "choose another name, or remove it first")
     rank, ranks = join("cuda" if torch.cuda.is_available() else "cpu") if divided else (0, 1)
     if not divided and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UsageError(f"{title} is done in one process", "torchrun", "start it without torchrun")

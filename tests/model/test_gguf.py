@@ -13,6 +13,7 @@ from liuli.errors import LiuliError, UsageError
 from liuli.folder import read_model_folder
 from liuli.model import Transformer, gguf, load, qwen3, racer, save
 from liuli.model.convert import export_folder, import_folder
+from liuli.model.scalar import ScalarModel, save_scalar
 from liuli.text import Message, Tokenizer, render
 
 gguf_package = pytest.importorskip("gguf")
@@ -149,6 +150,20 @@ def test_what_cannot_be_exported_says_why(tmp_path: Path, folder: Path, tokenize
         gguf.export_gguf(tmp_path / "racer", tmp_path / "m.gguf")
     with pytest.raises(LiuliError, match="transformers"):
         export_folder(tmp_path / "racer", tmp_path / "hf")
+    judge = ScalarModel(load(folder), 2)
+    save_scalar(judge, tmp_path / "judge", tokenizer_folder=folder.parent / "tokenizer", provenance={}, special={})
+    with pytest.raises(LiuliError, match="it scores, it does not write"):
+        gguf.export_gguf(tmp_path / "judge", tmp_path / "m.gguf")
+    export_folder(tmp_path / "judge", tmp_path / "hf")  # transformers has code for it
+    assert read_model_folder(tmp_path / "hf").config["score_offsets"] == [0.0, 0.0]
+
+
+def test_a_place_where_nothing_can_be_written_is_one_clear_message(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LiuliError, match="Cannot write: the path is a file"):
+        gguf.export_gguf(folder, tmp_path / "file" / "m.gguf")
+    with pytest.raises(LiuliError, match="Cannot write: "):
+        gguf.export_gguf(folder, "/proc/liuli/m.gguf")
 
 
 def test_without_the_package_one_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

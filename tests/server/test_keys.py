@@ -21,11 +21,12 @@ from typer.testing import CliRunner
 
 from liuli.assistant import Store
 from liuli.cli import app as command
-from liuli.errors import UsageError
+from liuli.errors import LiuliError, UsageError
 from liuli.server import serve
 from liuli.server.app import create_app
 from liuli.server.keys import FRESH_SECONDS, OPEN, Keys, Logins
 from liuli.server.limits import Limits
+from liuli.server.load import Load, bench
 from tests.server.scripted import LiveServer, ScriptedVoice, make_model, until
 
 HTTP = httpx.Client()
@@ -201,6 +202,7 @@ def test_another_users_chat_is_not_there(locked: Locked) -> None:
 def test_the_command_makes_lists_and_removes_keys(tmp_path: Path) -> None:
     where = ["--store", str(tmp_path / "run" / "store.sqlite")]
     run = CliRunner().invoke
+    assert f"no keys: there is no file {where[1]} yet" in run(command, ["keys", "list", *where]).stdout
     key = run(command, ["keys", "add", "ada", *where, "--tokens-per-minute", "500"]).stdout.strip()
     assert re.fullmatch(r"liuli-[\w-]{43}", key)  # 256 bits in base64
     run(command, ["keys", "add", "bob", *where])
@@ -218,6 +220,16 @@ def test_the_command_makes_lists_and_removes_keys(tmp_path: Path) -> None:
         assert isinstance(failed.exception, UsageError) and what in str(failed.exception)
     run(command, ["keys", "remove", "ada", *where])
     assert "ada" not in run(command, ["keys", "list", *where]).stdout
+    run(command, ["keys", "remove", "bob", *where])
+    assert run(command, ["keys", "list", *where]).stdout == "no keys\n"
+    assert run(command, ["keys", "list", "--json", *where]).stdout == '{"keys": []}\n'
+
+
+def test_a_bench_without_the_key_is_told_how_to_give_it(locked: Locked) -> None:
+    for model in ("", "tiny"):
+        with pytest.raises(LiuliError, match=r"HTTP 401(?s:.*)to do: give the key: --key or LIULI_KEY"):
+            bench(Load(locked.live.url, model, requests=1))
+    assert bench(Load(locked.live.url, requests=1, warm_up=1, max_tokens=1), locked.ada)["errors"] == {}
 
 
 @given(st.lists(st.tuples(st.floats(0, 30), st.integers(0, 50)), max_size=60), st.integers(1, 40), st.integers(1, 200))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from liuli.aligning import ends_with
 from liuli.cli import app
 from liuli.engine import Engine
 from liuli.errors import LiuliError, UsageError
@@ -134,6 +135,30 @@ def test_best_and_worst_are_written_as_comparisons_only_where_they_differ(
     assert 5 < len(pairs) < 20 and all(pair.chosen != pair.rejected for pair in pairs)
     assert "3" not in {pair.prompt[-1].content for pair in pairs}
     assert isinstance(CliRunner().invoke(app, [*command, "--n", "1"]).exception, UsageError)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        *(("The answer is 5.", "5"), ("It is 7", "7.0"), ("1,234 apples", "1234"), ("It is .5", "1/2"), ("2/5", "0.4")),
+        *(("答案是-5。", "-5"), ("x=−5", "-5"), ("10-5", "5"), ("No.5", "5"), ("so...5", "5"), ("-0.4", "-2/5")),
+        *(("Paris!", "paris"), ("答案是五。", "五"), ("It is 3 km.", "3 km"), ("I say no.", "no"), ("no", "no")),
+    ],
+)
+def test_an_answer_is_right_whichever_way_its_number_is_written(answer: str, expected: str) -> None:
+    assert ends_with(answer, expected)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        *(("The answer is -5.", "5"), ("It is 1.5", "5"), ("2/5", "5"), ("15", "5"), ("5/0", "5"), ("none", "5")),
+        *(("", "5"), ("5", ""), ("答案是十五", "五"), ("负五", "五"), ("in the casino", "no"), ("number2", "r2")),
+        *(("1.5 km", "5 km"), ("-5 km", "5 km"), ("15 km", "5 km")),
+    ],
+)
+def test_a_part_of_another_number_or_word_is_no_right_answer(answer: str, expected: str) -> None:
+    assert not ends_with(answer, expected)
 
 
 def test_a_reward_that_is_no_number_is_refused() -> None:

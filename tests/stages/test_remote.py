@@ -21,7 +21,6 @@ import torch
 from liuli.engine import TOOLS, Engine, Sampling
 from liuli.errors import LiuliError, UsageError
 from liuli.model import Transformer, load
-from liuli.stages import learn
 from liuli.stages.experience import Reward, Step
 from liuli.stages.grpo import GRPOOptions, grpo
 from liuli.stages.learn import Learner, PracticeOptions
@@ -229,7 +228,7 @@ def test_a_server_draws_from_the_weights_that_it_was_given_last(serve: Any, tmp_
 def test_grpo_learns_from_a_server_what_it_learns_from_our_engine(
     serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temperature: float
 ) -> None:
-    monkeypatch.setattr(learn, "measure_machine", lambda: replace(measure_machine(), dtype="float32"))
+    monkeypatch.setattr("liuli.stages.training.measure_machine", lambda: replace(measure_machine(), dtype="float32"))
     write_model(tiny(), tmp_path / "model", T, write_tokenizer(tmp_path / "tokenizer"), {"seed": 0})
     stand_in = StandIn(Engine(load(tmp_path / "model"), T))
     found = {}

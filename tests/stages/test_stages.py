@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import itertools
+import json
+import re
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from liuli.aligning import reward_here
 from liuli.curriculum import key_of, practice, prefers, worth
 from liuli.curriculum.preferences import PRACTISED, pair_lines
 from liuli.engine import Engine
 from liuli.errors import LiuliError, UsageError
-from liuli.files import read_json
+from liuli.files import read_json, read_lines
 from liuli.folder import folder_hash
 from liuli.model import load
 from liuli.model.scalar import load_scalar
+from liuli.recipe import option_values
 from liuli.stages.dpo import DPOOptions, Thumbs, dpo, thumbs
 from liuli.stages.experience import Reward
 from liuli.stages.grpo import GRPOOptions, grpo
+from liuli.stages.learn import PracticeOptions
 from liuli.stages.ppo import PPOOptions, ppo
 from liuli.stages.reward import (
     OWN_ANSWERS,
@@ -32,9 +38,9 @@ from liuli.stages.reward import (
     score_answers,
 )
 from liuli.stages.rollout import ModelActor, Rollouts, Scores, roll_out
-from liuli.stages.training import write_model
+from liuli.stages.training import TrainOptions, write_model
 from liuli.text import Judged, Message, Preference
-from liuli.train import RunLog, StageState, measure_machine
+from liuli.train import RunLog, StageState, measure_machine, save_checkpoint
 from tests.engine.conftest import byte_tokenizer, make_model
 
 CONTEXT = 64
@@ -78,6 +84,7 @@ def test_a_reward_model_learns_what_is_preferred_and_its_scores_are_normal(model
     data = comparisons()
     figures = reward(model, data, tmp_path / "reward", options=options, log=quiet(tmp_path), held_out=held_out)
     assert figures["accuracy"] > 0.9 and figures["held_out"] == 20
+    assert (figures["steps"], figures["seen"], figures["pairs"]) == (40, 320, 40)
     judge = load_scalar(tmp_path / "reward")
     # normal over what the model itself says to these questions, here drawn anew
     asked = [pair.prompt for pair in PAIRS] * 10
@@ -96,6 +103,20 @@ def test_a_reward_model_that_is_no_better_than_chance_is_refused() -> None:
     check_better_than_chance({"accuracy": 0.6, "held_out": 400.0}, "here")
     with pytest.raises(LiuliError, match="no better than chance"):
         check_better_than_chance({"accuracy": 0.54, "held_out": 400.0}, "here")
+
+
+def test_the_command_says_how_many_comparisons_it_saw_and_of_how_many(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("liuli.aligning.check_better_than_chance", lambda figures, out: None)
+    lines = [{"prompt": f"q{n}", "chosen": f"{n} yes!", "rejected": f"{n} well"} for n in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = ["epochs=0.2", "prompts=2", "members=1"]
+    reward_here(model, [tmp_path / "pairs.jsonl"], tmp_path / "judge", {}, options, False, False)
+    figures = read_json(tmp_path / "judge" / "liuli.json")["figures"]
+    assert figures["seen"] == 2 * figures["steps"] < figures["pairs"] < 40
+    said = f"{figures['steps']:.0f} steps in 0 s saw {figures['seen']:.0f} comparisons, of {figures['pairs']:.0f} to"
+    assert re.sub("in [0-9]+ s", "in 0 s", " ".join(capsys.readouterr().err.split())).count(said) == 1
 
 
 def test_swapped_comparisons_flip_the_gradient(model: Path, tmp_path: Path) -> None:
@@ -180,7 +201,7 @@ def test_a_round_of_one_step_is_scored_once_and_learns_what_it_learned_from_two_
 ) -> None:
     import liuli.stages.learn as learn
 
-    monkeypatch.setattr(learn, "measure_machine", lambda: replace(measure_machine(), dtype="float32"))
+    monkeypatch.setattr("liuli.stages.training.measure_machine", lambda: replace(measure_machine(), dtype="float32"))
     score, calls = ModelActor.score, 0
 
     def counted(self: ModelActor, rollouts: Rollouts) -> Scores:
@@ -191,6 +212,7 @@ def test_a_round_of_one_step_is_scored_once_and_learns_what_it_learned_from_two_
     monkeypatch.setattr(ModelActor, "score", counted)
     once = load(run_stage("grpo", model, tmp_path / "once", minibatches=1))
     assert calls == 3
+    assert [sample["step"] for sample in read_lines(tmp_path / "once" / "samples.jsonl")] == [0, 3]
     monkeypatch.setattr(learn, "parts", lambda *_: [None, None])  # as if it were more than one part
     twice = load(run_stage("grpo", model, tmp_path / "twice", minibatches=1))
     for found, wanted in zip(once.parameters(), twice.parameters(), strict=True):
@@ -228,6 +250,85 @@ def test_a_stage_killed_in_the_middle_ends_in_the_same_weights(
     assert first == second
     if kind in ("ppo", "grpo"):
         assert len(list((tmp_path / "parts" / "traces" / "out").glob("*.tokens.parquet"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"),
+    [*itertools.product(["reward", "ppo", "grpo", "dpo"], ["seed", "model", "data"]), ("ppo", "judge")],
+)
+def test_a_stage_goes_on_only_from_what_it_was_begun_with(
+    kind: str, other: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {"model": model, "other": tmp_path / "other"}
+    write_model(make_model("qwen3", CONTEXT, seed=5), folders["other"], byte_tokenizer(), model, {"seed": 5})
+    for name in ("rm", "other rm") if kind == "ppo" else ():
+        options = RewardOptions(members=2, seed=len(name))
+        reward(model, comparisons(PAIRS[:10]), tmp_path / name, options=options, log=quiet(tmp_path / "log"))
+
+    def start(changed: str = "") -> dict[str, Any]:
+        parent, log, out = folders["other" if changed == "model" else "model"], quiet(tmp_path), tmp_path / "out"
+        data = PAIRS[:20] if changed == "data" else PAIRS[:21]
+        asked, seed = [pair.prompt for pair in data], int(changed == "seed")
+        if kind == "reward":
+            reward(parent, comparisons(data), out, options=RewardOptions(save_every_s=0, seed=seed), log=log)
+        elif kind == "dpo":
+            dpo(parent, comparisons(data), out, options=DPOOptions(pairs=10, save_every_s=0, seed=seed), log=log)
+        elif kind == "grpo":
+            grpo_options = GRPOOptions(steps=2, answers=8, group=4, max_tokens=6, seed=seed, **OFTEN)
+            grpo(parent, asked, out, reward=exclaims, options=grpo_options, log=log)
+        else:
+            judge = tmp_path / ("other rm" if changed == "judge" else "rm")
+            ppo_options = PPOOptions(steps=2, answers=6, max_tokens=6, seed=seed, **OFTEN)
+            ppo(parent, judge, asked, out, options=ppo_options, log=log)
+        return read_json(out / "liuli.json")
+
+    import liuli.train.steps as steps
+
+    def dies(*args: Any, **more: Any) -> None:
+        save_checkpoint(*args, **more)
+        raise MemoryError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(steps, "save_checkpoint", dies)
+        start()
+    data_hash = {"reward": "pairs_hash", "dpo": "judged_hash"}.get(kind, "prompts_hash")
+    named = {"seed": "seed 0, now 1", "model": "parent_hash", "data": data_hash, "judge": "reward_hash"}[other]
+    with pytest.raises(UsageError, match=f"begun with other options: .*{named}"):
+        start(other)
+    made = start()
+    assert made["parent_hash"] == folder_hash(model) and len(made["data"][data_hash]) == 64
+    assert kind != "ppo" or made["data"]["reward_hash"] == folder_hash(tmp_path / "rm")
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+EVERY = [TrainOptions, RewardOptions, DPOOptions, PPOOptions, GRPOOptions]
+
+
+@pytest.mark.parametrize("options", EVERY)
+def test_every_option_may_be_given_its_own_default(options: type[Any]) -> None:
+    for part in fields(options):
+        assert option_values(options, {}, [f"{part.name}={json.dumps(part.default)}"]) == {part.name: part.default}
+    if issubclass(options, PracticeOptions):
+        url = "http://127.0.0.1:8001"
+        assert option_values(options, {}, [f"engine_url={url}"]) == {"engine_url": url}
+        with pytest.raises(UsageError, match="engine_url = 7 is not text"):
+            option_values(options, {}, ["engine_url=7"])
+
+
+@pytest.mark.parametrize("change", ["members=0", "prompts=0", "pairs=0", "answers=0", "minibatches=-1", "epochs=0"])
+def test_an_option_of_which_nothing_comes_is_refused(change: str) -> None:
+    name = change.split("=")[0]
+    has = [options for options in EVERY if name in {part.name for part in fields(options)}]
+    assert has
+    for options in has:
+        with pytest.raises(UsageError, match=f"{name} = .* out of range(?s:.*)a number above 0"):
+            option_values(options, {}, [change])
+        with pytest.raises(UsageError, match=r"seed = -1 is out of range(?s:.*)give 0 or more"):
+            option_values(options, {}, ["seed=-1"])
+        assert option_values(options, {}, ["seed=0"]) == {"seed": 0}
+    with pytest.raises(UsageError, match="at beta = 0 nothing is learned"):
+        DPOOptions(beta=0)
 
 
 # --- they learn ------------------------------------------------------------------------------------------------------
@@ -344,8 +445,6 @@ def test_practice_asks_nothing_that_the_examination_asks_and_worth_is_the_judges
 
 
 def test_the_labeller_chooses_as_often_as_its_odds_say() -> None:
-    import json
-
     rows = [json.loads(line) for line in pair_lines(0, 6000)]
     said = [row for row in rows if row["kind"] == "not known"]
     likely = prefers(1.0, -0.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 
 from liuli import running
 from liuli.errors import LiuliError, UsageError
-from liuli.files import lock, read_json, read_lines
+from liuli.files import folder_hash, lock, read_json, read_lines
 from liuli.folder import read_model_folder
 from liuli.model import Transformer, flops_per_token, load, qwen3, save
 from liuli.stages import pretrain as pretrain_stage
@@ -167,7 +168,7 @@ def test_a_run_goes_on_in_the_shape_that_was_measured_at_its_beginning(
     ("change", "message"),
     [
         ({"width": 96}, "width 64, now 96"),
-        ({"rows": "other-rows"}, "rows .*, now "),
+        ({"rows": "other-rows"}, "rows_hash .*, now "),
         ({"changes": ("matrix_lr=0.01", "seed=1")}, "matrix_lr 0.004, now 0.01; seed 0, now 1"),
     ],
     ids=["shape", "rows", "options"],
@@ -180,6 +181,35 @@ def test_a_run_begun_with_other_options_is_refused_by_their_names(
         pretrain(data, tmp_path / "base", *change.pop("changes", ()), **change)
     assert str(tmp_path / "checkpoints" / "base") in str(refused.value.fix)
     pretrain(data, tmp_path / "base", "save_every_steps=1")  # how often it saves may change
+
+
+def test_a_run_that_never_came_to_a_checkpoint_binds_nobody(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(LiuliError, match="disk is full"):
+        patch.setattr(pretrain_stage, "next_token", at_step(1, fail))
+        pretrain(data, tmp_path / "base", "seed=1")
+    pretrain(data, tmp_path / "base")
+    pretrain(data, tmp_path / "other" / "base")
+    assert weights(tmp_path / "base") == weights(tmp_path / "other" / "base")
+
+
+def test_a_run_killed_after_it_wrote_its_model_ends_where_a_finished_one_is_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrain(data, tmp_path / "whole" / "base")
+    stopped_at(3, data, tmp_path / "run" / "base", monkeypatch)
+    shutil.copytree(tmp_path / "whole" / "base", tmp_path / "run" / "base")
+    pretrain(data, tmp_path / "run" / "base")
+    assert weights(tmp_path / "run" / "base") == weights(tmp_path / "whole" / "base")
+    with pytest.raises(UsageError, match="exists already"):
+        pretrain(data, tmp_path / "run" / "base")
+
+
+def test_the_provenance_holds_the_sums_of_what_was_learned_from(data: Path, tmp_path: Path) -> None:
+    pretrain(data, tmp_path / "base")
+    said = read_json(tmp_path / "base" / "liuli.json")["data"]
+    assert said["rows"] == str(data / "rows") and said["rows_hash"] == folder_hash(data / "rows")
 
 
 # --- fine-tuning -----------------------------------------------------------------------------------------------------

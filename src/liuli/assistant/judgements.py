@@ -19,7 +19,7 @@ import sqlalchemy as sql
 
 from liuli import files
 from liuli.assistant.store import ANSWERS, FILE, JUDGEMENTS, PROMPTS, Store, insert
-from liuli.errors import UsageError
+from liuli.errors import LiuliError, UsageError
 from liuli.text.chat import Message
 from liuli.text.preferences import Judged, Preference, judged_line, preference_line
 
@@ -128,12 +128,14 @@ class Judgements:
         return {row.digest: row.n for row in rows}
 
     def said(self) -> list[_Said]:
-        """Every judgement in order, without those that were skipped."""
+        """Every judgement in order, without those that were skipped, and of the edits of an answer only the last."""
         j, p = JUDGEMENTS.c, PROMPTS.c
         query = sql.select(j.id, j.kind, j.who, j.good, p.digest, p.messages, j.answers).join_from(JUDGEMENTS, PROMPTS)
         rows = self.store.rows(query.where(~j.skipped | (j.kind == "thumb")).order_by(j.id))
         texts = {row.id: row.messages for row in self.store.rows(sql.select(ANSWERS))}  # after: others write meanwhile
-        return [_Said._make((*row[:6], [texts[number] for number in row.answers])) for row in rows]
+        last = {row.answers[1]: row.id for row in rows if row.kind == "edit"}
+        kept = [row for row in rows if row.kind != "edit" or row.id == last[row.answers[1]]]
+        return [_Said._make((*row[:6], [texts[number] for number in row.answers])) for row in kept]
 
 
 def _keep(connection: sql.Connection, prompt: int, candidate: Candidate) -> int:
@@ -174,6 +176,10 @@ def _messages(text: str) -> tuple[Message, ...]:
 def export(store: Judgements, out: str | Path, kind: str) -> Exported:
     """Write what was judged as .jsonl: "dpo", "sft" or "kto" (see `lines_of`)."""
     lines, exported = lines_of(store, kind)
+    if not lines:
+        against = f" ({exported.contradictions} judged one way and the other)" if exported.contradictions else ""
+        what = f"Nothing was judged that {kind} learns from{against}"
+        raise LiuliError(what, store.path, "judge more: liuli label MODEL")
     files.write_file(out, lines)
     return exported
 

@@ -4,8 +4,8 @@ Comes in: a model folder, the curriculum's folder, held-out text, and how much t
 as `eval.json`, in the shape that `liuli eval`, the report and the page read:
 
 `model` `bits` `bits_before` `bits_rival` (by language) `versus` (against an earlier model) `skills` (a row a cell)
-`headline` (the figures a build is judged by) `talk` (by language) `speed` `examples` `mistakes` (conversations) `asked` `seconds`
-`machine` `versions`; what was not measured is missing.
+`headline` (the figures a build is judged by) `talk` (by language) `speed` `examples` `mistakes` (conversations) `asked`
+`seconds` `machine` `versions`; what was not measured is missing.
 """
 
 from __future__ import annotations

@@ -96,8 +96,13 @@ def export_config(config: ModelConfig, special: Mapping[str, Any] | None = None)
     } | dict(special or {})
 
 
-def import_config(values: Mapping[str, Any], where: str | Path) -> ModelConfig:
-    """Our config from a config.json of ours or of any Qwen3 or Llama model that uses no feature that we lack."""
+def import_config(values: Mapping[str, Any], where: str | Path, scores: bool = False) -> ModelConfig:
+    """Our config from a config.json of ours or of any Qwen3 or Llama model that uses no feature that we lack.
+
+    scores: a reward model will do; else it is refused, for it has no head to write with.
+    """
+    if not scores and ("score_offsets" in values or "SequenceClassification" in str(values.get("architectures"))):
+        raise LiuliError("this is a reward model: it scores, it does not write", where, "give the chat model")
     kind = values.get("model_type")
     if kind == "liuli_racer":
         return ModelConfig.from_dict(dict(values))
@@ -190,7 +195,7 @@ def export_folder(model: str | Path, out: str | Path, kind: str = "f32") -> None
     if kind not in DTYPES:
         raise UsageError(f"there is no number type {kind!r} in a folder", "--type", f"use one of {', '.join(DTYPES)}")
     folder = read_model_folder(model)
-    if not is_known_elsewhere(import_config(folder.config, folder.path)):
+    if not is_known_elsewhere(import_config(folder.config, folder.path, scores=True)):
         raise LiuliError("transformers has no code for this model", folder.path, "train one with preset=qwen3")
     with new_folder(out) as stage:
         number = str(DTYPES[kind]).removeprefix("torch.")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from liuli.errors import LiuliError, UsageError
-from liuli.files import CHUNK, write_file
+from liuli.files import CHUNK, clear_errors, make_folder, write_file
 from liuli.folder import TOKENIZER, ModelFolder, read_model_folder
 from liuli.model.config import ModelConfig
 from liuli.model.convert import import_config
@@ -70,8 +70,7 @@ def export_gguf(model: str | Path, out: str | Path, kind: str = "q8_0") -> None:
         raise LiuliError(
             f"a {config.preset} model cannot be written as GGUF", folder.path, "train one with preset=qwen3"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".liuli-gguf-", dir=out.parent) as made:
+    with clear_errors(out), tempfile.TemporaryDirectory(prefix=".liuli-gguf-", dir=make_folder(out.parent)) as made:
         draft = Path(made) / "model.gguf"
         writer = gguf.GGUFWriter(draft, "qwen3")
         writer.add_file_type(getattr(gguf.LlamaFileType, "ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"))

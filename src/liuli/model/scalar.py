@@ -96,7 +96,7 @@ def load_scalar(path: str | Path, device: str | torch.device | None = None) -> S
     found = folder.tensors(device="cpu")
     if SCORE not in found:
         raise LiuliError("this model writes words, it gives no scores", folder.path, "make one: liuli reward")
-    score, config = found.pop(SCORE), import_config(folder.config, folder.path)
+    score, config = found.pop(SCORE), import_config(folder.config, folder.path, scores=True)
     back = {theirs: ours for ours, theirs in NAMES.items()}
     if is_known_elsewhere(config):
         found = {rename(name, back): tensor for name, tensor in found.items()}

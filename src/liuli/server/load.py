@@ -94,9 +94,7 @@ async def _bench(load: Load, key: str, told: Callable[[str], object]) -> dict[st
     for number in range(max(1, load.warm_up)):
         answer = await ask(load, key, prompt(load, words, -1 - number), time.perf_counter())
         if answer.error:
-            raise LiuliError(
-                f"The server does not answer: {answer.error}", load.url, "see that it runs; is --key right?"
-            )
+            raise LiuliError(f"The server does not answer: {answer.error}", load.url, fix_of(answer.error))
         if number == 0 and answer.prompt_tokens:  # a word is not a token
             words = max(1, round(words * load.prompt_tokens / answer.prompt_tokens))
     prompts = [prompt(load, words, number) for number in range(load.requests)]
@@ -160,7 +158,14 @@ async def _first_model(load: Load, key: str) -> str:
         return str(json.loads(bytes(reader.text))["data"][0]["id"])
     except (OSError, TimeoutError, ValueError, LookupError) as error:
         what = f"The server does not tell its models: {error or type(error).__name__}"
-        raise LiuliError(what, load.url, "see that it runs, or name one: --model") from error
+        raise LiuliError(what, load.url, fix_of(what)) from error
+
+
+def fix_of(error: str) -> str:
+    """What to do where a server does not answer as it should."""
+    if "HTTP 401" in error:
+        return "give the key: --key or LIULI_KEY"
+    return "see that it runs, or name a model of its own: --model"
 
 
 class Reader(asyncio.Protocol):

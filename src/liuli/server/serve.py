@@ -115,6 +115,9 @@ def list_keys_here(store: str | Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"keys": rows}))
         return
+    if not rows:
+        there = "://" in str(store) or Path(store).exists()
+        print("no keys" if there else f"no keys: there is no file {store} yet")
     for row in rows:
         limits = [f"{row[field]} {field.replace('_', ' ')}" for field in fields[1:] if row[field]]
         print(f"{row['name']:20} {', '.join(limits) or 'no limits'}")

@@ -15,10 +15,10 @@ from liuli.files import remove
 from liuli.model import load
 from liuli.stages.reward import Comparisons
 from liuli.stages.rollout import Actor, Batches, ModelActor, Rollouts, as_rollouts, parts, score_all, sequence_log_probs
-from liuli.stages.training import write_model
+from liuli.stages.training import begin, checkpoints_of, content_hash, origin_of, write_model
 from liuli.text import Judged, Tokenizer, as_messages, render
 from liuli.text.chat import Messages
-from liuli.train import Pace, RunLog, measure_machine, one_rate, schedule
+from liuli.train import Pace, RunLog, one_rate, schedule
 from liuli.train.parallel import across, from_first, gathered, load_gathered, ranks, sharded
 from liuli.train.preference import dpo_loss, kto_loss, mismatched_kl
 from liuli.train.steps import run_steps
@@ -38,6 +38,10 @@ class DPOOptions:
     micro_tokens: int = 8192
     save_every_s: float = 60.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0:
+            raise UsageError(f"at beta = {self.beta} nothing is learned", "beta", "give a number above 0")
 
 
 @dataclass(frozen=True)
@@ -93,10 +97,17 @@ def dpo(
     options: DPOOptions,
     log: RunLog,
 ) -> dict[str, float]:
-    """Teach the model in `model_folder` by comparisons (kto: by thumbs) and write it to `out`; the last figures."""
+    """Teach the model in `model_folder` by comparisons (kto: by thumbs) and write it to `out`; the last figures.
+
+    Raises UsageError for the wrong kind of data, and where an unfinished run was begun with other data or options.
+    """
     if isinstance(data, Thumbs) != (options.kind == "kto"):
         raise UsageError(f"{options.kind} does not learn from this kind of data", "kind", "kto: thumbs; others: pairs")
-    out, machine, tokenizer = Path(out), from_first(measure_machine), Tokenizer.load(model_folder)
+    out, tokenizer = Path(out), Tokenizer.load(model_folder)
+    count = len(data.good_B) if isinstance(data, Thumbs) else len(data)
+    origin = origin_of("dpo", model_folder, {"judged": count, "judged_hash": content_hash(data)})
+    checkpoints = checkpoints_of(log.folder, out.name)
+    machine = from_first(begin, checkpoints, options, origin)
     torch.manual_seed(options.seed)
     model = load(model_folder, machine.device)
     model.compute_dtype = machine.compute_dtype
@@ -107,10 +118,8 @@ def dpo(
     far_B = None
     if isinstance(data, Thumbs):
         far_B = sequence_log_probs(score_all(actor, data.mismatched, options.micro_tokens))
-    count = len(data.good_B) if isinstance(data, Thumbs) else len(data)
     size = min(options.pairs, count)
     batches = Batches(count, size, options.seed)
-    checkpoints = log.folder / "checkpoints" / out.name
     pace = Pace.of(options.minutes, max(1, round(options.epochs * count / size)), checkpoints)
 
     def one_step(done: int) -> dict[str, float]:
@@ -135,12 +144,11 @@ def dpo(
         save_every_s=options.save_every_s,
         shown=("loss", "accuracy"),
     )
-    origin = {"stage": "dpo", "parent": str(model_folder), "options": asdict(options), "figures": figures}
     whole = model if ranks() == 1 else load(model_folder)
     if whole is not model:
         whole.load_state_dict(gathered(model.state_dict()))
     whole.compute_dtype = None
-    provenance = origin | {"seed": options.seed, "step": done}
+    provenance = origin | {"options": asdict(options), "figures": figures, "seed": options.seed, "step": done}
     from_first(write_model, whole.cpu(), out, tokenizer, Path(model_folder), provenance)
     remove(checkpoints)
     return figures

@@ -94,9 +94,9 @@ def update(
 ) -> dict[str, float]:
     """Several epochs of steps on one experience. Changes the actor's weights; returns means over all steps.
 
-    scale: on all learning rates. extra: a loss added to each step's (PPO-ptx). scored: the
-    actor's scores with their gradients, where all is one step of one part and they are known. `first_ratio` is the largest distance of
-    a probability ratio from 1 before the first step: anything but about 0 means that sampling and training disagree.
+    scale: on all learning rates. extra: a loss added to each step's (PPO-ptx). scored: the actor's scores with their
+    gradients, where all is one step of one part and they are known. `first_ratio` is the largest distance of a
+    probability ratio from 1 before the first step: anything but about 0 means that sampling and training disagree.
     """
     pieces = parts(e.rollouts.lengths_B, step.micro_tokens, step.minibatches)
     generator = torch.Generator().manual_seed(seed)

@@ -7,10 +7,10 @@ beta * reference / (c - reward) (docs/preferences.md shows both).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -86,8 +86,12 @@ def grpo(
     reward: Callable[[Rollouts], Reward],
     options: GRPOOptions,
     log: RunLog,
+    data: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Teach the model in `model_folder` on prompts whose answers `reward` can score; write it to `out`."""
+    """Teach the model in `model_folder` on prompts whose answers `reward` can score; write it to `out`.
+
+    data: what the reward knows, for the provenance: a run that goes on must have the same sums in it (`origin_of`).
+    """
     return reinforce(
         Path(model_folder),
         Path(out),
@@ -99,5 +103,5 @@ def grpo(
         options=options,
         log=log,
         group=options.group,
-        provenance={"data": {"prompts": len(prompts)}},
+        data=data or {},
     )

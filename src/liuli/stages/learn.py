@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,15 @@ from torch import Tensor
 
 from liuli.engine import Engine
 from liuli.errors import LiuliError, UsageError
-from liuli.files import remove
+from liuli.files import folder_hash, remove
 from liuli.model import Transformer, load
 from liuli.stages.experience import Experience, Reward, Step, update
 from liuli.stages.remote import RemoteEngine, publish
 from liuli.stages.rollout import Batches, Critic, ModelActor, Rollouts, Scores, Writer, parts, roll_out, score_all
-from liuli.stages.training import write_model
+from liuli.stages.training import Snapshots, begin, checkpoints_of, content_hash, origin_of, write_model
 from liuli.text import Loader, Rows, Tokenizer
 from liuli.text.chat import Messages, as_messages
-from liuli.train import Pace, RunLog, measure_machine, next_target, one_rate, schedule
+from liuli.train import Pace, RunLog, next_target, one_rate, schedule
 from liuli.train.loop import to_tensors
 from liuli.train.optimizer import Optimizer
 from liuli.train.parallel import across, from_first, gathered, load_gathered, rank, ranks, sharded
@@ -296,17 +296,22 @@ def reinforce(
     ptx_rows: Rows | None = None,
     ptx: float = 0.0,
     group: int = 1,
-    provenance: dict[str, Any] | None = None,
+    data: Mapping[str, Any],
 ) -> dict[str, float]:
     """Set a run up on the model in a folder, run it, write the model it leads to; the figures of the last step.
 
     critic: makes what gives values (arXiv 2203.02155 takes the reward model). critic_lr: of a head that gives
-    them. ptx: weight of the loss on ptx_rows.
-    Raises LiuliError for prompts that do not fit, for none at all, and where engine and trainer disagree.
+    them. ptx: weight of the loss on ptx_rows. data: what the reward knows, for the provenance (`origin_of`).
+    Raises LiuliError for prompts that do not fit, for none at all, and where engine and trainer disagree; UsageError
+    where an unfinished run was begun with other options or data.
     """
     if not prompts:
-        raise LiuliError("there are no prompts to answer", str(out), "give a file of prompts")
-    machine, tokenizer = from_first(measure_machine), Tokenizer.load(model_folder)
+        raise LiuliError("there are no prompts to answer", str(out), "give a file that holds some (grpo: --tasks FILE)")
+    data = {**data, "prompts": len(prompts), "prompts_hash": content_hash(*prompts)}
+    if ptx_rows is not None:
+        data |= {"rows": str(ptx_rows.folder), "rows_hash": folder_hash(ptx_rows.folder)}
+    origin, checkpoints = origin_of(kind, model_folder, data), checkpoints_of(log.folder, out.name)
+    machine, tokenizer = from_first(begin, checkpoints, options, origin), Tokenizer.load(model_folder)
     torch.manual_seed(options.seed)
     model, before = load(model_folder, machine.device), load(model_folder, machine.device)
     # of shards no engine can write, and another engine than ours reads a folder: both get the weights by `renew`
@@ -331,7 +336,6 @@ def reinforce(
         if isinstance(engine, RemoteEngine):
             from_first(publish, engine, writer, published, done, model_folder)
 
-    checkpoints = log.folder / "checkpoints" / out.name
     learner = Learner(
         policy,
         ModelActor(before, options.temperature, ban_V),
@@ -353,9 +357,13 @@ def reinforce(
         checkpoints=checkpoints,
         renew=renew,
     )
+    samples = Snapshots(writer, out.name, log, tokenizer, model_folder, origin)
+    if not any(checkpoints.glob("[0-9]*")):  # one that goes on was asked when it began
+        from_first(samples.ask, 0)
     figures = learner.run()
     remove(published)
     copy_weights()
+    from_first(samples.ask, learner.done)
     writer.compute_dtype = None
     from_first(
         write_model,
@@ -363,9 +371,9 @@ def reinforce(
         out,
         tokenizer,
         model_folder,
-        {"stage": kind, "parent": str(model_folder), "options": asdict(options), "figures": figures}
-        | {"seed": options.seed, "step": learner.done, "tokens": learner.tokens}
-        | (provenance or {}),
+        origin
+        | {"options": asdict(options), "figures": figures, "seed": options.seed}
+        | {"step": learner.done, "tokens": learner.tokens},
     )
     remove(checkpoints)
     return figures

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from liuli.files import folder_hash
 from liuli.model import Transformer
 from liuli.stages.experience import Experience, Reward, Step
 from liuli.stages.learn import PracticeOptions, reinforce
@@ -127,5 +128,5 @@ def ppo(
         steer=steer if options.kl_target else None,
         ptx_rows=ptx_rows if options.ptx else None,
         ptx=options.ptx,
-        provenance={"data": {"reward": str(reward_folder), "prompts": len(prompts)}},
+        data={"reward": str(reward_folder), "reward_hash": folder_hash(reward_folder)},
     )

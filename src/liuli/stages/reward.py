@@ -24,9 +24,10 @@ from liuli.files import remove
 from liuli.model import load
 from liuli.model.scalar import ScalarModel, load_scalar, save_scalar
 from liuli.stages.rollout import Answering, Batches, Rollouts, given, judge_all, judged, padded, roll_out
+from liuli.stages.training import begin, checkpoints_of, content_hash, origin_of
 from liuli.text import Preference, Tokenizer
 from liuli.text.chat import Messages
-from liuli.train import Optimizer, OptimizerOptions, Pace, RunLog, measure_machine, schedule
+from liuli.train import Machine, Optimizer, OptimizerOptions, Pace, RunLog, measure_machine, schedule
 from liuli.train.parallel import load_gathered
 from liuli.train.preference import Combine, combine, pairwise_loss
 from liuli.train.steps import run_steps
@@ -140,29 +141,30 @@ def reward(
     log: RunLog,
     held_out: Comparisons | None = None,
     prompts: Sequence[Messages] = (),
-    provenance: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Train a reward model from the chat model in `model_folder`, write it to `out`; figures on held-out comparisons.
 
     Scores have mean 0 and standard deviation 1 over what the chat model itself answers (arXiv 1909.08593, section 2.2)
-    to `prompts`, those that practice will ask; default: those that were compared.
+    to `prompts`, those that practice will ask; default: those that were compared. UsageError where an unfinished run
+    was begun with others.
     """
-    out, tokenizer = Path(out), Tokenizer.load(model_folder)
-    began, checkpoints = time.monotonic(), log.folder / "checkpoints" / out.name
-    model = train_scores(model_folder, train, options, log, checkpoints)
+    out, tokenizer, asked = Path(out), Tokenizer.load(model_folder), prompts or train.asked
+    sums = {"pairs_hash": content_hash(train), "prompts_hash": content_hash(*asked)}
+    origin = origin_of("reward", model_folder, {"pairs": len(train)} | sums)
+    began, checkpoints = time.monotonic(), checkpoints_of(log.folder, out.name)
+    machine = begin(checkpoints, options, origin)
+    model, steps, seen = train_scores(model_folder, train, options, machine, log, checkpoints)
     figures = {"seconds": time.monotonic() - began, "pairs": float(len(train)), "skipped": float(train.skipped)}
+    figures |= {"steps": float(steps), "seen": float(seen)}
     if held_out is not None:
         figures |= examine(model, held_out)  # before its scores are scaled: then they are log-odds
-    asked = prompts or train.asked
     drawn = Batches(len(asked), min(len(asked), OWN_ANSWERS), options.seed)[0]  # of all kinds, however they are sorted
-    normalise(model, own_answers(model_folder, [asked[number] for number in drawn], tokenizer, options.seed))
+    normalise(model, own_answers(model_folder, [asked[number] for number in drawn], tokenizer, options.seed, machine))
     save_scalar(
         model,
         out,
         tokenizer_folder=model_folder,
-        provenance={"stage": "reward", "parent": str(model_folder), "options": asdict(options), "figures": figures}
-        | {"seed": options.seed}
-        | (provenance or {}),
+        provenance=origin | {"options": asdict(options), "figures": figures, "seed": options.seed, "step": steps},
         special={"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad},
     )
     remove(checkpoints)
@@ -170,10 +172,14 @@ def reward(
 
 
 def train_scores(
-    model_folder: str | Path, data: Comparisons, options: RewardOptions, log: RunLog, checkpoints: Path
-) -> ScalarModel:
-    """The ensemble, trained; goes on from a checkpoint if there is one."""
-    machine = measure_machine()
+    model_folder: str | Path,
+    data: Comparisons,
+    options: RewardOptions,
+    machine: Machine,
+    log: RunLog,
+    checkpoints: Path,
+) -> tuple[ScalarModel, int, int]:
+    """The ensemble, trained, the steps taken and the pairs seen in them; goes on from a checkpoint if there is one."""
     torch.manual_seed(options.seed)
     model = ScalarModel(load(model_folder), options.members).to(machine.device)
     model.body.compute_dtype = machine.compute_dtype
@@ -187,8 +193,7 @@ def train_scores(
     optimizer = Optimizer(model, rates, machine.compute_dtype)
     by_prompt = pairs_by_prompt(data)
     prompts = min(options.prompts, len(by_prompt))
-    steps = max(1, math.ceil(options.epochs * len(by_prompt) / prompts))
-    pace = Pace.of(options.minutes, steps, checkpoints)
+    pace = Pace.of(options.minutes, max(1, math.ceil(options.epochs * len(by_prompt) / prompts)), checkpoints)
     batches = Batches(len(by_prompt), prompts, options.seed)
     shares_PE = shares(data, options)
 
@@ -197,7 +202,7 @@ def train_scores(
         return take_step(model, optimizer, data, rows, shares_PE, options, schedule(pace.progress, 0.05, 0.8, 0.0))
 
     model.train()
-    run_steps(
+    steps, _ = run_steps(
         one_step,
         pace,
         log=log,
@@ -207,7 +212,7 @@ def train_scores(
         save_every_s=options.save_every_s,
         shown=("loss", "accuracy"),
     )
-    return model.eval()
+    return model.eval(), steps, sum(len(by_prompt[prompt]) for step in range(steps) for prompt in batches[step])
 
 
 def shares(data: Comparisons, options: RewardOptions) -> Tensor:
@@ -258,9 +263,10 @@ def pairs_by_prompt(data: Comparisons) -> list[Tensor]:
     return list(torch.split(order, torch.bincount(data.group_P, minlength=data.prompts).tolist()))
 
 
-def own_answers(model_folder: str | Path, prompts: Sequence[Messages], tokenizer: Tokenizer, seed: int) -> Rollouts:
+def own_answers(
+    model_folder: str | Path, prompts: Sequence[Messages], tokenizer: Tokenizer, seed: int, machine: Machine
+) -> Rollouts:
     """What the chat model answers to these prompts: where practice begins. Those that ended, unless hardly any did."""
-    machine = measure_machine()
     model = load(model_folder, machine.device)
     model.compute_dtype = machine.compute_dtype
     seeds = [(seed * 8_191 + place) * 8 for place in range(len(prompts))]

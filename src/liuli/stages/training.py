@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from liuli.engine import TOOLS, Engine, Sampling, reply_many
 from liuli.errors import UsageError
@@ -77,33 +79,36 @@ class TrainOptions:
             )
 
 
-POSITIVE = ("minutes", "steps", "tokens", "flops", "batch_tokens", "micro_tokens")
+POSITIVE = (
+    *("minutes", "steps", "tokens", "flops", "epochs", "batch_tokens", "micro_tokens", "max_tokens"),
+    *("members", "prompts", "pairs", "answers", "minibatches", "context"),
+)
 CHOICES = {"optimizer": ("muon", "adamw"), "compile": ("auto", "yes", "no")}
 
 
-def check_option(name: str, value: Any, default: Any, words: Sequence[str] = ()) -> None:
+def check_option(
+    name: str, value: Any, default: Any, words: Sequence[str] = (), where: str | Path = "training options"
+) -> None:
     """One option of a stage: its type (that of the default), its range, or that it is one of a few words."""
-    where = "training options"
     if words := words or CHOICES.get(name, ()):
         if value not in words:
             raise UsageError(f"{name} = {value!r} is not known", where, f"use one of {', '.join(words)}")
         return
     if value is None and default is None:
         return
-    if isinstance(default, bool):
-        if not isinstance(value, bool):
-            raise UsageError(f"{name} = {value!r} is not true or false", where)
+    if kind := {bool: "true or false", str: "text"}.get(type(default)):
+        if type(value) is not type(default):
+            raise UsageError(f"{name} = {value!r} is not {kind}", where)
         return
     whole = isinstance(default, int) or name == "steps"
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
         raise UsageError(f"{name} = {value!r} is not a {'whole number' if whole else 'number'}", where)
     low = 0 if default is None or default >= 0 else -math.inf
     if not low <= value < math.inf or (value == 0 and name in POSITIVE):
-        raise UsageError(f"{name} = {value} is out of range", where, "give a number above 0")
-    if name == "replay" and value >= 1:
-        raise UsageError(f"replay = {value} leaves nothing to learn from", where, "give a number below 1")
-    if name == "dropout" and value >= 1:
-        raise UsageError(f"dropout = {value} leaves nothing to learn from", where, "give a number below 1")
+        fix = "give a number above 0" if name in POSITIVE else "give 0 or more" if low == 0 else "give a finite number"
+        raise UsageError(f"{name} = {value} is out of range", where, fix)
+    if name in ("replay", "dropout") and value >= 1:
+        raise UsageError(f"{name} = {value} leaves nothing to learn from", where, "give a number below 1")
 
 
 COMPILE_SECONDS = 30.0  # what torch.compile takes before the first step
@@ -117,7 +122,24 @@ def wants_compile(options: TrainOptions, machine: Machine, seconds: float) -> bo
     return machine.compiler and COMPILE_SAVES * seconds > 1.5 * COMPILE_SECONDS
 
 
-FREE = ("save_every_s", "save_every_steps", "snapshot_every_s")  # options that may change within a run
+# options that may change within a run
+FREE = ("save_every_s", "save_every_steps", "snapshot_every_s", "trace_every")
+
+
+def content_hash(*parts: Any) -> str:
+    """The sha256 over tensors, dataclasses of them, and whatever else its repr tells apart."""
+    made = hashlib.sha256()
+    for part in parts:
+        if is_dataclass(part):
+            made.update(content_hash(*(getattr(part, own.name) for own in fields(part))).encode())
+        else:
+            made.update(part.numpy().tobytes() if isinstance(part, Tensor) else repr(part).encode())
+    return made.hexdigest()
+
+
+def origin_of(stage: str, parent: str | Path, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a model comes from, for its provenance. data: what it learns from, with a sum of each NAME as NAME_hash."""
+    return {"stage": stage, "parent": str(parent), "parent_hash": folder_hash(parent), "data": dict(data)}
 
 
 def checkpoints_of(run: Path, name: str) -> Path:
@@ -132,24 +154,39 @@ def begun_with(checkpoints: Path) -> dict[str, Any]:
 
 
 def check_begun(checkpoints: Path, now: dict[str, Any]) -> None:
-    """A stage that goes on must be the one that was begun: its checkpoint holds nothing for another."""
+    """A stage that goes on must be the one that was begun: its checkpoint holds nothing for another. One that never
+    came to a checkpoint binds nobody and is forgotten."""
     begun = begun_with(checkpoints)
     changed = [f"{name} {begun[name]}, now {value}" for name, value in now.items() if begun.get(name, value) != value]
-    if changed:
+    if changed and not any(checkpoints.glob("[0-9]*")):
+        remove(checkpoints)
+    elif changed:
         fix = f"give the same, or remove {checkpoints}"
         raise UsageError(f"this stage was begun with other options: {'; '.join(changed)}", checkpoints, fix)
 
 
-def decide(checkpoints: Path, options: TrainOptions, seconds: float, begun: dict[str, Any]) -> tuple[Machine, bool]:
+def decide(
+    checkpoints: Path,
+    options: Any,
+    facts: Mapping[str, Any],
+    compiles: Callable[[Machine], bool] = lambda machine: False,
+) -> tuple[Machine, bool]:
     """The machine with the dtype to compute in, and whether to compile: decided when a run starts, by measurement, and
-    kept beside what it was begun with, since a run that goes on must compute as it began."""
+    kept beside what it was begun with (options, and facts such as hashes), for a run that goes on computes as it began.
+    """
+    begun = {**facts, **{name: value for name, value in asdict(options).items() if name not in FREE}}
     check_begun(checkpoints, begun)
     machine, path = measure_machine(), checkpoints / "decided.json"
     if not path.exists():
-        compiled = wants_compile(options, machine, seconds)
-        write_json(path, {"dtype": machine.dtype, "compile": compiled, "begun": begun})
+        write_json(path, {"dtype": machine.dtype, "compile": compiles(machine), "begun": begun})
     kept = read_json(path)
     return replace(machine, dtype=kept["dtype"]), bool(kept["compile"])
+
+
+def begin(checkpoints: Path, options: Any, origin: Mapping[str, Any]) -> Machine:
+    """`decide` for a stage that learns from preferences or rewards, begun with the hashes in its `origin_of`."""
+    known = {**origin, **origin["data"]}
+    return decide(checkpoints, options, {name: known[name][:12] for name in known if name.endswith("_hash")})[0]
 
 
 def rows_per_step(options: TrainOptions, T: int) -> int:
@@ -188,12 +225,15 @@ def train_model(
     NAME that of `out`; a run that is killed goes on from there. UsageError where it was begun with other options.
     """
     checkpoints = checkpoints_of(log.folder, out.name)
-    pace = make_pace(options, model, rows.T, checkpoints / "pace.jsonl")
-    begun = {name: getattr(model.config, name) for name in ("preset", "layers", "width", "vocab_size", "context")}
-    begun |= {name: value for name, value in asdict(options).items() if name not in FREE}
+    read = {"rows": rows.folder} | ({"replay_rows": replay.folder} if replay is not None else {})
+    sums = {f"{name}_hash": folder_hash(folder) for name, folder in read.items()}
+    provenance = provenance | {"data": dict(provenance.get("data") or {}) | sums}
+    facts = {name: getattr(model.config, name) for name in ("preset", "layers", "width", "vocab_size", "context")}
     # the tokenizer's folder is the parent model's in fine-tuning
-    begun |= {"rows": folder_hash(rows.folder)[:12], "tokenizer": folder_hash(tokenizer_folder)[:12]}
-    machine, compiled = decide(checkpoints, options, pace.seconds or 0.0, begun)
+    facts |= {name: found[:12] for name, found in (sums | {"tokenizer": folder_hash(tokenizer_folder)}).items()}
+    seconds = 60 * (options.minutes or 0.0)
+    machine, compiled = decide(checkpoints, options, facts, lambda machine: wants_compile(options, machine, seconds))
+    pace = make_pace(options, model, rows.T, checkpoints / "pace.jsonl")
     model.to(machine.device)
     model.compute_dtype = machine.compute_dtype
     torch.manual_seed(options.seed)
@@ -309,7 +349,6 @@ class Snapshots:
             for language, messages in asked
             if len(render(messages, self.tokenizer, answer=True).tokens) < engine.context // 2
         ]
-        self.model.eval()
         made = reply_many(engine, [messages for _, messages in asked], Sampling(temperature=0.0, max_tokens=90), TOOLS)
         self.log.samples(
             step,
