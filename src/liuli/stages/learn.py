@@ -24,7 +24,7 @@ from liuli.stages.experience import Experience, Reward, Step, update
 from liuli.stages.remote import RemoteEngine, publish
 from liuli.stages.rollout import Batches, Critic, ModelActor, Rollouts, Scores, Writer, parts, roll_out, score_all
 from liuli.stages.training import Snapshots, begin, checkpoints_of, content_hash, origin_of, write_model
-from liuli.text import Loader, Rows, Tokenizer
+from liuli.text import Loader, Rows, Tokenizer, render_many
 from liuli.text.chat import Messages, as_messages
 from liuli.train import Pace, RunLog, next_target, one_rate, schedule
 from liuli.train.loop import to_tensors
@@ -90,11 +90,12 @@ class Learner:
     def run(self) -> dict[str, float]:
         """Learn until the budget is used; the figures of the last step. Goes on from a checkpoint if there is one."""
         o = self.options
-        batches = Batches(len(self.prompts), max(1, o.answers // self.group), o.seed)
+        fitting = self.fitting()
+        batches = Batches(len(fitting), max(1, o.answers // self.group), o.seed)
 
         def one_step(done: int) -> dict[str, float]:
             self.done = done
-            return self.take_step(batches[done])
+            return self.take_step([fitting[place] for place in batches[done]])
 
         self.done, figures = run_steps(
             one_step,
@@ -107,6 +108,16 @@ class Learner:
             shown=("score", "kl", "stop_rate"),
         )
         return figures
+
+    def fitting(self) -> list[int]:
+        """The prompts that leave room for an answer; others are counted and left out."""
+        rendered = render_many(self.prompts, self.engine.tokenizer, answer=True)
+        found = [number for number, prompt in enumerate(rendered) if len(prompt.tokens) < self.engine.context]
+        if not found:
+            raise LiuliError(f"no prompt fits the context of {self.engine.context}", self.stage, "shorten them")
+        if len(found) < len(rendered):
+            self.log.warn(f"{len(rendered) - len(found)} prompts are too long for the context and left out")
+        return found
 
     def take_step(self, chosen: list[int]) -> dict[str, float]:
         """One round: draw, score, learn."""

@@ -58,6 +58,7 @@ class Skill:
 
 LONGEST_TALK = 200
 """Estimated tokens of a conversation of several items: it fits a context of 256."""
+SHORT = 30  # tokens: many items are shorter
 
 
 def later(draw: Draw) -> Item:
@@ -65,14 +66,13 @@ def later(draw: Draw) -> Item:
     training = Draw(draw.rng, draw.language, "train", draw.index, draw.seed)
     others = [skill for skill in skills().values() if skill.name != "later"]
     last = draw.pick([skill for skill in others if draw.split in skill.splits]).item(draw)
-    before, tokens = list[Turn](), item_tokens(last)
-    for _ in range(draw.number(1, 3)):
+    before, room, wanted = list[Item](), LONGEST_TALK - item_tokens(last), draw.number(1, 3)
+    while len(before) < wanted and room > SHORT:
         item = draw.pick(others).item(training)
-        tokens += item_tokens(item)
-        if tokens > LONGEST_TALK and before:
-            break
-        before += item.messages
-    return replace(last, messages=[*before, *last.messages])
+        if item_tokens(item) <= room:
+            before.append(item)
+            room -= item_tokens(item)
+    return replace(last, messages=[*(turn for item in before for turn in item.messages), *last.messages])
 
 
 def _skills() -> list[Skill]:
