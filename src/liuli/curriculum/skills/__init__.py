@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from liuli.curriculum.draw import Draw
-from liuli.curriculum.items import Item, Turn, item_tokens
+from liuli.curriculum.items import Item, item_tokens
 from liuli.curriculum.skills import (
     arithmetic,
     calendar,
