@@ -4,9 +4,8 @@
 
 RUN is a build's folder (chat, reward, curriculum, rows). Every method starts from `chat`; `ppo`, `grpo`, `rejection`,
 `own-dpo` (DPO on comparisons of the model's own answers) and `best-of-16` follow `reward`, `dpo` the comparisons that
-`reward` learned from. `cautious` and `one` are PPO without a leash, by the
-ensemble and by its first member alone: how the true worth falls while the score still rises is drawn to
-over-optimisation.svg.
+`reward` learned from. `cautious` and `one` are PPO without a leash, by the ensemble and by its first member alone: how
+the true worth falls while the score still rises is drawn to over-optimisation.svg.
 """
 
 from __future__ import annotations
@@ -129,7 +128,7 @@ def own_dpo(run: Path, items: Sequence[dict[str, Any]], out: Path, minutes: floa
     ]
     data = compare(pairs, Tokenizer.load(run / "chat"), 256)
     left = minutes - (time.monotonic() - began) / 60
-    dpo(run / "chat", data, out, options=DPOOptions(minutes=left, seed=seed, lr=3e-5, beta=0.3), log=log)
+    dpo(run / "chat", data, out, options=DPOOptions(minutes=left, seed=seed), log=log)
 
 
 def drawn_for(

@@ -121,20 +121,22 @@ def conversations(lessons: Sequence[Lesson], rng: Random) -> Iterator[Lesson]:
     """The same items, about half of the conversations by themselves and the others two to four in one, as people ask
     one thing after another. Those of a conversation share its language; its skill names theirs.
     """
-    waiting: dict[str, tuple[int, list[Lesson]]] = {language: (1, []) for language in LANGUAGES}
+    waiting: dict[str, tuple[int, float, list[Lesson]]] = {language: (0, 0.0, []) for language in LANGUAGES}
     for lesson in lessons:
-        wanted, own = waiting[lesson.language]
-        if own and sum(item_tokens(one.item) for one in [*own, lesson]) > LONGEST_TALK:
+        wanted, tokens, own = waiting[lesson.language]
+        more = item_tokens(lesson.item)
+        if own and tokens + more > LONGEST_TALK:
             yield _joined(own)
-            wanted, own = 1, []
+            own = []
         if not own:
-            wanted = rng.choices((1, 2, 3, 4), (50, 25, 15, 10))[0]
+            wanted, tokens = rng.choices((1, 2, 3, 4), (50, 25, 15, 10))[0], 0.0
         own.append(lesson)
+        tokens += more
         if len(own) == wanted:
             yield _joined(own)
             own = []
-        waiting[lesson.language] = wanted, own
-    yield from (_joined(own) for _, own in waiting.values() if own)
+        waiting[lesson.language] = wanted, tokens, own
+    yield from (_joined(own) for _, _, own in waiting.values() if own)
 
 
 def _joined(lessons: Sequence[Lesson]) -> Lesson:
