@@ -2,9 +2,10 @@
 
     python benchmarks/alignment.py runs/laptop --minutes 2 --seeds 0 1 2 --methods ppo own-dpo cautious one
 
-RUN is a build's folder (chat, reward, curriculum, rows). Every method starts from `chat`; `ppo`, `grpo`, `rejection`,
-`own-dpo` (DPO on comparisons of the model's own answers) and `best-of-16` follow `reward`, `dpo` the comparisons that
-`reward` learned from. `cautious` and `one` are PPO without a leash, by the ensemble and by its first member alone: how
+RUN is a build's folder (chat, reward, curriculum, rows). Every method starts from `chat`. `ppo`, as a build has it, and
+`grpo` follow `reward` and the known answers to the questions of practice; `ppo-judge`, `grpo-judge`, `rejection`,
+`own-dpo` (DPO on comparisons of the model's own answers) and `best-of-16` follow `reward` alone, `dpo` the comparisons
+that it learned from. `cautious` and `one` are PPO without a leash, by the ensemble and by its first member alone: how
 the true worth falls while the score still rises is drawn to over-optimisation.svg.
 """
 
@@ -22,7 +23,7 @@ import torch
 
 from liuli.aligning import comparable, judged_by
 from liuli.build import messages_of, practice_items, split_by_prompt, worths
-from liuli.curriculum import worth
+from liuli.curriculum import seed_of, worth
 from liuli.engine import Model
 from liuli.evals.bits import bits_by_language
 from liuli.evals.evaluate import read_held_out
@@ -42,7 +43,7 @@ from liuli.stages.training import TrainOptions
 from liuli.text import Message, Preference, Rows, Tokenizer, pack_conversations, render_many
 from liuli.train import RunLog, StageState, measure_machine
 
-COMPARED = ("ppo", "grpo", "dpo", "own-dpo", "rejection", "best-of-16")
+COMPARED = ("ppo", "grpo", "ppo-judge", "grpo-judge", "dpo", "own-dpo", "rejection", "best-of-16")
 METHODS = (*COMPARED, "cautious", "one")
 
 
@@ -61,20 +62,21 @@ def train(method: str, run: Path, out: Path, minutes: float, seed: int) -> list[
         rejection(run, items, out, minutes, seed, log)
     elif method == "own-dpo":
         own_dpo(run, items, out, minutes, seed, log)
-    elif method == "ppo":
-        options = PPOOptions(**budget, beta=0.1, ptx=0.5, max_tokens=160)
+    elif method in ("ppo", "ppo-judge"):
+        options = PPOOptions(**budget, beta=0.1, ptx=0.5, max_tokens=160, truth=float(method == "ppo"))
         ppo(chat, judge, asked, out, options=options, log=log, truth=truth, ptx_rows=Rows.open(run / "rows" / "chat"))
     elif method in ("cautious", "one"):
         folder = judge if method == "cautious" else first_member(judge, out.parent / "one-member")
         options = PPOOptions(**budget, beta=0.0, lr=6e-4, max_tokens=160, most_drift=0.1)
         ppo(chat, folder, asked, out, options=options, log=log, truth=truth)
-    elif method == "grpo":
+    elif method in ("grpo", "grpo-judge"):
         model = load_scalar(judge)
 
         def earn(rollouts: Rollouts) -> Reward:
             return Reward(*score_answers(model, rollouts), truth(rollouts))
 
-        grpo(chat, asked, out, reward=earn, options=GRPOOptions(**budget, beta=0.1, max_tokens=160), log=log)
+        known = GRPOOptions(**budget, beta=0.1, max_tokens=160, truth=float(method == "grpo"))
+        grpo(chat, asked, out, reward=earn, options=known, log=log)
     else:
         pairs = read_lines(run / "curriculum" / "pairs.jsonl")
         preferences = [Preference(*map(messages_of, (p["prompt"], p["chosen"], p["rejected"]))) for p in pairs]
@@ -196,7 +198,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=12, help="held-out questions of each skill, language and split")
     parser.add_argument("--out", type=Path, default=Path("runs/alignment"))
     options = parser.parse_args()
-    items = held_out(3, options.count)
+    items = held_out(3, options.count, seed_of(options.run / "curriculum"))
     before = worths_of(Model(options.run / "chat").engine, items)
     texts = read_held_out(options.run / "rows" / "held_out.jsonl")
     drawn: dict[str, list[dict[str, Any]]] = {}

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liuli.curriculum import key_of, make, practice, worth
+from liuli.curriculum import key_of, make, practice, seed_of, worth
 from liuli.curriculum.preferences import PRACTISED
 from liuli.errors import LiuliError, UsageError
 from liuli.files import lock, new_folder, read_json, read_lines, write_file, write_json
@@ -406,7 +406,7 @@ class Build:
 def practice_items(curriculum: Path, seed: int) -> list[dict[str, Any]]:
     """Questions to practise on, none of which the examination of this curriculum asks."""
     examined = {key_of(item) for item in read_lines(curriculum / "eval.jsonl")}
-    return practice(seed + 1, PRACTICE, without=examined, only=PRACTISED)
+    return practice(seed + 1, PRACTICE, without=examined, only=PRACTISED, classroom=seed_of(curriculum))
 
 
 def messages_of(messages: Sequence[dict[str, Any]]) -> tuple[Message, ...]:
@@ -423,7 +423,7 @@ def split_by_prompt(preferences: Sequence[Preference]) -> tuple[list[int], list[
 
 
 def worths(items: Sequence[dict[str, Any]], rollouts: Rollouts) -> Tensor:
-    """What each answer is worth by the ground truth (curriculum/preferences.py): reported, never learned from."""
+    """What each answer is worth by the ground truth (curriculum/preferences.py)."""
     pairs = zip(rollouts.prompt_B.tolist(), rollouts.produced, strict=True)
     return torch.tensor([worth(items[number], [message.to_dict() for message in said]) for number, said in pairs])
 

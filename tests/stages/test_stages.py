@@ -14,6 +14,7 @@ import torch
 
 from liuli.aligning import reward_here
 from liuli.curriculum import key_of, practice, prefers, worth
+from liuli.curriculum.invent import neighbours
 from liuli.curriculum.preferences import PRACTISED, pair_lines
 from liuli.engine import Engine
 from liuli.errors import LiuliError, UsageError
@@ -166,6 +167,10 @@ def test_scores_are_normal_over_prompts_of_all_kinds_however_they_are_sorted(
 
 
 # --- each stage: killed in the middle it goes on to the same bits ----------------------------------------------------
+
+
+def few_words(rollouts: Rollouts) -> Reward:
+    return Reward(-rollouts.mask_BT.sum(1).float())
 
 
 def exclaims(rollouts: Rollouts) -> Reward:
@@ -334,21 +339,26 @@ def test_an_option_of_which_nothing_comes_is_refused(change: str) -> None:
 # --- they learn ------------------------------------------------------------------------------------------------------
 
 
-def test_grpo_wins_what_its_reward_pays(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("truth", [0.0, 2.0])
+def test_grpo_wins_what_its_reward_pays_and_what_the_truth_does(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, truth: float
+) -> None:
     prompts = [ask(f"say {n}") for n in range(4)]
-    options = GRPOOptions(steps=25, answers=64, group=16, max_tokens=6, lr=3e-3, beta=0.0, most_drift=1.0)
+    options = GRPOOptions(steps=25, answers=64, group=16, max_tokens=6, lr=3e-3, beta=0.0, most_drift=1.0, truth=truth)
 
     def paid(rollouts: Rollouts) -> Reward:  # for every byte that is a vowel
         vowels = torch.tensor([16 + ord(letter) for letter in "aeiou"])
         hits = torch.isin(rollouts.tokens_BT, vowels) & rollouts.mask_BT
-        return Reward(hits.float().sum(1))
+        hits_B = hits.float().sum(1)
+        return Reward(torch.zeros(len(hits_B)), None, hits_B / truth) if truth else Reward(hits_B)
 
     # an answer need not end by itself to be paid here
     earned = []
 
     def noted(rollouts: Rollouts) -> Reward:
-        earned.append(float(paid(rollouts).scores_B.mean()))
-        return paid(rollouts)
+        reward = paid(rollouts)
+        earned.append(float(reward.earned(truth).mean()))
+        return reward
 
     import liuli.stages.grpo as room
 
@@ -422,6 +432,8 @@ def test_a_reward_that_is_no_number_and_prompts_that_are_none_are_refused(model:
             options=options,
             log=log,
         )
+    with pytest.raises(UsageError, match="which answers are right"):
+        grpo(model, [ask("a")], tmp_path / "o", reward=few_words, options=replace(options, truth=1.0), log=log)
     with pytest.raises(LiuliError, match="no prompts"):
         grpo(model, [], tmp_path / "o", reward=exclaims, options=options, log=log)
     with pytest.raises(LiuliError, match="context"):
@@ -442,6 +454,20 @@ def test_practice_asks_nothing_that_the_examination_asks_and_worth_is_the_judges
     answers = {item["answer"]: 1.0, "I don't know. I never learned that.": -0.5, "It is Atlantis.": -1.0}
     for text, value in answers.items():
         assert worth(item, [{"role": "assistant", "content": text}]) == value
+
+
+def test_practice_and_comparisons_ask_one_question_of_a_page_and_about_people_of_the_lessons() -> None:
+    """Lessons ask every passage of a page; were practice to ask so and strangers alone, it would teach to refuse."""
+    for item in practice(1, 5, only=("cite_name", "cite_number", "cite_none")):
+        assert [turn["role"] for turn in item["messages"]] == ["user"]
+    pairs = [json.loads(line) for line in pair_lines(0, 1000)]
+    pages = [pair for pair in pairs if pair["skill"].startswith("cite_")]
+    assert pages and all(len(pair["prompt"]) == 1 for pair in pages)
+    taught = {person.name for language in ("en", "zh") for person in neighbours(7, language)}
+    asked = practice(1, 40, only=("person_city", "person_job"), classroom=7)
+    assert asked and all(any(name in item["messages"][-1]["content"] for name in taught) for item in asked)
+    strangers = practice(1, 40, only=("unknown_person",), classroom=7)
+    assert not any(name in item["messages"][-1]["content"] for name in taught for item in strangers)
 
 
 def test_the_labeller_chooses_as_often_as_its_odds_say() -> None:

@@ -5,8 +5,8 @@ people and grammars, the same to the byte each time. It knows nothing of tokens,
 """
 
 from liuli.curriculum.judge import judge
-from liuli.curriculum.make import make
+from liuli.curriculum.make import make, seed_of
 from liuli.curriculum.preferences import key_of, practice, prefers, worth
 from liuli.curriculum.skills import skills
 
-__all__ = ["judge", "key_of", "make", "practice", "prefers", "skills", "worth"]
+__all__ = ["judge", "key_of", "make", "practice", "prefers", "seed_of", "skills", "worth"]

@@ -23,6 +23,7 @@ class Draw:
 
     rng: the only source of chance. language: en or zh. split: one of `items.SPLITS`.
     index: how many items of this skill, language and kind came before. seed: the classroom's, names its people.
+    alone: one question, as people ask it, where a lesson asks several of one page.
     """
 
     rng: Random
@@ -30,6 +31,7 @@ class Draw:
     split: str
     index: int
     seed: int
+    alone: bool = False
 
     @property
     def zh(self) -> bool:

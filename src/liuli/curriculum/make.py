@@ -23,7 +23,7 @@ from liuli.curriculum.skills.dialogue import distinct_dialogues
 from liuli.curriculum.skills.facts import SKILLS, pairs_of
 from liuli.curriculum.skills.stories import distinct_sentences
 from liuli.errors import UsageError
-from liuli.files import new_folder, write_json
+from liuli.files import new_folder, read_json, write_json
 
 PART = {"en": 0.55, "zh": 0.45}  # of the tokens: English takes more of them to say the same
 CHUNK_BYTES = 400_000
@@ -71,6 +71,12 @@ def make(
         about = _about(seed, size, streams, tests) | {"pairs": len(pairs)}
         write_json(stage / "about.json", about)
     return about
+
+
+def seed_of(folder: Path) -> int:
+    """The seed of the lessons in a folder, which names their people; 0 where nothing says."""
+    about = folder / "about.json"
+    return int(read_json(about)["seed"]) if about.exists() else 0
 
 
 def plan(seed: int, size: int) -> list[Stream]:

@@ -19,7 +19,6 @@ from liuli.curriculum.items import LANGUAGES, Item, Turn, assistant, eval_line, 
 from liuli.curriculum.judge import judge
 from liuli.curriculum.questions import RELATIONS, fill, taught
 from liuli.curriculum.skills import skills
-from liuli.curriculum.skills.citation import NOT_THERE
 from liuli.curriculum.skills.honesty import UNKNOWN
 
 RIGHT, NEEDLESS, WRONG = 1.0, -0.5, -1.0
@@ -42,19 +41,26 @@ def prefers(first: float, second: float) -> float:
 
 
 def practice(
-    seed: int, count: int, without: Collection[str] = (), split: str = "train", only: Collection[str] = ()
+    seed: int,
+    count: int,
+    without: Collection[str] = (),
+    split: str = "train",
+    only: Collection[str] = (),
+    classroom: int = 0,
 ) -> list[dict[str, Any]]:
     """Questions as they stand in `eval.jsonl`, up to `count` of each skill and language: prompts to practise on.
 
     without: questions (`key_of`) that must not occur, those of the examination. split: "train", or a held-out one for
-    more questions than the examination has. only: these skills; default: all.
+    more questions than the examination has. only: these skills; default: all. classroom: the seed of the lessons, whose
+    people are asked about; `seed` is that of chance.
     """
     found: list[dict[str, Any]] = []
     for name, skill in skills().items():
         if (split not in skill.splits and split != "train") or (only and name not in only):
             continue
         for language in LANGUAGES:
-            draw = Draw(Random(f"{seed}/practice/{name}/{language}/{split}"), language, split, 0, seed)
+            chance = Random(f"{seed}/practice/{name}/{language}/{split}")
+            draw = Draw(chance, language, split, 0, classroom, alone=True)
             seen: dict[str, dict[str, Any]] = {}
             for draw.index in range(count * 4):
                 item = json.loads(eval_line(skill.item(draw), name, language, split, len(seen)))
@@ -74,14 +80,15 @@ def key_of(item: Mapping[str, Any]) -> str:
 # --- comparisons that need no model: the right answer against a spoiled one -------------------------------------------
 
 # What a labeller can see in an answer without knowing the fact itself, and its share of the comparisons: a model of a
-# few million weights cannot learn in a minute to tell a wrong fact from a right one (55%; docs/notebook.md).
+# few million weights cannot learn in a minute to tell a wrong fact from a right one (55%), nor whether a passage says
+# what is asked (67%; docs/notebook.md). What comparisons cannot teach, the ground truth grades in practice.
 KINDS = {
     # a made-up fact about what does not exist, against "I don't know"
     "claim": (
         0.37,
         (
             *("unknown_country", "unknown_element", "unknown_animal", "unknown_person", "unknown_word"),
-            *("unknown_attribute", "cite_none", "cite_none"),
+            *("unknown_attribute", "cite_none"),
         ),
     ),
     # "I don't know" against the answer to what was taught
@@ -94,7 +101,7 @@ KINDS = {
     ),
     # a story that stops in the middle or goes round in circles
     "story": (0.12, ("story", "story_named")),
-    # a passage cited by no number, or "the passages do not say" where they do
+    # a passage cited by no number
     "citation": (0.15, ("cite_name", "cite_number")),
     # a result without the call that computes it
     "no call": (0.08, ("calculate_add", "calculate_subtract", "calculate_multiply", "problem_add", "convert_units")),
@@ -123,7 +130,8 @@ def pair_lines(seed: int, count: int) -> Iterator[str]:
     for kind, (share, names) in KINDS.items():
         for place, name in enumerate(names):
             for language in LANGUAGES:
-                draw = Draw(Random(f"{seed}/pairs/{kind}/{name}/{place}/{language}"), language, "train", 0, seed)
+                chance = Random(f"{seed}/pairs/{kind}/{name}/{place}/{language}")
+                draw = Draw(chance, language, "train", 0, seed, alone=True)
                 for draw.index in range(max(1, round(share * count / len(names) / len(LANGUAGES)))):
                     item = skills()[name].item(draw)
                     lines.append(_pair_line(item, spoil(item, kind, name, draw), kind, name, language, rng))
@@ -151,16 +159,14 @@ def spoil(item: Item, kind: str, skill: str, draw: Draw) -> list[Turn]:
         return [assistant(_loop(last["content"], draw))]
     if kind == "no call":
         return [last]
-    if draw.chance(0.5):
-        return [assistant(NOT_THERE[draw.language])]
-    return [assistant(re.sub(r"\s*\[\d+\]", "", last["content"]))]
+    return [assistant(_uncited(last["content"]))]
 
 
 def _claim(item: Item, skill: str, draw: Draw) -> str:
     """A made-up fact about what the question asks, in the words of real ones."""
     question = item.messages[-2]["content"]
     if skill == "cite_none":
-        return _from_the_page(question, draw)
+        return _uncited(_from_the_page(question, draw))
     for relation in draw.pick_some(RELATIONS, len(RELATIONS)):
         if relation.back or relation.key.split(".")[0] != skill.removeprefix("unknown_"):
             continue
@@ -172,6 +178,10 @@ def _claim(item: Item, skill: str, draw: Draw) -> str:
     other = Draw(draw.rng, draw.language, "train", draw.number(0, 9_999), draw.seed)
     claimed: str = skills()[draw.pick(CLAIMED[skill])].item(other).messages[-1]["content"]
     return claimed
+
+
+def _uncited(text: str) -> str:
+    return re.sub(r"\s*\[\d+\]", "", text)
 
 
 def _from_the_page(page: str, draw: Draw) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from liuli.curriculum import seed_of
 from liuli.engine import Engine, Model
 from liuli.errors import UsageError
 from liuli.evals.bits import bits_by_language
@@ -80,7 +81,8 @@ def evaluate(
             figures["bits_rival"] = read_aloud(Model(rival, device).engine, texts, 0.1 * budget)
     if rival is not None:
         progress("versus", 0, 1)
-        figures["versus"] = compare(Model(rival, device).engine, engine, count=int(max(2, min(12, budget / 4))))
+        classroom, count = seed_of(Path(curriculum)) if curriculum else 0, int(max(2, min(12, budget / 4)))
+        figures["versus"] = compare(Model(rival, device).engine, engine, count=count, classroom=classroom)
     progress("talk", 0, 1)
     figures["talk"] = talk_by_language(engine, items, min(left(), 0.15 * budget) if items else left())
     if items:

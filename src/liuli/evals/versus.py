@@ -21,9 +21,14 @@ from liuli.text import Message, render_many
 SPLITS = ("names", "templates")
 
 
-def held_out(seed: int, count: int) -> list[Item]:
-    """Questions of held-out names and wordings, up to `count` of each skill and language, in an order of chance."""
-    items = [item for split in SPLITS for item in practice(seed, count, split=split, only=PRACTISED)]
+def held_out(seed: int, count: int, classroom: int = 0) -> list[Item]:
+    """Questions of held-out names and wordings, up to `count` of each skill and language, in an order of chance.
+
+    classroom: the seed of the lessons (`curriculum.seed_of`), whose people are asked about.
+    """
+    items = [
+        item for split in SPLITS for item in practice(seed, count, split=split, only=PRACTISED, classroom=classroom)
+    ]
     return Random(seed).sample(items, len(items))
 
 
@@ -68,7 +73,7 @@ def versus(before: Sequence[float], after: Sequence[float], items: Sequence[Item
     }
 
 
-def compare(before: Engine, after: Engine, *, seed: int = 3, count: int = 12) -> dict[str, Any]:
+def compare(before: Engine, after: Engine, *, seed: int = 3, count: int = 12, classroom: int = 0) -> dict[str, Any]:
     """`versus` of two models on fresh held-out questions."""
-    items = held_out(seed, count)
+    items = held_out(seed, count, classroom)
     return versus(worths(before, items), worths(after, items), items)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from liuli.errors import UsageError
 from liuli.stages.rollout import Actor, Rollouts, Scores, parts
 from liuli.train import Optimizer
 from liuli.train.policy import KL, Spread, clipped_loss, kl_terms, token_weights, value_loss
@@ -21,11 +22,19 @@ from liuli.train.policy import KL, Spread, clipped_loss, kl_terms, token_weights
 
 class Reward(NamedTuple):
     """What answers earned: scores_B float32; members_EB: of each of an ensemble; truth_B: the ground truth's own grade,
-    NaN where there is none. Only scores_B is learned from."""
+    NaN where there is none."""
 
     scores_B: Tensor
     members_EB: Tensor | None = None
     truth_B: Tensor | None = None
+
+    def earned(self, weight: float) -> Tensor:
+        """What is learned from: the scores, and with this weight the ground truth's grades where there are any."""
+        if not weight:
+            return self.scores_B
+        if self.truth_B is None:
+            raise UsageError("nothing says which answers are right", "truth", "leave it at 0, or ask a curriculum")
+        return self.scores_B + weight * self.truth_B.nan_to_num(0.0)
 
 
 class Experience(NamedTuple):

@@ -47,6 +47,7 @@ class PracticeOptions:
     beta: float = 0.05  # the leash: nats of KL cost this much score
     lr: float = 1e-4  # twice as much moves further from where it began, and loses as much as it wins (docs/notebook.md)
     no_end: float = -1.0  # the score of an answer that did not end by itself
+    truth: float = 0.0  # weight of the ground truth's grade beside the score, where it is known (arXiv 2411.15124, 6)
     temperature: float = 1.0
     max_tokens: int = 96
     compiled: bool = False  # the step that draws, which takes a minute once and then a third less time
@@ -144,7 +145,7 @@ class Learner:
         else:
             old = score_all(across(self.policy), rollouts, self.step.micro_tokens, self.step.minibatches)
         reference = score_all(across(self.reference), rollouts, self.step.micro_tokens, self.step.minibatches)
-        e = self.experience(rollouts, old, reference.log_probs_BT, reward.scores_B, self.beta)
+        e = self.experience(rollouts, old, reference.log_probs_BT, reward.earned(o.truth), self.beta)
         drift = self.check(rollouts)
         scale = schedule(self.pace.progress, WARMUP, COOLDOWN, 0.02)
         means = update(
@@ -302,7 +303,7 @@ def reinforce(
     options: PracticeOptions,
     log: RunLog,
     critic: Callable[[Transformer], Critic | None] = lambda model: None,
-    critic_lr: float = 3e-3,
+    critic_lr: float = 0.0,
     steer: Callable[[float, float, int], float] | None = None,
     ptx_rows: Rows | None = None,
     ptx: float = 0.0,

@@ -41,7 +41,7 @@ class PPOOptions(PracticeOptions):
     whiten_rewards: Literal["off", "scale", "full"] = "off"  # both have another optimum
     whiten_advantages: bool = True
     critic: Literal["shared", "reward"] = "shared"  # a head on the policy's states, or the reward model as a start
-    critic_lr: float = 3e-3  # of that head, which begins at 0: at the policy's rate it would never get as far as scores
+    critic_lr: float = 1e-2  # of that head, which begins at 0: at the policy's rate it would never get as far as scores
     ptx: float = 0.0  # weight of the pretraining loss beside PPO's
 
 
@@ -93,8 +93,8 @@ def ppo(
 ) -> dict[str, float]:
     """Teach the chat model in `model_folder` what the reward model likes, on these prompts; write it to `out`.
 
-    truth: the ground truth's grade of each answer, reported and never learned from. combined: how the ensemble's
-    scores become one. ptx_rows: text for the pretraining loss (options.ptx).
+    truth: the ground truth's grade of each answer; learned from only with `options.truth`. combined: how the
+    ensemble's scores become one. ptx_rows: text for the pretraining loss (options.ptx).
     """
     judge_model = load_judge(reward_folder)
 

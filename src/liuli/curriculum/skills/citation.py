@@ -54,10 +54,11 @@ def cite(schemas: dict[str, tuple[Schema, ...]]) -> Callable[[Draw], Item]:
         order = draw.pick_some(range(len(lines)), len(lines))
         last, turns = order[-1], list[tuple[str, str]]()
         # in training every passage is asked about, turn by turn: four answers to learn from for one page to read
-        for which in order if draw.split == "train" else [last]:
+        lesson = draw.split == "train" and not draw.alone
+        for which in order if lesson else [last]:
             question = draw.form(schema[which].questions).format(e=entities[which])
             turns.append((question, said(draw, schema[which], entities[which], values[which], which + 1)))
-        if draw.split == "train" and draw.chance(0.4):
+        if lesson and draw.chance(0.4):
             turns = turns[-3:]  # a row has room for no more
             turns.insert(draw.number(0, len(turns) - 1), (_about_a_stranger(draw, schema, entities), _not_there(draw)))
         messages: list[Turn] = []
