@@ -125,6 +125,7 @@ def test_settings_reach_the_model(live: LiveServer, open_page: Open) -> None:
     page.get_by_role("button", name="Settings").click()
     dialog = page.get_by_role("dialog", name="Settings")
     dialog.get_by_label("Temperature").fill("0")
+    expect(dialog.get_by_label("Longest answer")).to_have_attribute("max", "512")
     dialog.get_by_label("Longest answer").fill("32")
     dialog.get_by_label("System prompt").fill("Be kind.")
     page.keyboard.press("Escape")

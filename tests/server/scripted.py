@@ -120,7 +120,7 @@ def make_model(path: Path) -> Path:
     """A folder that looks like a model's."""
     path.mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        (path / name).write_text("{}")
+        (path / name).write_text('{"max_position_embeddings": 512}' if name == "config.json" else "{}")
     return path
 
 

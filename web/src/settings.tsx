@@ -2,6 +2,7 @@
 import { signal } from "@preact/signals";
 import { useLayoutEffect, useRef } from "preact/hooks";
 import { Icon } from "./icons";
+import { run } from "./run";
 import { DEFAULTS, setSettings, settings } from "./talk";
 import { t } from "./words";
 
@@ -15,6 +16,7 @@ export function SettingsDialog() {
   }, [settingsOpen.value]);
   const close = () => (settingsOpen.value = false);
   const { temperature, maxTokens, system, tint } = settings.value;
+  const longest = Math.min(1024, run.value?.model?.context ?? 1024);
   return (
     <dialog class="glass settings" ref={dialog} aria-label={t("settings")} onClose={close} onClick={(event) => event.target === dialog.current && close()}>
       <form method="dialog">
@@ -33,9 +35,9 @@ export function SettingsDialog() {
         </label>
         <label>
           <span>
-            {t("max_tokens")} <b>{maxTokens}</b>
+            {t("max_tokens")} <b>{Math.min(maxTokens, longest)}</b>
           </span>
-          <input type="range" min="16" max="1024" step="16" value={maxTokens} onInput={(e) => setSettings({ maxTokens: Number(e.currentTarget.value) })} />
+          <input type="range" min="16" max={longest} step="16" value={maxTokens} onInput={(e) => setSettings({ maxTokens: Number(e.currentTarget.value) })} />
         </label>
         <label>
           <span>{t("system")}</span>

@@ -118,6 +118,8 @@ export interface Model {
   step: number;
   finished: boolean;
   made: number;
+  /** Tokens it can read, question and answer together, where that is known. */
+  context?: number | null;
 }
 
 export interface Run {

@@ -30,13 +30,14 @@ class ModelFile:
     made: float
 
     def about(self) -> dict[str, Any]:
-        """What the page says of it: its folder's name, stage, step, when it was made."""
+        """What the page says of it: its folder's name, stage, step, when it was made, how many tokens it reads."""
         return {
             "name": self.path.name,
             "stage": self.stage,
             "step": self.step,
             "finished": self.finished,
             "made": self.made,
+            "context": (read_json(self.path / "config.json") or {}).get("max_position_embeddings"),
         }
 
 
