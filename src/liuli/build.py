@@ -405,11 +405,8 @@ class Build:
 
 def practice_items(curriculum: Path, seed: int) -> list[dict[str, Any]]:
     """Questions to practise on, none of which the examination of this curriculum asks."""
-    taken, classroom = {key_of(item) for item in read_lines(curriculum / "eval.jsonl")}, seed_of(curriculum)
-    items = practice(seed + 1, PRACTICE, without=taken, only=PRACTISED, classroom=classroom)
-    # two skills ask what a page holds and one what it does not: as many of either, or practice leans to one side
-    taken |= {key_of(item) for item in items}
-    return items + practice(seed + 2, PRACTICE, without=taken, only=("cite_none",), classroom=classroom)
+    examined = {key_of(item) for item in read_lines(curriculum / "eval.jsonl")}
+    return practice(seed + 1, PRACTICE, without=examined, only=PRACTISED, classroom=seed_of(curriculum))
 
 
 def messages_of(messages: Sequence[dict[str, Any]]) -> tuple[Message, ...]:
