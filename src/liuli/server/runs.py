@@ -21,13 +21,15 @@ SAMPLES_AT_MOST = 60
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model folder to be served: where it is, which stage made it, and whether that stage was over."""
+    """A model folder to be served: where it is, which stage made it, whether that stage was over, and how many tokens
+    the model reads, where that is known."""
 
     path: Path
     stage: str
     step: int
     finished: bool
     made: float
+    context: int | None = None
 
     def about(self) -> dict[str, Any]:
         """What the page says of it: its folder's name, stage, step, when it was made, how many tokens it reads."""
@@ -37,7 +39,7 @@ class ModelFile:
             "step": self.step,
             "finished": self.finished,
             "made": self.made,
-            "context": (read_json(self.path / "config.json") or {}).get("max_position_embeddings"),
+            "context": self.context,
         }
 
 
@@ -97,13 +99,7 @@ def models_in(run: Path) -> list[ModelFile]:
         stage, _, step = path.name.rpartition("-")
         if step.isdigit() and is_model_folder(path):
             found.append(_model(path, stage, int(step), False))
-    models = [model for model in found if model is not None and talks(model.path)]
-    return sorted(models, key=lambda m: (order.get(m.stage, -1), m.finished, m.step, m.made), reverse=True)
-
-
-def talks(path: Path) -> bool:
-    """Whether a model writes words; a reward model gives scores."""
-    return "score_offsets" not in (read_json(path / "config.json") or {})
+    return sorted(filter(None, found), key=lambda m: (order.get(m.stage, -1), m.finished, m.step, m.made), reverse=True)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -123,10 +119,15 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _model(path: Path, stage: str, step: int, finished: bool) -> ModelFile | None:
+    """A model that writes words; None for one that gives scores, or was pruned in this moment."""
     try:
-        return ModelFile(path, stage, step, finished, (path / "config.json").stat().st_mtime)
-    except OSError:  # pruned in this moment
+        made = (path / "config.json").stat().st_mtime
+    except OSError:
         return None
+    config = read_json(path / "config.json") or {}
+    if "score_offsets" in config:
+        return None
+    return ModelFile(path, stage, step, finished, made, config.get("max_position_embeddings"))
 
 
 @dataclass

@@ -157,9 +157,9 @@ class Keeper:
 
 def model_file(path: Path) -> ModelFile:
     """A model folder that lies in no run, or is served as if it did not."""
-    about = read_json(path / "liuli.json") or {}
-    made = (path / "config.json").stat().st_mtime
-    return ModelFile(path, str(about.get("stage", "")), int(about.get("step") or 0), True, made)
+    about, config = (read_json(path / name) or {} for name in ("liuli.json", "config.json"))
+    made, context = (path / "config.json").stat().st_mtime, config.get("max_position_embeddings")
+    return ModelFile(path, str(about.get("stage", "")), int(about.get("step") or 0), True, made, context)
 
 
 def folders_by_name(first: str, more: Sequence[Path]) -> dict[str, Path]:
