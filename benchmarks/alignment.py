@@ -2,8 +2,8 @@
 
     python benchmarks/alignment.py runs/laptop --minutes 2 --seeds 0 1 2 --methods ppo own-dpo cautious one
 
-RUN is a build's folder (chat, reward, curriculum, rows). Every method starts from `chat`. `ppo`, as a build has it, and
-`grpo` follow `reward` and the known answers to the questions of practice; `ppo-judge`, `grpo-judge`, `rejection`,
+RUN is a build's folder (chat, reward, curriculum, rows). Every method starts from `chat`. `ppo`, as the build has it,
+and `grpo` follow `reward` and the known answers to the questions of practice; `ppo-judge`, `grpo-judge`, `rejection`,
 `own-dpo` (DPO on comparisons of the model's own answers) and `best-of-16` follow `reward` alone, `dpo` the comparisons
 that it learned from. `cautious` and `one` are PPO without a leash, by the ensemble and by its first member alone: how
 the true worth falls while the score still rises is drawn to over-optimisation.svg.
@@ -31,6 +31,7 @@ from liuli.evals.versus import held_out, versus
 from liuli.evals.versus import worths as worths_of
 from liuli.files import read_lines
 from liuli.model.scalar import ScalarModel, load_scalar, save_scalar
+from liuli.recipe import read_recipe
 from liuli.stages.best import Best, best_of
 from liuli.stages.dpo import DPOOptions, dpo
 from liuli.stages.experience import Reward
@@ -45,6 +46,7 @@ from liuli.train import RunLog, StageState, measure_machine
 
 COMPARED = ("ppo", "grpo", "ppo-judge", "grpo-judge", "dpo", "own-dpo", "rejection", "best-of-16")
 METHODS = (*COMPARED, "cautious", "one")
+LONGEST = 200  # tokens of an answer, as in the examination
 
 
 def train(method: str, run: Path, out: Path, minutes: float, seed: int) -> list[dict[str, Any]]:
@@ -54,6 +56,7 @@ def train(method: str, run: Path, out: Path, minutes: float, seed: int) -> list[
     items, judge, chat = practice_items(run / "curriculum", 0), run / "reward", run / "chat"
     asked = [messages_of(item["messages"]) for item in items]
     budget: dict[str, Any] = {"minutes": minutes, "seed": seed}
+    as_built = read_recipe(run / "recipe.toml").ppo | budget
 
     def truth(rollouts: Rollouts) -> torch.Tensor:
         return worths(items, rollouts)
@@ -63,11 +66,11 @@ def train(method: str, run: Path, out: Path, minutes: float, seed: int) -> list[
     elif method == "own-dpo":
         own_dpo(run, items, out, minutes, seed, log)
     elif method in ("ppo", "ppo-judge"):
-        options = PPOOptions(**budget, beta=0.1, ptx=0.5, max_tokens=160, truth=float(method == "ppo"))
+        options = PPOOptions(**as_built | {"truth": as_built["truth"] * (method == "ppo")})
         ppo(chat, judge, asked, out, options=options, log=log, truth=truth, ptx_rows=Rows.open(run / "rows" / "chat"))
     elif method in ("cautious", "one"):
         folder = judge if method == "cautious" else first_member(judge, out.parent / "one-member")
-        options = PPOOptions(**budget, beta=0.0, lr=6e-4, max_tokens=160, most_drift=0.1)
+        options = PPOOptions(**budget, beta=0.0, lr=6e-4, max_tokens=LONGEST, most_drift=0.1)
         ppo(chat, folder, asked, out, options=options, log=log, truth=truth)
     elif method in ("grpo", "grpo-judge"):
         model = load_scalar(judge)
@@ -75,7 +78,8 @@ def train(method: str, run: Path, out: Path, minutes: float, seed: int) -> list[
         def earn(rollouts: Rollouts) -> Reward:
             return Reward(*score_answers(model, rollouts), truth(rollouts))
 
-        known = GRPOOptions(**budget, beta=0.1, max_tokens=160, truth=float(method == "grpo"))
+        shared = {key: as_built[key] for key in ("minutes", "seed", "beta", "lr", "max_tokens")}
+        known = GRPOOptions(**shared, truth=as_built["truth"] * (method == "grpo"))
         grpo(chat, asked, out, reward=earn, options=known, log=log)
     else:
         pairs = read_lines(run / "curriculum" / "pairs.jsonl")
@@ -101,7 +105,7 @@ def best_worths(run: Path, items: Sequence[dict[str, Any]]) -> list[float]:
     """What the answer is worth that the reward model likes best of 16; -1 where none ended by itself."""
     asked = [messages_of(item["messages"]) for item in items]
     found = [-1.0] * len(items)
-    for best in best_of(Model(run / "chat").engine, asked, judged_by(run / "reward"), 16, max_tokens=160):
+    for best in best_of(Model(run / "chat").engine, asked, judged_by(run / "reward"), 16, max_tokens=LONGEST):
         found[best.number] = worth(items[best.number], [message.to_dict() for message in best.produced])
     return found
 
@@ -142,7 +146,7 @@ def drawn_for(
     engine, began = Model(run / "chat", dtype=measure_machine().compute_dtype).engine, time.monotonic()
     for start in range(0, len(asked), 64):
         some = asked[start : start + 64]
-        for best in best_of(engine, some, judged_by(run / "reward"), n, max_tokens=160, seed=seed * 10_000 + start):
+        for best in best_of(engine, some, judged_by(run / "reward"), n, max_tokens=LONGEST, seed=seed * 10_000 + start):
             yield some[best.number], best
         if time.monotonic() - began > seconds:
             return

@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -404,9 +404,13 @@ class Build:
 
 
 def practice_items(curriculum: Path, seed: int) -> list[dict[str, Any]]:
-    """Questions to practise on, none of which the examination of this curriculum asks."""
+    """Questions to practise on, none of which the examination of this curriculum asks.
+
+    To three pages that hold the answer come two that do not: with fewer it pays to answer anyway, with more to refuse.
+    """
     examined = {key_of(item) for item in read_lines(curriculum / "eval.jsonl")}
-    return practice(seed + 1, PRACTICE, without=examined, only=PRACTISED, classroom=seed_of(curriculum))
+    draw = partial(practice, without=examined, classroom=seed_of(curriculum))
+    return draw(seed + 1, PRACTICE, only=PRACTISED) + draw(seed + 2, PRACTICE // 3, only=("cite_none",))
 
 
 def messages_of(messages: Sequence[dict[str, Any]]) -> tuple[Message, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from liuli.aligning import reward_here
+from liuli.build import practice_items
 from liuli.curriculum import key_of, practice, prefers, worth
 from liuli.curriculum.invent import neighbours
 from liuli.curriculum.preferences import PRACTISED, pair_lines
@@ -468,6 +470,13 @@ def test_practice_and_comparisons_ask_one_question_of_a_page_and_about_people_of
     assert asked and all(any(name in item["messages"][-1]["content"] for name in taught) for item in asked)
     strangers = practice(1, 40, only=("unknown_person",), classroom=7)
     assert not any(name in item["messages"][-1]["content"] for name in taught for item in strangers)
+
+
+def test_practice_of_a_build_has_two_pages_without_the_answer_to_three_with_it_and_no_stories(tmp_path: Path) -> None:
+    (tmp_path / "eval.jsonl").write_text("")
+    asked = Counter(item["skill"] for item in practice_items(tmp_path, 0))
+    assert 2 * (asked["cite_name"] + asked["cite_number"]) == 3 * asked["cite_none"] > 0
+    assert not any(skill.startswith("story") for skill in asked)
 
 
 def test_the_labeller_chooses_as_often_as_its_odds_say() -> None:

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from liuli.curriculum import practice, worth
-from liuli.curriculum.preferences import NEEDLESS, PRACTISED
+from liuli.curriculum.preferences import ASKED, NEEDLESS
 from liuli.engine import TOOLS, Engine, Sampling, reply_many
 from liuli.evals.proportion import score
 from liuli.evals.skills import Item
@@ -26,13 +26,11 @@ def held_out(seed: int, count: int, classroom: int = 0) -> list[Item]:
 
     classroom: the seed of the lessons (`curriculum.seed_of`), whose people are asked about.
     """
-    items = [
-        item for split in SPLITS for item in practice(seed, count, split=split, only=PRACTISED, classroom=classroom)
-    ]
+    items = [item for split in SPLITS for item in practice(seed, count, split=split, only=ASKED, classroom=classroom)]
     return Random(seed).sample(items, len(items))
 
 
-def worths(engine: Engine, items: Sequence[Item], temperature: float = 1.0, max_tokens: int = 160) -> list[float]:
+def worths(engine: Engine, items: Sequence[Item], temperature: float = 1.0, max_tokens: int = 200) -> list[float]:
     """What one answer to each question is worth: 1 right, -0.5 a needless "I don't know", -1 wrong or none at all."""
     prompts = render_many([item["messages"] for item in items], engine.tokenizer, answer=True)
     fitting = [i for i, prompt in enumerate(prompts) if len(prompt.tokens) < engine.context]

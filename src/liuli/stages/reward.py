@@ -270,7 +270,7 @@ def own_answers(
     model = load(model_folder, machine.device)
     model.compute_dtype = machine.compute_dtype
     seeds = [(seed * 8_191 + place) * 8 for place in range(len(prompts))]
-    drawn = roll_out(Engine(model, tokenizer, rows=256), prompts, max_tokens=160, seeds=seeds)
+    drawn = roll_out(Engine(model, tokenizer, rows=256), prompts, max_tokens=200, seeds=seeds)
     return drawn.part(drawn.finished_B.nonzero().flatten()) if int(drawn.finished_B.sum()) > 32 else drawn
 
 
