@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -183,14 +184,8 @@ def curve(lines: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 
 def smooth(points: Sequence[tuple[float, float]], width: int = 5) -> list[tuple[float, float]]:
-    return [
-        (
-            x,
-            sum(y for _, y in points[max(0, i - width) : i + width + 1])
-            / len(points[max(0, i - width) : i + width + 1]),
-        )
-        for i, (x, _) in enumerate(points)
-    ]
+    """Each y as the mean of its neighbours', `width` to each side."""
+    return [(x, mean(y for _, y in points[max(0, i - width) : i + width + 1])) for i, (x, _) in enumerate(points)]
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from difflib import ndiff
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -115,12 +116,13 @@ class Build:
                 raise
 
     def keep_recipe(self) -> None:
-        """Write down what was asked. Raises UsageError if this folder was begun with another recipe."""
+        """Write down what was asked. Raises UsageError if this folder was begun with another recipe, and says how."""
         asked = self.folder / "recipe.toml"
         text = recipe_toml(self.recipe)
-        if asked.exists() and asked.read_text(encoding="utf-8") != text:
+        if asked.exists() and (before := asked.read_text(encoding="utf-8")) != text:
+            changed = [line for line in ndiff(before.splitlines(), text.splitlines()) if line[:2] in ("- ", "+ ")]
             raise UsageError(
-                "this run folder was begun with another recipe",
+                f"this run folder was begun with another recipe: {', '.join(changed)}",
                 asked,
                 f"remove {self.folder}, or build into another folder with --out",
             )
@@ -133,9 +135,8 @@ class Build:
         return ended and (self.folder / "report.html").exists() and all(self.is_done(name) for name in self.steps)
 
     def is_done(self, name: str) -> bool:
-        if name == "aligned" and "not_aligned" in self.plan:
-            return True
-        return (self.folder / ("eval.json" if name == "evaluate" else name)).exists()
+        left_out = name == "aligned" and "not_aligned" in self.plan
+        return left_out or (self.folder / ("eval.json" if name == "evaluate" else name)).exists()
 
     @property
     def best(self) -> Path:
@@ -289,9 +290,8 @@ class Build:
             self.log.warn(f"PPO is left out: {error.what}")
             return
         items, asked = self.practice
-        options = PPOOptions(
-            **{"seed": self.recipe.seed, "minutes": self.stage_minutes("aligned", 1.0)} | self.recipe.ppo
-        )
+        minutes = self.stage_minutes("aligned", 1.0)
+        options = PPOOptions(**{"seed": self.recipe.seed, "minutes": minutes} | self.recipe.ppo)
         ppo(
             self.folder / "chat",
             self.folder / "reward",

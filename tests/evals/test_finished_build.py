@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from liuli.build import TITLES, Build, build
 from liuli.curriculum import make
+from liuli.errors import UsageError
 from liuli.evals import read_held_out
 from liuli.recipe import Recipe, recipe_toml
 from liuli.text import Rows, Tokenizer
@@ -54,6 +56,12 @@ def test_a_build_that_is_whole_is_left_as_it_is(run: Path) -> None:
     before = [(run / name).stat().st_mtime_ns for name in names]
     build(RECIPE, run, quiet=True)
     assert [(run / name).stat().st_mtime_ns for name in names] == before
+
+
+def test_a_folder_begun_with_another_recipe_is_left_alone_and_what_differs_is_said(run: Path) -> None:
+    with pytest.raises(UsageError, match=re.escape("another recipe: - context = 64, + context = 128")):
+        build(replace(RECIPE, context=128), run, quiet=True)
+    assert (run / "recipe.toml").read_text("utf-8") == recipe_toml(RECIPE)
 
 
 @pytest.mark.parametrize(("size", "share"), [(1_000_000, 0.1), (8_000_000, 0.03)])
