@@ -363,6 +363,14 @@ ASKED = [
 ]
 
 
+def test_an_answers_tokens_are_all_that_were_written_also_those_not_shown(folder: Path) -> None:
+    voice = ModelVoice(folder)
+    thinking = Sampling(max_tokens=9, ignore_eos=True, logit_bias=((voice.tokenizer.think, 100.0),), seed=0)
+    *told, ended = (event for event in voice.reply(QUESTION, thinking, []) if event is not None)
+    assert isinstance(ended, Ended) and ended == Ended("length", 9)
+    assert len(told) < 9 and not any(token.text for token in told)
+
+
 def test_vllm_with_our_model_says_what_our_engine_says(serve: Any, folder: Path) -> None:
     ours = ModelVoice(folder)
     theirs = voice_of("vllm", folder, serve(vllm(ours.engine)), key="k")

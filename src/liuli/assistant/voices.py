@@ -122,13 +122,5 @@ def spoken(
 ) -> Generator[Event | None, None, None]:
     """The reply of an engine with our tokens, and its end."""
     chosen = {name: TOOLS[name] for name in tools}
-    count, stopped_by = 0, "end"
-    for event in polled_reply(engine, list(messages), sampling, chosen, salt):
-        if event is None:
-            pass
-        elif isinstance(event, Token):
-            count, stopped_by = count + 1, event.stopped_by or stopped_by
-        elif event.role == "assistant":  # the tokens of a call are not among those the engine shows
-            count += sum(len(engine.tokenizer.encode(f"{c.name} {c.arguments}")) + 1 for c in event.tool_calls)
-        yield event
-    yield Ended(stopped_by, count)
+    stopped_by, written = yield from polled_reply(engine, list(messages), sampling, chosen, salt)
+    yield Ended(stopped_by, written)

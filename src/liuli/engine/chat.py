@@ -55,10 +55,14 @@ def reply(
 
 def polled_reply(
     engine: Streams, messages: Messages, sampling: Sampling, tools: Mapping[str, Tool] = TOOLS, salt: str = ""
-) -> Generator[Token | Message | None, None, None]:
-    """`reply`, for one thread that serves many: None where nothing is there yet and others may go on."""
+) -> Generator[Token | Message | None, None, tuple[str, int]]:
+    """`reply`, for one thread that serves many: None where nothing is there yet and others may go on.
+
+    Returns why it ended and how many tokens were written in all, also those that are not shown.
+    """
     history = list(as_messages(messages))
     last: Token | None = None
+    written = 0
     for calls_made in range(MAX_CALLS + 1):
         try:
             prompt = fit(history, engine, sampling)
@@ -66,7 +70,7 @@ def polled_reply(
             if last is None:
                 raise
             yield replace(last, text="", stopped_by="length")  # the tool's result does not fit: the answer ends with it
-            return
+            return "length", written
         tokens: list[Token] = []
         stream = engine.poll(prompt, _reseeded(sampling, calls_made), salt=salt)
         for token, hidden in _with_hidden(stream, engine.tokenizer):
@@ -78,13 +82,15 @@ def polled_reply(
                 last = replace(token, text="") if hidden else token
             elif not hidden:
                 yield token
+        written += len(tokens)
         message = parse_answer([token.id for token in tokens], engine.tokenizer)
         if last is not None and not (calls_made < MAX_CALLS and _calls(message, last)):
             yield last
-            return
+            return last.stopped_by or "end", written
         produced = [message, *answer_calls(message, tools)]
         yield from produced
         history += produced
+    return "end", written
 
 
 def reply_many(
