@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,10 @@ def serve(
         # what was imported stays: to look through it again, as Python would now and then, stops all for a quarter of a
         # second. Not so models, which come and go
         gc.freeze()
-        app.state.desk.keeper.voice()  # a model that cannot be read is told now, not with the first question
+        # a model that cannot be read is told now, not with the first question. In a thread that ends: as long as another
+        # than the answers' own has helpers for products, OpenMP counts more threads than cores, and none waits awake
+        with ThreadPoolExecutor(1) as reader:
+            reader.submit(app.state.desk.keeper.voice).result()
         login = f"/?login={app.state.logins.token('')}" if has_keys else ""
         allow_connections()
         ready(address_of(sock, host) + login)
