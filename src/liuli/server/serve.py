@@ -95,7 +95,7 @@ def serve(
         # what was imported stays: to look through it again, as Python would now and then, stops all for a quarter of a
         # second. Not so models, which come and go
         gc.freeze()
-        # a model that cannot be read is told now, not with the first question. In a thread that ends: as long as another
+        # a model that cannot be read is told now, not with the first question. In a thread that ends: while another
         # than the answers' own has helpers for products, OpenMP counts more threads than cores, and none waits awake
         with ThreadPoolExecutor(1) as reader:
             reader.submit(app.state.desk.keeper.voice).result()
