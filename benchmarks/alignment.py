@@ -28,6 +28,7 @@ from liuli.curriculum import seed_of, worth
 from liuli.engine import Model
 from liuli.evals.bits import bits_by_language
 from liuli.evals.evaluate import read_held_out
+from liuli.evals.skills import LONGEST
 from liuli.evals.versus import held_out, versus
 from liuli.evals.versus import worths as worths_of
 from liuli.files import read_lines
@@ -47,7 +48,6 @@ from liuli.train import RunLog, StageState, measure_machine
 
 COMPARED = ("ppo", "grpo", "ppo-judge", "grpo-judge", "dpo", "own-dpo", "rejection", "best-of-16")
 METHODS = (*COMPARED, "cautious", "one")
-LONGEST = 200  # tokens of an answer, as in the examination
 
 
 def train(method: str, run: Path, out: Path, minutes: float, seed: int) -> list[dict[str, Any]]:
@@ -57,7 +57,7 @@ def train(method: str, run: Path, out: Path, minutes: float, seed: int) -> list[
     items, judge, chat = practice_items(run / "curriculum", 0), run / "reward", run / "chat"
     asked = [messages_of(item["messages"]) for item in items]
     budget: dict[str, Any] = {"minutes": minutes, "seed": seed}
-    as_built = read_recipe(run / "recipe.toml").ppo | budget
+    as_built = PPOOptions(**read_recipe(run / "recipe.toml").ppo | budget)
 
     def truth(rollouts: Rollouts) -> torch.Tensor:
         return worths(items, rollouts)
@@ -67,7 +67,7 @@ def train(method: str, run: Path, out: Path, minutes: float, seed: int) -> list[
     elif method == "own-dpo":
         own_dpo(run, items, out, minutes, seed, log)
     elif method in ("ppo", "ppo-judge"):
-        options = PPOOptions(**as_built | {"truth": as_built["truth"] * (method == "ppo")})
+        options = replace(as_built, truth=as_built.truth * (method == "ppo"))
         ppo(chat, judge, asked, out, options=options, log=log, truth=truth, ptx_rows=Rows.open(run / "rows" / "chat"))
     elif method in ("cautious", "one"):
         folder = judge if method == "cautious" else first_member(judge, out.parent / "one-member")
@@ -79,8 +79,8 @@ def train(method: str, run: Path, out: Path, minutes: float, seed: int) -> list[
         def earn(rollouts: Rollouts) -> Reward:
             return Reward(*score_answers(model, rollouts), truth(rollouts))
 
-        shared = {key: as_built[key] for key in ("minutes", "seed", "beta", "lr", "max_tokens")}
-        known = GRPOOptions(**shared, truth=as_built["truth"] * (method == "grpo"))
+        shared = {key: getattr(as_built, key) for key in ("beta", "lr", "max_tokens")}
+        known = GRPOOptions(**budget, **shared, truth=as_built.truth * (method == "grpo"))
         grpo(chat, asked, out, reward=earn, options=known, log=log)
     else:
         pairs = read_lines(run / "curriculum" / "pairs.jsonl")

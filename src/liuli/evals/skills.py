@@ -21,6 +21,7 @@ from liuli.evals.proportion import score
 from liuli.text import Message, render_many
 
 Item = dict[str, Any]
+LONGEST = 200  # tokens of an answer: room for nearly every story of the lessons (the longest has 202)
 AT_ONCE = 512  # items in one stretch of work: the engine keeps its rows full until the last few
 AT_LEAST = 64  # asked whatever the time, and the least worth a stretch: any batch lasts as long as its longest answer
 
@@ -92,7 +93,7 @@ def ask_all(
     *,
     limit: int | None = None,
     seconds: float = math.inf,
-    max_tokens: int = 200,
+    max_tokens: int = LONGEST,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Result]:
     """Results of as many items as `limit` and `seconds` allow: whole rounds over the cells, and a part of the next one.

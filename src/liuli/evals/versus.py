@@ -15,7 +15,7 @@ from liuli.curriculum import practice, worth
 from liuli.curriculum.preferences import ASKED, NEEDLESS
 from liuli.engine import TOOLS, Engine, Sampling, reply_many
 from liuli.evals.proportion import score
-from liuli.evals.skills import Item
+from liuli.evals.skills import LONGEST, Item
 from liuli.text import Message, render_many
 
 SPLITS = ("names", "templates")
@@ -30,7 +30,7 @@ def held_out(seed: int, count: int, classroom: int = 0) -> list[Item]:
     return Random(seed).sample(items, len(items))
 
 
-def worths(engine: Engine, items: Sequence[Item], temperature: float = 1.0, max_tokens: int = 200) -> list[float]:
+def worths(engine: Engine, items: Sequence[Item], temperature: float = 1.0, max_tokens: int = LONGEST) -> list[float]:
     """What one answer to each question is worth: 1 right, -0.5 a needless "I don't know", -1 wrong or none at all."""
     prompts = render_many([item["messages"] for item in items], engine.tokenizer, answer=True)
     fitting = [i for i, prompt in enumerate(prompts) if len(prompt.tokens) < engine.context]
