@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from liuli.engine import MAX_CALLS, Sampling, Token, reply, reply_many, turns
-from liuli.engine.chat import fit
+from liuli.engine.chat import fit, polled_reply
 from liuli.errors import LiuliError
 from liuli.text.chat import Message, render
 from tests.engine.conftest import byte_tokenizer, scripted
@@ -64,6 +64,17 @@ def test_streamed_and_batched_replies_are_the_same_messages() -> None:
 def test_calls_and_thoughts_are_not_shown_as_text() -> None:
     streamed = list(reply(scripted(SCRIPT), user("Twice?"), GREEDY))
     assert "".join(part.text for part in streamed if isinstance(part, Token)) == "First. Both."
+
+
+def test_while_one_answer_calls_or_thinks_the_others_are_told_a_token_a_turn() -> None:
+    engine = scripted(SCRIPT)
+    calling, talking = (polled_reply(engine, user(question), GREEDY) for question in ("What is 6*7?", "Hi"))
+    told = []
+    for _ in range(len("Hello") + 2):  # a turn in which it is read, and one for the end token
+        next(calling)
+        told.append(next(talking))
+    assert "".join(token.text for token in told if token) == "Hello"
+    assert engine.stats.steps <= len(told) + 1
 
 
 def test_what_is_held_back_at_a_control_token_is_shown_before_it() -> None:

@@ -80,8 +80,8 @@ def polled_reply(
             tokens.append(token)
             if token.stopped_by is not None:
                 last = replace(token, text="") if hidden else token
-            elif not hidden:
-                yield token
+            else:
+                yield None if hidden else token
         written += len(tokens)
         message = parse_answer([token.id for token in tokens], engine.tokenizer)
         if last is not None and not (calls_made < MAX_CALLS and _calls(message, last)):
