@@ -43,7 +43,7 @@ def _schemas(kind: str) -> dict[str, tuple[Schema, ...]]:
 
 NAMED = _schemas("named")
 NUMBERED = _schemas("numbered")
-NOT_THERE = {"en": "The passages do not say.", "zh": "资料里没有说。"}
+NOT_THERE = {"en": "not in the passages", "zh": "资料里没有说"}
 
 
 def cite(schemas: dict[str, tuple[Schema, ...]]) -> Callable[[Draw], Item]:
@@ -58,9 +58,9 @@ def cite(schemas: dict[str, tuple[Schema, ...]]) -> Callable[[Draw], Item]:
         for which in order if lesson else [last]:
             question = draw.form(schema[which].questions).format(e=entities[which])
             turns.append((question, said(draw, schema[which], entities[which], values[which], which + 1)))
-        if lesson and draw.chance(0.4):
+        if lesson and draw.chance(0.5):
             turns = turns[-3:]  # a row has room for no more
-            turns.insert(draw.number(0, len(turns) - 1), (_about_a_stranger(draw, schema, entities), _not_there(draw)))
+            turns.insert(draw.number(0, len(turns) - 1), about_a_stranger(draw, schema, entities))
         messages: list[Turn] = []
         for question, answer in turns:
             messages += [user(question if messages else _page(lines, question)), assistant(answer)]
@@ -79,17 +79,17 @@ def said(draw: Draw, schema: Schema, entity: str, value: str, number: int) -> st
 def cite_none(draw: Draw) -> Item:
     """A question about a thing that no passage mentions: the honest answer."""
     schema, lines, entities, _ = passages(draw, NAMED if draw.chance(0.5) else NUMBERED)
-    return asked(_page(lines, _about_a_stranger(draw, schema, entities)), _not_there(draw), check="exact")
+    question, answer = about_a_stranger(draw, schema, entities)
+    return asked(_page(lines, question), answer, check="exact")
 
 
-def _about_a_stranger(draw: Draw, schema: list[Schema], entities: list[str]) -> str:
-    """What could be asked of this page, of something that is not on it."""
-    asked_of = draw.pick(schema)
-    return draw.form(asked_of.questions).format(e=_new(draw, asked_of.entity, entities))
-
-
-def _not_there(draw: Draw) -> str:
-    return NOT_THERE[draw.language]
+def about_a_stranger(draw: Draw, schemas: list[Schema], entities: list[str]) -> tuple[str, str]:
+    """What could be asked of this page, of something that is not on it, and the answer: it begins as a passage would,
+    so that nothing need be known of the whole page, only that nothing there goes on from these words."""
+    schema = draw.pick(schemas)
+    entity = _new(draw, schema.entity, entities)
+    question = draw.form(schema.questions).format(e=entity)
+    return question, schema.sentence.format(e=entity, v=NOT_THERE[draw.language])
 
 
 def read_aloud(draw: Draw) -> str:
