@@ -28,6 +28,7 @@ from liuli.curriculum import seed_of, worth
 from liuli.engine import Model
 from liuli.evals.bits import bits_by_language
 from liuli.evals.evaluate import read_held_out
+from liuli.evals.proportion import score
 from liuli.evals.skills import LONGEST
 from liuli.evals.versus import held_out, versus
 from liuli.evals.versus import worths as worths_of
@@ -198,25 +199,29 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/alignment"))
     options = parser.parse_args()
     items = held_out(3, options.count, seed_of(options.run / "curriculum"))
-    before = worths_of(Model(options.run / "chat").engine, items)
+    chat = Model(options.run / "chat").engine
+    before = {seed: worths_of(chat, items, seed=seed) for seed in options.seeds}  # each seed draws its own answers
     texts = read_held_out(options.run / "rows" / "held_out.jsonl")
     drawn: dict[str, list[dict[str, Any]]] = {}
     for method in options.methods:
+        found = list[dict[str, Any]]()
         for seed in options.seeds[:1] if method in ("best-of-16", "cautious", "one") else options.seeds:
             began, figures = time.monotonic(), dict[str, Any]()
             if method == "best-of-16":
                 few = items[: len(items) // 3]
-                result = versus(before[: len(few)], best_worths(options.run, few), few)
+                result = versus(before[seed][: len(few)], best_worths(options.run, few), few)
             else:
                 out = options.out / f"{method}-{seed}" / "model"
                 lines = train(method, options.run, out, options.minutes, seed)
                 model = Model(out)
-                result = versus(before, worths_of(model.engine, items), items)
+                result = versus(before[seed], worths_of(model.engine, items, seed=seed), items)
                 bits = bits_by_language(model.transformer, model.tokenizer, texts, context=256, seconds=10)
                 figures = {"bits": round(bits["all"]["per_byte"], 3)} | ({"kl": lines[-1]["kl"]} if lines else {})
                 if method in ("cautious", "one"):
                     drawn[method] = lines
             print(json.dumps({"method": method, "seed": seed} | figures | short(result) | since(began)), flush=True)
+            found.append(result)
+        print(json.dumps({"method": method, "seeds": len(found)} | pooled(found)), flush=True)
     if drawn:
         curve(drawn, options.out / "over-optimisation.svg")
 
@@ -243,6 +248,24 @@ def short(result: dict[str, Any]) -> dict[str, Any]:
         "decided": wins["n"],
         "asked": result["asked"],
         "worst": [worst, falls[worst]],
+    }
+
+
+def pooled(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """All seeds together: the wins, and the skills that lose more than two points, with how many were asked."""
+    wins = score(*(sum(result["wins"][key] for result in found) for key in ("right", "n")))
+    falls = {}
+    for name in found[0]["skills"]:
+        asked = sum(result["skills"][name]["after"]["n"] for result in found)
+        right = {w: sum(result["skills"][name][w]["right"] for result in found) for w in ("before", "after")}
+        if (change := (right["after"] - right["before"]) / asked) < -0.02:
+            falls[name] = [round(change, 3), asked]
+    return {
+        "win_rate": round(wins["accuracy"], 4),
+        "interval": [round(wins["low"], 3), round(wins["high"], 3)],
+        "decided": wins["n"],
+        "skills": len(found[0]["skills"]),
+        "worse_by_more_than_2": falls,
     }
 
 

@@ -30,12 +30,12 @@ def held_out(seed: int, count: int, classroom: int = 0) -> list[Item]:
     return Random(seed).sample(items, len(items))
 
 
-def worths(engine: Engine, items: Sequence[Item], temperature: float = 1.0, max_tokens: int = LONGEST) -> list[float]:
+def worths(engine: Engine, items: Sequence[Item], temperature: float = 1.0, seed: int = 0) -> list[float]:
     """What one answer to each question is worth: 1 right, -0.5 a needless "I don't know", -1 wrong or none at all."""
     prompts = render_many([item["messages"] for item in items], engine.tokenizer, answer=True)
     fitting = [i for i, prompt in enumerate(prompts) if len(prompt.tokens) < engine.context]
     asked = [[Message.from_dict(message) for message in items[i]["messages"]] for i in fitting]
-    drawn = [Sampling(temperature, max_tokens=max_tokens, seed=8 * i) for i in fitting]
+    drawn = [Sampling(temperature, max_tokens=LONGEST, seed=8 * (seed * len(items) + i)) for i in fitting]
     found = [-1.0] * len(items)
     for i, messages in zip(fitting, reply_many(engine, asked, drawn, TOOLS), strict=True):
         found[i] = worth(items[i], [message.to_dict() for message in messages])
