@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -200,7 +201,7 @@ def main() -> None:
     options = parser.parse_args()
     items = held_out(3, options.count, seed_of(options.run / "curriculum"))
     chat = Model(options.run / "chat").engine
-    before = {seed: worths_of(chat, items, seed=seed) for seed in options.seeds}  # each seed draws its own answers
+    before = cache(lambda seed: worths_of(chat, items, seed=seed))  # each seed draws its own answers
     texts = read_held_out(options.run / "rows" / "held_out.jsonl")
     drawn: dict[str, list[dict[str, Any]]] = {}
     for method in options.methods:
@@ -209,12 +210,12 @@ def main() -> None:
             began, figures = time.monotonic(), dict[str, Any]()
             if method == "best-of-16":
                 few = items[: len(items) // 3]
-                result = versus(before[seed][: len(few)], best_worths(options.run, few), few)
+                result = versus(before(seed)[: len(few)], best_worths(options.run, few), few)
             else:
                 out = options.out / f"{method}-{seed}" / "model"
                 lines = train(method, options.run, out, options.minutes, seed)
                 model = Model(out)
-                result = versus(before[seed], worths_of(model.engine, items, seed=seed), items)
+                result = versus(before(seed), worths_of(model.engine, items, seed=seed), items)
                 bits = bits_by_language(model.transformer, model.tokenizer, texts, context=256, seconds=10)
                 figures = {"bits": round(bits["all"]["per_byte"], 3)} | ({"kl": lines[-1]["kl"]} if lines else {})
                 if method in ("cautious", "one"):
@@ -232,41 +233,37 @@ def since(began: float) -> dict[str, float]:
 
 def short(result: dict[str, Any]) -> dict[str, Any]:
     """The figures that the table shows."""
-    falls = {
-        name: round(cells["after"]["accuracy"] - cells["before"]["accuracy"], 3)
-        for name, cells in result["skills"].items()
-    }
+    falls = changes([result])
     worst = min(falls, key=lambda name: falls[name])
     table = {
         name: [round(result[name][when]["accuracy"], 4) for when in ("before", "after")]
         for name in ("right", "claims", "refusals")
     }
-    wins = result["wins"]
-    return table | {
-        "win_rate": round(wins["accuracy"], 4),
-        "interval": [round(wins["low"], 3), round(wins["high"], 3)],
-        "decided": wins["n"],
-        "asked": result["asked"],
-        "worst": [worst, falls[worst]],
-    }
+    return table | wins_of([result]) | {"asked": result["asked"], "worst": [worst, round(falls[worst], 3)]}
 
 
 def pooled(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """All seeds together: the wins, and the skills that lose more than two points, with how many were asked."""
+    skills = found[0]["skills"]
+    falls = {name: change for name, change in changes(found).items() if change < -0.02}
+    asked = {name: [round(change, 3), len(found) * skills[name]["after"]["n"]] for name, change in falls.items()}
+    return wins_of(found) | {"skills": len(skills), "worse_by_more_than_2": asked}
+
+
+def wins_of(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of the questions that two models answer differently, those won, with a 95% interval."""
     wins = score(*(sum(result["wins"][key] for result in found) for key in ("right", "n")))
-    falls = {}
-    for name in found[0]["skills"]:
-        asked = sum(result["skills"][name]["after"]["n"] for result in found)
-        right = {w: sum(result["skills"][name][w]["right"] for result in found) for w in ("before", "after")}
-        if (change := (right["after"] - right["before"]) / asked) < -0.02:
-            falls[name] = [round(change, 3), asked]
-    return {
-        "win_rate": round(wins["accuracy"], 4),
-        "interval": [round(wins["low"], 3), round(wins["high"], 3)],
-        "decided": wins["n"],
-        "skills": len(found[0]["skills"]),
-        "worse_by_more_than_2": falls,
-    }
+    interval = [round(wins["low"], 3), round(wins["high"], 3)]
+    return {"win_rate": round(wins["accuracy"], 4), "interval": interval, "decided": wins["n"]}
+
+
+def changes(found: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """By how much the share of right answers rises, skill by skill; every result asks the same questions."""
+
+    def right(when: str, name: str) -> float:
+        return mean(result["skills"][name][when]["accuracy"] for result in found)
+
+    return {name: right("after", name) - right("before", name) for name in found[0]["skills"]}
 
 
 if __name__ == "__main__":

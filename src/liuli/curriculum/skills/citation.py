@@ -60,7 +60,7 @@ def cite(schemas: dict[str, tuple[Schema, ...]]) -> Callable[[Draw], Item]:
             turns.append((question, said(draw, schema[which], entities[which], values[which], which + 1)))
         if lesson and draw.chance(0.5):
             turns = turns[-3:]  # a row has room for no more
-            turns.insert(draw.number(0, len(turns) - 1), about_a_stranger(draw, schema, entities))
+            turns.insert(draw.number(0, len(turns) - 1), _about_a_stranger(draw, schema, entities))
         messages: list[Turn] = []
         for question, answer in turns:
             messages += [user(question if messages else _page(lines, question)), assistant(answer)]
@@ -79,11 +79,11 @@ def said(draw: Draw, schema: Schema, entity: str, value: str, number: int) -> st
 def cite_none(draw: Draw) -> Item:
     """A question about a thing that no passage mentions: the honest answer."""
     schema, lines, entities, _ = passages(draw, NAMED if draw.chance(0.5) else NUMBERED)
-    question, answer = about_a_stranger(draw, schema, entities)
+    question, answer = _about_a_stranger(draw, schema, entities)
     return asked(_page(lines, question), answer, check="exact")
 
 
-def about_a_stranger(draw: Draw, schemas: list[Schema], entities: list[str]) -> tuple[str, str]:
+def _about_a_stranger(draw: Draw, schemas: list[Schema], entities: list[str]) -> tuple[str, str]:
     """What could be asked of this page, of something that is not on it, and the answer: it begins as a passage would,
     so that nothing need be known of the whole page, only that nothing there goes on from these words."""
     schema = draw.pick(schemas)
