@@ -546,6 +546,39 @@ def test_answers_side_by_side_in_a_row_are_scored_as_if_each_stood_alone(preset:
                 assert not found[b, T:].any()
 
 
+@pytest.mark.parametrize("preset", ["qwen3", "llama", "racer"])
+def test_answers_that_share_their_prompts_tokens_are_scored_as_if_each_stood_alone(preset: str) -> None:
+    """Numbers and gradients: five answers to one prompt, two that begin alike to another, and one alone."""
+    chance = torch.Generator().manual_seed(6)
+
+    def some(count: int) -> list[int]:
+        return torch.randint(8, tokenizer().vocab_size, (count,), generator=chance).tolist()
+
+    prompts, alike = [some(9), some(30), some(4)], some(3)
+    said = [(0, some(n)) for n in (5, 1, 12, 7, 2)] + [(1, [*alike, *some(n)]) for n in (2, 6)] + [(2, some(8))]
+    said = [said[number] for number in (6, 0, 3, 1, 7, 4, 5, 2)]  # they need not be neighbours
+    rollouts = by_hand([[*prompts[n], *answer] for n, answer in said], [len(prompts[n]) for n, _ in said])
+    packed = pack(rollouts)
+    assert packed.branches is not None
+    assert int((packed.documents_RW >= 0).sum()) == sum(map(len, prompts)) + sum(len(answer) for _, answer in said)
+    actor = ModelActor(tiny(preset, seed=4), 0.7, critic=ScalarModel(tiny(preset, seed=5)))
+    weights = list(actor.learning.parameters())
+
+    def learned(parts: list[Rollouts]) -> tuple[list[Tensor], list[Tensor | None]]:
+        scores = [actor.score(part) for part in parts]
+        drawn = [[x[part.mask_BT] for x in found] for found, part in zip(scores, parts, strict=True)]
+        values = [torch.cat(kind) for kind in zip(*drawn, strict=True)]
+        loss = (values[0].sin() + values[2].square()).sum()
+        return values, list(torch.autograd.grad(loss, weights, allow_unused=True))
+
+    alone = learned([rollouts.part(torch.tensor([b])) for b in range(len(rollouts))])
+    for found, wanted in zip(learned([rollouts]), alone, strict=True):
+        for x, y in zip(found, wanted, strict=True):
+            assert (x is None) == (y is None)
+            if x is not None:
+                torch.testing.assert_close(x, y, rtol=2e-4, atol=2e-5)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=20), st.integers(0, 9))
 def test_packing_loses_no_token_and_mixes_none(lengths: list[int], more: int) -> None:

@@ -117,11 +117,23 @@ class NormAndRotateEager(torch.autograd.Function):
         return torch.addcmul(back, normed, mean, value=-1).mul_(scale), grad_gain, None, None, None
 
 
-def causal_mask(T: int, documents_BT: Tensor | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Additive mask: 0 where a query may look, -inf elsewhere. (1, T, T), or (B, T, T) when documents must not mix."""
+def causal_mask(
+    T: int,
+    documents_BT: Tensor | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    parents_BT: Tensor | None = None,
+) -> Tensor:
+    """Additive mask: 0 where a query may look, -inf elsewhere. (1, T, T), or (B, T, T) when documents must not mix.
+
+    parents_BT: the document that a token's own goes on from, which it may look at as well.
+    """
     allowed = torch.ones(T, T, dtype=torch.bool, device=device).tril_().unsqueeze(0)
     if documents_BT is not None:
-        allowed = allowed & (documents_BT[:, :, None] == documents_BT[:, None, :])
+        seen = documents_BT[:, :, None] == documents_BT[:, None, :]
+        if parents_BT is not None:
+            seen |= parents_BT[:, :, None] == documents_BT[:, None, :]
+        allowed = allowed & seen
     return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, float("-inf"))
 
 
@@ -138,10 +150,12 @@ def attention(q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, mask_BTS: Tensor, 
         scores = (q_BHTE @ k_BHSE.transpose(-1, -2)).float() * scale + mask
         weights = torch.softmax(scores, dim=-1).to(v_BHSE.dtype)
         return weights @ v_BHSE, weights
-    flat_mask = mask.expand(B, H, T, S).reshape(B * H, T, S) if mask.shape[0] > 1 else mask.reshape(1, T, S)
-    scores = torch.baddbmm(
-        flat_mask, q_BHTE.reshape(B * H, T, E), k_BHSE.reshape(B * H, S, E).transpose(1, 2), alpha=scale
-    )
+    queries, keys = q_BHTE.reshape(B * H, T, E), k_BHSE.reshape(B * H, S, E).transpose(1, 2)
+    if len(mask) == 1:
+        scores = torch.baddbmm(mask[0], queries, keys, alpha=scale)
+    else:  # one for each row is added behind the product, or it would be copied for each head
+        scores = torch.baddbmm(mask[0, :, :1, :1], queries, keys, beta=0, alpha=scale)
+        scores.view(B, H, T, S).add_(mask)
     weights = torch.softmax(scores, dim=-1)
     mixed = torch.bmm(weights, v_BHSE.reshape(B * H, S, E))
     return mixed.view(B, H, T, E), weights.view(B, H, T, S)

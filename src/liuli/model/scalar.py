@@ -23,7 +23,7 @@ from liuli.model.convert import (
     is_known_elsewhere,
     rename,
 )
-from liuli.model.transformer import Linear, Transformer
+from liuli.model.transformer import Branches, Linear, Transformer
 
 SCORE = "score.weight"
 CARD = """# A reward model
@@ -54,9 +54,12 @@ class ScalarModel(nn.Module):
         # arXiv 2009.01325, appendix C: N(0, 1/(d+1))
         nn.init.normal_(self.score.weight, std=(body.config.width + 1) ** -0.5)
 
-    def forward(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens_BT: Tensor, documents_BT: Tensor | None = None, branches: Branches | None = None
+    ) -> Tensor:
         """(B, T, E) float32: the numbers read off the state after each token."""
-        numbers: Tensor = self.score(self.body.hidden(tokens_BT, documents_BT=documents_BT).float()) + self.offsets_E
+        state_BTD = self.body.hidden(tokens_BT, documents_BT=documents_BT, branches=branches)
+        numbers: Tensor = self.score(state_BTD.float()) + self.offsets_E
         return numbers
 
 

@@ -12,7 +12,7 @@ each named activation; if not, it costs nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,18 @@ class Cache(Protocol):
 
     def extend(self, layer: int, k_BTKE: Tensor, v_BTKE: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new keys and values; return those of all S slots, (B, S, K, E) each."""
+
+
+class Branches(NamedTuple):
+    """Texts of a row that go on from another one of it, as several answers from one prompt; (B, T) int64 each.
+
+    parents_BT: the document that a token's own goes on from, -2 for none. positions_BT: tokens of its text before it.
+    before_BT: where in the row the last of these stands, -1 for none.
+    """
+
+    parents_BT: Tensor
+    positions_BT: Tensor
+    before_BT: Tensor
 
 
 class Linear(nn.Linear):
@@ -229,14 +241,15 @@ class Transformer(nn.Module):
         cache: Cache | None = None,
         documents_BT: Tensor | None = None,
         trace: Trace | None = None,
+        branches: Branches | None = None,
     ) -> Tensor:
-        """The normalised state before the head, (B, T, D)."""
+        """The normalised state before the head, (B, T, D). branches: which documents also see another's tokens."""
         c = self.config
-        rotary, mask_BTS = self.places(tokens_BT, cache, documents_BT)
+        rotary, mask_BTS = self.places(tokens_BT, cache, documents_BT, branches)
         x_BTD = self.embedding(tokens_BT).to(self.dtype)
         if c.preset == "racer":
             x_BTD = start_BTD = rms_norm(x_BTD, None, c.norm_eps)
-            pairs_BTD = self.pairs(tokens_BT, cache, documents_BT)
+            pairs_BTD = self.pairs(tokens_BT, cache, documents_BT, branches)
         x_BTD = F.dropout(x_BTD, c.dropout, self.training)
         for layer, block in enumerate(self.blocks):
             if c.preset == "racer":
@@ -252,23 +265,35 @@ class Transformer(nn.Module):
             trace("final", x_BTD)
         return x_BTD
 
-    def places(self, tokens_BT: Tensor, cache: Cache | None, documents_BT: Tensor | None) -> tuple[Turn, Tensor]:
+    def places(
+        self, tokens_BT: Tensor, cache: Cache | None, documents_BT: Tensor | None, branches: Branches | None
+    ) -> tuple[Turn, Tensor]:
         """Rotary angles of the tokens fed, and the additive mask over the slots they may look at."""
         T = tokens_BT.shape[1]
         cos, sin = self.cos_TE.to(self.dtype), self.sin_TE.to(self.dtype)
         if cache is None:
-            return (cos[:T], sin[:T]), causal_mask(T, documents_BT, self.dtype, tokens_BT.device)
+            parents_BT, at = (branches.parents_BT, branches.positions_BT) if branches else (None, slice(T))
+            return (cos[at], sin[at]), causal_mask(T, documents_BT, self.dtype, tokens_BT.device, parents_BT)
         seen_BTS = cache.mask_BTS
         mask = torch.zeros(seen_BTS.shape, dtype=self.dtype, device=tokens_BT.device)
         return (cos[cache.positions_BT], sin[cache.positions_BT]), mask.masked_fill_(~seen_BTS, float("-inf"))
 
-    def pairs(self, tokens_BT: Tensor, cache: Cache | None, documents_BT: Tensor | None = None) -> Tensor | None:
+    def pairs(
+        self,
+        tokens_BT: Tensor,
+        cache: Cache | None,
+        documents_BT: Tensor | None = None,
+        branches: Branches | None = None,
+    ) -> Tensor | None:
         """A learned vector for each pair of neighbouring tokens of a document, by a hash into the bigram table."""
         if self.bigram is None:
             return None
         before_B1 = tokens_BT.new_full((tokens_BT.shape[0], 1), -1) if cache is None else cache.previous_B1
         before_BT = torch.cat((before_B1, tokens_BT[:, :-1]), dim=1)
-        if documents_BT is not None:
+        if branches is not None:
+            at_BT = branches.before_BT
+            before_BT = torch.where(at_BT < 0, -1, tokens_BT.gather(1, at_BT.clamp_min(0)))
+        elif documents_BT is not None:
             alike_BT = F.pad(documents_BT[:, 1:] == documents_BT[:, :-1], (1, 0), value=True)
             before_BT = torch.where(alike_BT, before_BT, -1)
         found_BTD: Tensor = self.bigram(pair_rows(self.config, tokens_BT, before_BT))

@@ -164,19 +164,18 @@ def pairs_loss(
     actor: Actor, data: Comparisons, rows: Tensor, reference_B: Tensor, options: DPOOptions
 ) -> tuple[Tensor, dict[str, float]]:
     """The mean loss of some pairs, and how often the policy's own reward ranks them as the judge did."""
-    places = torch.cat((data.chosen_P[rows], data.rejected_P[rows]))
-    log_probs = summed(actor, data.answers.part(places), options.micro_tokens)
-    reference = reference_B[places].to(log_probs.device)
-    half = len(rows)
+    places_P2 = torch.stack((data.chosen_P[rows], data.rejected_P[rows]), dim=1)  # neighbours share their prompt
+    log_probs_P2 = summed(actor, data.answers.part(places_P2.flatten()), options.micro_tokens).view(-1, 2)
+    reference_P2 = reference_B[places_P2].to(log_probs_P2.device)
     kind: Literal["sigmoid", "ipo"] = "ipo" if options.kind == "ipo" else "sigmoid"
-    sides = (log_probs[:half], log_probs[half:], reference[:half], reference[half:])
+    sides = (log_probs_P2[:, 0], log_probs_P2[:, 1], reference_P2[:, 0], reference_P2[:, 1])
     loss = dpo_loss(*sides, options.beta, kind, options.smoothing).mean()
-    gain = (log_probs - reference).detach()
+    chosen_P, rejected_P = (log_probs_P2 - reference_P2).detach().unbind(1)
     figures = {
         "loss": float(loss.detach()),
-        "accuracy": float((gain[:half] > gain[half:]).float().mean()),
-        "chosen_gain": float(gain[:half].mean()),  # log-probability won by the better answers: it may well fall
-        "rejected_gain": float(gain[half:].mean()),
+        "accuracy": float((chosen_P > rejected_P).float().mean()),
+        "chosen_gain": float(chosen_P.mean()),  # log-probability won by the better answers: it may well fall
+        "rejected_gain": float(rejected_P.mean()),
     }
     return loss, figures
 

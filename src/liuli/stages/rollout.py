@@ -23,10 +23,14 @@ from liuli.errors import LiuliError
 from liuli.model import Transformer
 from liuli.model.ops import token_log_probs
 from liuli.model.scalar import ScalarModel
+from liuli.model.transformer import Branches
 from liuli.text import Message, Tokenizer, parse_answer, render
 from liuli.text.chat import Messages, as_messages
 from liuli.text.pack import plan_whole
 from liuli.train.parallel import from_each
+
+ATTENTION = 480
+"""Length of a row, in tokens, at which attention costs as much as all else; measured with 3M parameters."""
 
 
 @dataclass(frozen=True)
@@ -209,37 +213,92 @@ def given(prompt: Messages, answer: Messages, tokenizer: Tokenizer, context: int
 
 
 class Packed(NamedTuple):
-    """Answers laid side by side in rows as long as the longest, so that little is computed for padding.
+    """Answers laid side by side in rows, so that little is computed for padding, or again for a prompt they share.
 
-    tokens_RW: int64, padded with 0. documents_RW: int64, which answer each token belongs to, -1 for padding; None where
-    every row holds but one. place_BT: where among the R * W each answer's tokens lie.
+    tokens_RW: int64, padded with 0. documents_RW: int64, which text each token belongs to, -1 for padding; None where
+    every row holds but one. branches: of answers behind a prompt they share. place_BT: where among the R * W each
+    answer's tokens lie, its prompt's included.
     """
 
     tokens_RW: Tensor
     documents_RW: Tensor | None
+    branches: Branches | None
     place_BT: Tensor
 
     def through(self, read: Callable[..., Tensor], device: torch.device) -> Tensor:
-        """What `read` (tokens and documents to (R, W, ...)) makes of every place: (R * W, ...)."""
+        """What `read` (tokens, documents and branches to (R, W, ...)) makes of every place: (R * W, ...)."""
         documents_RW = None if self.documents_RW is None else self.documents_RW.to(device)
-        return read(self.tokens_RW.to(device), documents_BT=documents_RW).flatten(0, 1)
+        branches = None if self.branches is None else Branches(*(x.to(device) for x in self.branches))
+        return read(self.tokens_RW.to(device), documents_BT=documents_RW, branches=branches).flatten(0, 1)
 
 
 def pack(rollouts: Rollouts) -> Packed:
-    """Lay answers into rows, by best fit."""
+    """Lay answers into rows, by best fit; those to one prompt stand behind it together, as many as a row may hold."""
     lengths_B, (B, T) = rollouts.lengths_B, rollouts.tokens_BT.shape
-    W = int(lengths_B.max())
-    plan = plan_whole(lengths_B.numpy(), W)
-    answer = np.searchsorted(np.cumsum(lengths_B.numpy()), plan.head, side="right")
-    first_B = torch.empty_like(lengths_B)
-    first_B[answer] = torch.from_numpy(plan.row * W + plan.column)
-    steps_T = torch.arange(T)
-    real_BT, place_BT = steps_T < lengths_B[:, None], first_B[:, None] + steps_T
-    tokens, documents = torch.zeros(plan.rows * W, dtype=torch.int64), torch.full((plan.rows * W,), -1)
-    tokens[place_BT[real_BT]] = rollouts.tokens_BT[real_BT]
-    documents[place_BT[real_BT]] = torch.arange(B).repeat_interleave(lengths_B)
-    documents_RW = documents.view(-1, W) if plan.rows < B else None
-    return Packed(tokens.view(-1, W), documents_RW, place_BT)
+    units = together(rollouts)
+    sizes = np.array([sum(unit.own) + unit.shared for unit in units])
+    W = int(sizes.max())
+    plan = plan_whole(sizes, W)
+    starts = np.empty_like(sizes)
+    starts[np.searchsorted(np.cumsum(sizes), plan.head, side="right")] = plan.row * W + plan.column
+    # of each answer: tokens it shares, the first answer that shares them, where they lie, where its own would begin
+    shared_B1, first_B1, prompt_B1, own_B1 = torch.empty(4, B, 1, dtype=torch.int64)
+    for unit, start in zip(units, starts.tolist(), strict=True):
+        places = [start + sum(unit.own[:n]) for n in range(len(unit.own))]
+        shared_B1[unit.answers], first_B1[unit.answers], prompt_B1[unit.answers] = unit.shared, unit.answers[0], start
+        own_B1[unit.answers, 0] = torch.tensor(places)
+    steps_T, number_B1 = torch.arange(T), torch.arange(B)[:, None]
+    inside_BT, real_BT = steps_T < shared_B1, steps_T < lengths_B[:, None]
+    place_BT = torch.where(inside_BT, prompt_B1, own_B1) + steps_T
+
+    def laid(value_BT: Tensor, empty: int) -> Tensor:
+        flat = torch.full((plan.rows * W,), empty)
+        flat[place_BT[real_BT]] = value_BT.expand(B, T)[real_BT]
+        return flat.view(-1, W)
+
+    documents_RW, branches = None, None
+    if plan.rows < B:
+        documents_RW = laid(torch.where(inside_BT, B + first_B1, number_B1), -1)
+    if len(units) < B:
+        parents_BT = torch.where(inside_BT | (shared_B1 == 0), -2, B + first_B1)
+        before_BT = torch.where(steps_T > 0, place_BT.roll(1, 1) % W, -1)
+        branches = Branches(laid(parents_BT, -2), laid(steps_T, 0), laid(before_BT, -1))
+    return Packed(laid(rollouts.tokens_BT, 0), documents_RW, branches, place_BT)
+
+
+class Unit(NamedTuple):
+    """Answers that are laid down as one: how many tokens of a prompt they share, and how many each adds."""
+
+    shared: int
+    answers: list[int]
+    own: list[int]
+
+
+def together(rollouts: Rollouts) -> list[Unit]:
+    """The answers in units, none longer than the longest answer or what is best for prompts of the mean length.
+
+    k answers of A tokens behind a prompt of P cost (A + P / k) (1 + W / ATTENTION) each in a row of W = P + k A: least
+    at W = P + sqrt(P (P + ATTENTION)), whatever A is.
+    """
+    lengths, starts = rollouts.lengths_B.tolist(), rollouts.mask_BT.int().argmax(1).tolist()
+    by_prompt: dict[bytes | int, list[int]] = {}
+    for b, (tokens, start) in enumerate(zip(rollouts.tokens_BT.numpy(), starts, strict=True)):
+        by_prompt.setdefault(tokens[:start].tobytes() if start else b, []).append(b)
+    P = sum(starts) / len(starts)
+    width = max(*lengths, int(P + math.sqrt(P * (P + ATTENTION))))
+    units: list[Unit] = []
+    for answers in by_prompt.values():
+        shared, room = starts[answers[0]], 0
+        for b in answers:
+            own = lengths[b] - shared
+            if own > room:
+                units.append(Unit(shared, [], []))
+                room = width - shared
+            units[-1].answers.append(b)
+            units[-1].own.append(own)
+            room -= own
+    # one that stands alone shares nothing
+    return [u if len(u.answers) > 1 else Unit(0, u.answers, [u.shared + u.own[0]]) for u in units]
 
 
 class Scores(NamedTuple):
