@@ -131,7 +131,7 @@ def _skills() -> list[Skill]:
         s("leap_year", "calendar", calendar.leap_year, 0.3, PARTS),
         s("follow_up", "dialogue", dialogue.follow_up, 1.2, PARTS),
         s("later", "dialogue", later, 1.0, NAMED),
-        s("greeting", "dialogue", smalltalk.small_talk("greeting"), 0.3, SEEN),
+        s("greeting", "dialogue", smalltalk.small_talk("greeting"), 0.45, SEEN),
         s("identity", "dialogue", smalltalk.small_talk("identity"), 0.4, SEEN),
         s("farewell", "dialogue", smalltalk.small_talk("farewell"), 0.25, SEEN),
         s("feelings", "dialogue", smalltalk.small_talk("feelings"), 0.35, SEEN),
