@@ -14,9 +14,8 @@ from collections.abc import Generator
 from types import FrameType
 from typing import Any
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from liuli.server.guard import HEADER_BYTES
 
@@ -25,25 +24,40 @@ WRITE_SECONDS = 60.0  # without a byte taken by who asked
 IDLE_SECONDS = 65  # a connection kept open between requests; longer than the usual proxy's
 
 
-class Connection(H11Protocol):
-    """uvicorn's connection with limits on time."""
+class Connection(HttpToolsProtocol):
+    """uvicorn's connection with limits on time, and on the size of headers."""
 
     _reading: asyncio.TimerHandle | None = None
     _writing: asyncio.TimerHandle | None = None
+    _head = -1  # bytes of headers that have begun and not ended
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Headers must come."""
         super().connection_made(transport)
         self._reading = self.loop.call_later(HEADER_SECONDS, transport.abort)
 
+    def on_message_begin(self) -> None:
+        """Headers begin."""
+        self._head = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """They have ended."""
+        self._head = -1
+        self._headers_are_here()
+        super().on_headers_complete()
+
     def data_received(self, data: bytes) -> None:
-        """Headers that have begun must end."""
+        """Headers that have begun must end, and be of some size only."""
         super().data_received(data)
-        begun = self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
-        if begun and self._reading is None:
+        if self._head < 0 or self.transport.is_closing():
+            return
+        self._head += len(data)
+        if self._head > HEADER_BYTES:
+            self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n\r\n")
+            self.transport.close()
+        elif self._reading is None:
             self._reading = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
-        elif not begun:
-            self._headers_are_here()
 
     def pause_writing(self) -> None:
         """The reader is slow: it may be so for a while."""
@@ -104,7 +118,6 @@ def settings(drain: int) -> dict[str, Any]:
         "ws": "none",
         "log_level": "warning",
         "access_log": False,
-        "h11_max_incomplete_event_size": HEADER_BYTES,
         "timeout_keep_alive": IDLE_SECONDS,
         "timeout_graceful_shutdown": drain,
     }

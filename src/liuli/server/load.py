@@ -115,8 +115,10 @@ async def _closed(load: Load, key: str, prompts: Sequence[str]) -> list[Answer]:
     waiting, answers = iter(prompts), list[Answer]()
 
     async def client() -> None:
+        line = Line()
         for text in waiting:  # shared by the clients: each takes the next one
-            answers.append(await ask(load, key, text, time.perf_counter()))
+            answers.append(await ask(load, key, text, time.perf_counter(), line))
+        line.close()
 
     await asyncio.gather(*(client() for _ in range(load.clients)))
     return answers
@@ -131,15 +133,26 @@ async def _open(load: Load, key: str, prompts: Sequence[str]) -> list[Answer]:
     return list(await asyncio.gather(*asked))
 
 
-async def ask(load: Load, key: str, text: str, due: float) -> Answer:
-    """One question, streamed."""
+@dataclass
+class Line:
+    """A client's connection, kept from one question to the next as clients do."""
+
+    transport: asyncio.Transport | None = None
+
+    def close(self) -> None:
+        if self.transport is not None:
+            self.transport.close()
+
+
+async def ask(load: Load, key: str, text: str, due: float, line: Line | None = None) -> Answer:
+    """One question, streamed; on a connection of its own where there is no line."""
     body: dict[str, Any] = {"model": load.model, "messages": [{"role": "user", "content": text}], "stream": True}
     body |= {"stream_options": {"include_usage": True}, "max_tokens": load.max_tokens, "temperature": 1.0}
     body |= {"seed": load.seed} | ({"ignore_eos": True} if load.ignore_eos else {})
     answer = Answer(due)
     try:
         async with asyncio.timeout(load.timeout):
-            await _exchange(load, key, "POST", "/v1/chat/completions", json.dumps(body).encode(), Reader(answer))
+            await _exchange(load, key, "POST", "/v1/chat/completions", json.dumps(body).encode(), Reader(answer), line)
     except TimeoutError:
         answer.error = f"no whole answer within {load.timeout:.0f} s"
     except (OSError, asyncio.IncompleteReadError) as error:
@@ -256,14 +269,19 @@ class Reader(asyncio.Protocol):
         self.over.set_result(None)
 
 
-async def _exchange(load: Load, key: str, method: str, path: str, body: bytes, reader: Reader) -> None:
-    parts = urlsplit(load.url)
-    secure = ssl.create_default_context() if parts.scheme == "https" else None
-    port = parts.port or (443 if secure else 80)
-    loop = asyncio.get_running_loop()
-    transport, _ = await loop.create_connection(lambda: reader, parts.hostname or "", port, ssl=secure)
+async def _exchange(
+    load: Load, key: str, method: str, path: str, body: bytes, reader: Reader, line: Line | None = None
+) -> None:
+    parts, held = urlsplit(load.url), line or Line()
+    if held.transport is None or held.transport.is_closing():
+        secure = ssl.create_default_context() if parts.scheme == "https" else None
+        port = parts.port or (443 if secure else 80)
+        make = asyncio.get_running_loop().create_connection
+        held.transport, _ = await make(lambda: reader, parts.hostname or "", port, ssl=secure)
+    transport = held.transport
+    transport.set_protocol(reader)
     head = [f"{method} {parts.path.rstrip('/').removesuffix('/v1')}{path} HTTP/1.1", f"Host: {parts.netloc}"]
-    head += ["Connection: close", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+    head += ["Content-Type: application/json", f"Content-Length: {len(body)}"] + ["Connection: close"] * (line is None)
     head += [f"Authorization: Bearer {key}"] if key else []
     try:
         transport.write("\r\n".join([*head, "", ""]).encode() + body)
@@ -271,7 +289,8 @@ async def _exchange(load: Load, key: str, method: str, path: str, body: bytes, r
         if reader.status == 200 and path.endswith("completions") and not (reader.answer.end or reader.answer.error):
             reader.answer.error = "the stream ended without [DONE]"
     finally:
-        transport.close()
+        if line is None or reader.answer.error or not reader.over.done():  # what comes late is not the next answer's
+            transport.close()
 
 
 def report(load: Load, answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
