@@ -115,7 +115,6 @@ class Optimizer:
     def _muon_step(self, key: str, weights: list[nn.Parameter], scale: float) -> None:
         """Nesterov momentum, orthogonalisation, row-wise variance (NorMuon, arXiv 2510.05491), cautious decay."""
         o = self.options
-        stacked = torch.stack([weight for weight in weights])
         grad = torch.stack([weight.grad if weight.grad is not None else torch.zeros_like(weight) for weight in weights])
         state = self.muon_state.get(key)
         if state is None:
@@ -132,7 +131,8 @@ class Optimizer:
         rate = o.matrix_lr * scale * max(1.0, rows / columns) ** 0.5
         if o.matrix_decay:
             # decay only where it agrees with the update (cautious weight decay, arXiv 2510.12402)
-            update.addcmul_((update * stacked > 0).to(update.dtype), stacked, value=o.matrix_decay)
+            held = torch.stack([*weights])
+            update.addcmul_((update * held > 0).to(update.dtype), held, value=o.matrix_decay)
         for weight, change in zip(weights, update, strict=True):
             weight.sub_(change, alpha=rate)
 
