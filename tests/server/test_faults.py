@@ -239,6 +239,16 @@ def test_broken_http_ends_its_own_connection_only(server: Server, sent: bytes, s
     assert server.says().startswith("You said")
 
 
+def test_what_follows_a_body_in_the_place_of_headers_has_an_end(server: Server) -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with server.connect(head + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n") as sock:
+        with suppress(ConnectionError):  # it hung up while we were still sending
+            for _ in range(200):
+                sock.sendall(b"x: " + b"a" * 1_000 + b"\r\n")
+        assert closed_within(sock, 0.5)
+    assert server.says().startswith("You said")
+
+
 @pytest.mark.parametrize("how", ["exit", "kill"])
 def test_a_thread_that_dies_fails_what_it_wrote_and_the_next_one_answers(server: Server, how: str) -> None:
     with ThreadPoolExecutor(4) as pool:

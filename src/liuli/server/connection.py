@@ -29,35 +29,43 @@ class Connection(HttpToolsProtocol):
 
     _reading: asyncio.TimerHandle | None = None
     _writing: asyncio.TimerHandle | None = None
-    _head = -1  # bytes of headers that have begun and not ended
+    _unread = 0  # bytes since headers, a part of a body or a request were whole
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Headers must come."""
         super().connection_made(transport)
-        self._reading = self.loop.call_later(HEADER_SECONDS, transport.abort)
+        self._headers_must_end()
 
     def on_message_begin(self) -> None:
-        """Headers begin."""
-        self._head = 0
+        """Headers that have begun must end."""
+        self._headers_must_end()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """They have ended."""
-        self._head = -1
+        self._unread = 0
         self._headers_are_here()
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        """Who reads it counts it."""
+        self._unread = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """What comes next is another request."""
+        self._unread = 0
+        super().on_message_complete()
+
     def data_received(self, data: bytes) -> None:
-        """Headers that have begun must end, and be of some size only."""
+        """Headers, and what may follow a body in their place, have some size only: httptools itself knows no limit."""
+        self._unread += len(data)
         super().data_received(data)
-        if self._head < 0 or self.transport.is_closing():
+        if self._unread <= HEADER_BYTES or self.transport.is_closing():
             return
-        self._head += len(data)
-        if self._head > HEADER_BYTES:
+        if self.cycle is None or self.cycle.response_complete:  # or it would stand in the midst of an answer
             self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n\r\n")
-            self.transport.close()
-        elif self._reading is None:
-            self._reading = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
+        self.transport.close()
 
     def pause_writing(self) -> None:
         """The reader is slow: it may be so for a while."""
@@ -74,6 +82,10 @@ class Connection(HttpToolsProtocol):
         self._headers_are_here()
         self._is_read()
         super().connection_lost(exc)
+
+    def _headers_must_end(self) -> None:
+        if self._reading is None:
+            self._reading = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
 
     def _headers_are_here(self) -> None:
         if self._reading:

@@ -8,6 +8,7 @@ was drawn: the same temperature, and the same tokens barred, in both.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,10 +21,9 @@ from torch import Tensor
 from liuli.engine import MAX_CALLS, TOOLS, Request, Sampling, Tool
 from liuli.engine.chat import answer_calls
 from liuli.errors import LiuliError
-from liuli.model import Transformer
+from liuli.model import Branches, Transformer
 from liuli.model.ops import token_log_probs
 from liuli.model.scalar import ScalarModel
-from liuli.model.transformer import Branches
 from liuli.text import Message, Tokenizer, parse_answer, render
 from liuli.text.chat import Messages, as_messages
 from liuli.text.pack import plan_whole
@@ -236,17 +236,19 @@ def pack(rollouts: Rollouts) -> Packed:
     """Lay answers into rows, by best fit; those to one prompt stand behind it together, as many as a row may hold."""
     lengths_B, (B, T) = rollouts.lengths_B, rollouts.tokens_BT.shape
     units = together(rollouts)
-    sizes = np.array([sum(unit.own) + unit.shared for unit in units])
+    lengths = lengths_B.tolist()
+    own = [[lengths[b] - unit.shared for b in unit.answers] for unit in units]  # tokens that each answer adds
+    sizes = np.array([unit.shared + sum(adds) for unit, adds in zip(units, own, strict=True)])
     W = int(sizes.max())
     plan = plan_whole(sizes, W)
     starts = np.empty_like(sizes)
     starts[np.searchsorted(np.cumsum(sizes), plan.head, side="right")] = plan.row * W + plan.column
     # of each answer: tokens it shares, the first answer that shares them, where they lie, where its own would begin
-    shared_B1, first_B1, prompt_B1, own_B1 = torch.empty(4, B, 1, dtype=torch.int64)
-    for unit, start in zip(units, starts.tolist(), strict=True):
-        places = [start + sum(unit.own[:n]) for n in range(len(unit.own))]
-        shared_B1[unit.answers], first_B1[unit.answers], prompt_B1[unit.answers] = unit.shared, unit.answers[0], start
-        own_B1[unit.answers, 0] = torch.tensor(places)
+    found = [(0, 0, 0, 0)] * B
+    for unit, adds, start in zip(units, own, starts.tolist(), strict=True):
+        for b, at in zip(unit.answers, itertools.accumulate(adds, initial=start), strict=False):
+            found[b] = unit.shared, unit.answers[0], start, at
+    shared_B1, first_B1, prompt_B1, own_B1 = torch.tensor(found).T.unsqueeze(-1)
     steps_T, number_B1 = torch.arange(T), torch.arange(B)[:, None]
     inside_BT, real_BT = steps_T < shared_B1, steps_T < lengths_B[:, None]
     place_BT = torch.where(inside_BT, prompt_B1, own_B1) + steps_T
@@ -267,11 +269,10 @@ def pack(rollouts: Rollouts) -> Packed:
 
 
 class Unit(NamedTuple):
-    """Answers that are laid down as one: how many tokens of a prompt they share, and how many each adds."""
+    """Answers that are laid down as one, and how many tokens of a prompt they share."""
 
     shared: int
     answers: list[int]
-    own: list[int]
 
 
 def together(rollouts: Rollouts) -> list[Unit]:
@@ -292,13 +293,11 @@ def together(rollouts: Rollouts) -> list[Unit]:
         for b in answers:
             own = lengths[b] - shared
             if own > room:
-                units.append(Unit(shared, [], []))
+                units.append(Unit(shared, []))
                 room = width - shared
             units[-1].answers.append(b)
-            units[-1].own.append(own)
             room -= own
-    # one that stands alone shares nothing
-    return [u if len(u.answers) > 1 else Unit(0, u.answers, [u.shared + u.own[0]]) for u in units]
+    return [unit if len(unit.answers) > 1 else Unit(0, unit.answers) for unit in units]  # alone it shares nothing
 
 
 class Scores(NamedTuple):
