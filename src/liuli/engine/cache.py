@@ -92,11 +92,15 @@ class KeyValueCache:
             seen.append(pair_BKSE.transpose(1, 2))
         return seen[0], seen[1]
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` slots of a row over another row, in all layers."""
+    def copy(self, sources: Sequence[int], target: int, length: int) -> None:
+        """Copy the first `length` slots of these rows over as many rows from `target` on, in all layers.
+
+        Rows are read before any is written, so both may be the same in part.
+        """
+        rows = torch.tensor(sources, device=self.slots_S.device)
         for pair in self.pairs_L:
             for store_RKSE in pair:
-                store_RKSE[target, :, :length] = store_RKSE[source, :, :length]
+                store_RKSE[target : target + len(sources), :, :length] = store_RKSE[:, :, :length][rows]
 
     def read(self, row: int, start: int, end: int) -> Tensor:
         """Keys and values of a row's slots start..end-1, (L, 2, K, S, E)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -348,10 +348,8 @@ class Scheduler:
         x_BTD = self.model.hidden(torch.tensor(padded, dtype=torch.int64, device=self.engine.device), self.cache)
         last_BD = x_BTD[torch.arange(len(first)), torch.tensor(lengths) - 1]
         self.stats.read += sum(lengths)
-        if len(first) < len(group):  # copy back to front: a row is overwritten only after it was copied
-            for at in range(len(group) - 1, -1, -1):
-                if at != of[at]:
-                    self.cache.copy(row + of[at], row + at, lengths[of[at]])
+        if len(first) < len(group):
+            self.cache.copy([row + at for at in of], row, T)
         ready += group
         return self.model.logits(last_BD).float()[torch.tensor(of)]
 
@@ -359,9 +357,7 @@ class Scheduler:
         """Give requests that were read their rows and their next token."""
         device, first = self.engine.device, len(self.running)
         fed = [list(request.ids) for request in ready]
-        if self.prefixes is not None:
-            for row, (request, tokens) in enumerate(zip(ready, fed, strict=True), start=first):
-                self.prefixes.keep(tokens, self.cache, row, request.salt)
+        self._keep(range(first, first + len(ready)), ready, map(len, fed))
         self.running += ready
         self.lengths += map(len, fed)
         self.positions_B1 = torch.cat((self.positions_B1, torch.tensor([[len(ids)] for ids in fed], device=device)))
@@ -387,20 +383,17 @@ class Scheduler:
         return done
 
     def _remove(self, rows: list[int]) -> None:
-        """Let rows go, keeping what they hold for texts that begin alike: the last row moves into each gap."""
-        if self.prefixes is not None:
-            for row in rows:
-                request, length = self.running[row], self.lengths[row]
-                self.prefixes.keep(request.ids[:length], self.cache, row, request.salt)
+        """Let rows go: the last row moves into each gap."""
+        self._keep(rows, [self.running[row] for row in rows], [self.lengths[row] for row in rows])
         order = list(range(len(self.running)))
         for row in reversed(rows):  # from the back, so that the last row is always one that stays, or this one
             last = len(order) - 1
             if row != last:
-                self.cache.copy(last, row, self.lengths[order[last]])
+                self.cache.copy([last], row, self.lengths[order[last]])
                 order[row] = order[last]
             order.pop()
         if self.reading is not None:
-            self.cache.copy(len(self.running), len(order), self.reading.done)
+            self.cache.copy([len(self.running)], len(order), self.reading.done)
         self.running = [self.running[row] for row in order]
         self.lengths = [self.lengths[row] for row in order]
         index = torch.tensor(order, dtype=torch.int64, device=self.engine.device)
@@ -408,6 +401,14 @@ class Scheduler:
             each[index] for each in (self.fed_B1, self.previous_B1, self.positions_B1)
         )
         self.sampler.select(order)
+
+    def _keep(self, rows: Iterable[int], requests: Iterable[Request], lengths: Iterable[int]) -> None:
+        """Keep what rows hold for texts that begin alike; of requests that are all there, those that call a tool."""
+        if self.prefixes is None:
+            return
+        for row, request, length in zip(rows, requests, lengths, strict=True):
+            if not self.patient or self.engine.tokenizer.call in request.ids[len(request.prompt) :]:
+                self.prefixes.keep(request.ids[:length], self.cache, row, request.salt)
 
 
 def _slots(request: Request) -> int:

@@ -35,6 +35,7 @@ from liuli.train.steps import run_steps
 from liuli.train.trace import write_trace
 
 WARMUP, COOLDOWN = 0.05, 1.0  # shares of a run in which learning rates rise and fall
+CHECKED = 10  # rounds from one comparison of engine and trainer to the next; the first of a process always
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Learner:
     renew: Callable[[int], None] = lambda done: None  # gives an engine with weights of its own those of now
     done: int = 0  # steps
     tokens: int = 0
+    drift: float = math.nan  # between engine and trainer when they were last compared, nats a token
 
     def run(self) -> dict[str, float]:
         """Learn until the budget is used; the figures of the last step. Goes on from a checkpoint if there is one."""
@@ -146,7 +148,8 @@ class Learner:
             old = score_all(across(self.policy), rollouts, self.step.micro_tokens, self.step.minibatches)
         reference = score_all(across(self.reference), rollouts, self.step.micro_tokens, self.step.minibatches)
         e = self.experience(rollouts, old, reference.log_probs_BT, reward.earned(o.truth), self.beta)
-        drift = self.check(rollouts)
+        if self.done % CHECKED == 0 or math.isnan(self.drift):
+            self.drift = self.check(rollouts)
         scale = schedule(self.pace.progress, WARMUP, COOLDOWN, 0.02)
         means = update(
             across(self.policy),
@@ -160,7 +163,7 @@ class Learner:
         )
         self.check_ratio(means["first_ratio"])
         kl = float(e.kl_BT.sum(1).mean())
-        figures = means | round_figures(e, reward) | {"kl": kl, "beta": self.beta, "drift": drift}
+        figures = means | round_figures(e, reward) | {"kl": kl, "beta": self.beta, "drift": self.drift}
         if o.trace_every and self.done % o.trace_every == 0:
             self.trace(e, reward, old)
         if self.steer is not None:

@@ -24,7 +24,7 @@ from liuli.errors import LiuliError
 from liuli.model import Branches, Transformer
 from liuli.model.ops import token_log_probs
 from liuli.model.scalar import ScalarModel
-from liuli.text import Message, Tokenizer, parse_answer, render
+from liuli.text import Message, Tokenizer, parse_answer, render, render_many
 from liuli.text.chat import Messages, as_messages
 from liuli.text.pack import plan_whole
 from liuli.train.parallel import from_each
@@ -131,10 +131,9 @@ def answer(
 ) -> list[Answering]:
     """An answer to each prompt, not yet padded; see `roll_out`."""
     histories = [list(as_messages(prompt)) for prompt in prompts]
-    each = [
-        Answering(tokens, [False] * len(tokens), [0.0] * len(tokens), [])
-        for tokens in (render(history, engine.tokenizer, answer=True).tokens for history in histories)
-    ]
+    each = [Answering([], [], [], []) for _ in prompts]
+    for own, rendered in zip(each, render_many(histories, engine.tokenizer, answer=True), strict=True):
+        own.extend(rendered.tokens)
 
     def begin(number: int) -> Request:
         own = each[number]
