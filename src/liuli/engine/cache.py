@@ -100,7 +100,7 @@ class KeyValueCache:
         rows = torch.tensor(sources, device=self.slots_S.device)
         for pair in self.pairs_L:
             for store_RKSE in pair:
-                store_RKSE[target : target + len(sources), :, :length] = store_RKSE[:, :, :length][rows]
+                store_RKSE[target : target + len(sources), :, :length] = store_RKSE[:, :, :length].index_select(0, rows)
 
     def read(self, row: int, start: int, end: int) -> Tensor:
         """Keys and values of a row's slots start..end-1, (L, 2, K, S, E)."""
