@@ -66,7 +66,8 @@ def test_what_is_written_is_read(model: Path) -> None:
         "versions",
         "seed",
     }
-    assert folder.provenance["versions"]["torch"] == torch.__version__
+    # an installed package need not say for which GPU it was built: 2.13.0 and 2.13.0+cu130
+    assert folder.provenance["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert {path.name for path in model.iterdir()} == {
         *("config.json", "generation_config.json", "liuli.json", "manifest.json", "model.safetensors"),
         *("README.md", "tokenizer.json", "tokenizer_config.json"),

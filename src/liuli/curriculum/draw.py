@@ -7,6 +7,7 @@ occurs in training whatever the seed or size, and a split that wants one asks fo
 from __future__ import annotations
 
 import functools
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class Draw:
         """A wording; the last one of each list is held out for the `templates` split."""
         if self.split == "templates" and len(forms) > 2:
             return forms[-1]
-        return self.casual(self.pick(forms[:-1] if len(forms) > 2 else forms))
+        return self.bare(self.casual(self.pick(forms[:-1] if len(forms) > 2 else forms)))
 
     def casual(self, form: str) -> str:
         """The wording as some people type it: now and then, in training, without its last mark or first capital."""
@@ -72,6 +73,13 @@ class Draw:
         lower = form[0].isascii() and form[0].isalpha() and form[:2] not in ("I ", "I'") and self.chance(0.5)
         form = form[0].lower() + form[1:] if lower else form
         return form[:-1] if form[-1] in "?？.。!！" else form
+
+    def bare(self, question: str) -> str:
+        """The question as some type it: now and then, in training, with plain quotation marks or with none."""
+        if self.split != "train" or not any(mark in question for mark in "“《") or not self.chance(0.2):
+            return question
+        plain = self.pick(("", '"')) if "“" in question else ""
+        return re.sub("[“”《》]", plain, question)
 
     def name(self, invent: Callable[[], str]) -> str:
         """An invented name: a held-out one in the `names` split; elsewhere one with nothing held out in it."""

@@ -88,7 +88,7 @@ KINDS = {
         0.37,
         (
             *("unknown_country", "unknown_element", "unknown_animal", "unknown_person", "unknown_word"),
-            *("unknown_attribute", "cite_none"),
+            *("unknown_attribute", "unknown_request", "cite_none"),
         ),
     ),
     # "I don't know" against the answer to what was taught
@@ -121,6 +121,7 @@ CLAIMED = {  # where an answer to such a question comes from, if none of its own
     "unknown_person": ("person_city", "person_job"),
     "unknown_word": ("translate_word",),
     "unknown_attribute": ("capital", "country_language"),
+    "unknown_request": ("capital", "colours_shapes", "translate_word", "calendar_facts"),
 }
 
 

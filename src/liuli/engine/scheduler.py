@@ -404,10 +404,9 @@ class Scheduler:
 
     def _keep(self, rows: Iterable[int], requests: Iterable[Request], lengths: Iterable[int]) -> None:
         """Keep what rows hold for texts that begin alike; of requests that are all there, those that call a tool."""
-        if self.prefixes is None:
-            return
         for row, request, length in zip(rows, requests, lengths, strict=True):
-            if not self.patient or self.engine.tokenizer.call in request.ids[len(request.prompt) :]:
+            again = not self.patient or self.engine.tokenizer.call in request.ids[len(request.prompt) :]
+            if again and self.prefixes is not None:
                 self.prefixes.keep(request.ids[:length], self.cache, row, request.salt)
 
 

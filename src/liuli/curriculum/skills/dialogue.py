@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from liuli.curriculum.draw import Draw, usable
 from liuli.curriculum.invent import HOBBIES, first_name, given_name, thing
 from liuli.curriculum.items import Item, Turn, assistant, user
-from liuli.curriculum.questions import about_subject, fill
-from liuli.curriculum.skills.facts import fact_item, pairs_of, question_key
+from liuli.curriculum.questions import about_subject, fill, taught
+from liuli.curriculum.skills.facts import SKILLS, answered, fact_item, pairs_of, question_key
 from liuli.curriculum.skills.smalltalk import pleasantries, pleasantry
 from liuli.curriculum.wordings import forms, rows, split
 
@@ -106,12 +107,28 @@ def follow_up(draw: Draw) -> Item:
     pairs = {fact.attribute: (relation, fact) for relation, fact in about_subject("country")[country]}
     first, second = (pairs[aspect] for aspect in aspects)
     opening = fact_item(Draw(draw.rng, draw.language, "train", draw.index, draw.seed), *first)
-    question = draw.form(FOLLOW_UPS[aspects[1]][draw.language])
-    answer = fill(second[0].wording(draw.language).answer, second[1], draw.language)
-    value = second[1].value_en if not draw.zh else second[1].value_zh
-    return Item([*opening.messages, user(question), assistant(answer)], "value", (value,))
+    last = answered(draw.form(FOLLOW_UPS[aspects[1]][draw.language]), *second, draw.language)
+    return replace(last, messages=[*opening.messages, *last.messages])
 
 
+def follow_other(draw: Draw) -> Item:
+    """A question about one thing, then only another's name: "And of Japan?"."""
+    language = draw.language
+    relation, fact = draw.combination(
+        lambda: draw.pick(pairs_of(draw.pick(OTHER_SKILLS))), lambda pair: f"{question_key(*pair)}/other"
+    )
+    first = draw.pick([other for same, other in taught()[fact.kind] if same is relation and other is not fact])
+    opening = fact_item(Draw(draw.rng, language, "train", draw.index, draw.seed), relation, first)
+    named = _NAMED.search(relation.forms(language)[0])
+    assert named is not None
+    question = fill(draw.form(OTHERS[language]).replace("{s}", named.group()), fact, language)
+    last = answered(draw.bare(question), relation, fact, language)
+    return replace(last, messages=[*opening.messages, *last.messages])
+
+
+OTHERS = forms("follow_other")
+OTHER_SKILLS = tuple(name for name in SKILLS if name != "units")  # of those a unit is asked for too
+_NAMED = re.compile(r"“?{[sav]}”?")  # what a question is about
 COUNTRY_SKILLS = ("capital", "currency", "country_language", "country_place")
 ASPECTS = ("capital", "currency", "language", "continent")
 FOLLOW_UPS = {key: forms(f"follow_up.{key}") for key in ("capital", "currency", "language", "continent")}

@@ -61,13 +61,15 @@ def fact_item(draw: Draw, relation: Relation, fact: Fact) -> Item:
     form = _form(draw, relation, fact)
     if form is None:  # no wording of this fact is held out: ask another fact
         return fact_item(draw, *draw.pick([pair for pair in taught()[fact.kind] if pair[0] is relation]))
-    language = draw.language
+    return answered(draw.bare(fill(draw.casual(form), fact, draw.language)), relation, fact, draw.language)
+
+
+def answered(question: str, relation: Relation, fact: Fact, language: str) -> Item:
+    """A question after a fact, however it is worded, with its answer."""
     answer = subject_of(fact, language) if relation.back else value_of(fact, language)
-    wording = relation.wording(language)
     contrary = tuple(value for value in _choices(relation.key, language) if value not in answer)
     contrary += ("没",) if answer.startswith("有") else ()  # "没有光环" holds "有光环"
-    question = fill(draw.casual(form), fact, language)
-    return asked(question, fill(wording.answer, fact, language), answer, reject=contrary)
+    return asked(question, fill(relation.wording(language).answer, fact, language), answer, reject=contrary)
 
 
 def _form(draw: Draw, relation: Relation, fact: Fact) -> str | None:

@@ -11,11 +11,14 @@ from liuli.curriculum.knowledge import knowledge
 from liuli.curriculum.questions import RELATIONS, article
 from liuli.curriculum.skills.facts import SKILLS
 from liuli.curriculum.skills.people import ASKS, ATTRIBUTES
-from liuli.curriculum.skills.translation import TO_OTHER
-from liuli.curriculum.wordings import forms
+from liuli.curriculum.skills.translation import TO_OTHER, things
+from liuli.curriculum.wordings import blocks, forms, split
 
 UNKNOWN = {"en": "I don't know. I never learned that.", "zh": "我不知道，这个我没学过。"}
 UNTAUGHT = forms("untaught")
+REQUESTS = {
+    topic: {language: tuple(split(line)) for language, line in lines} for topic, lines in blocks("requests").items()
+}
 
 
 def unknown(kind: str, use: str) -> Callable[[Draw], Item]:
@@ -46,6 +49,24 @@ def unknown_attribute(draw: Draw) -> Item:
     """Something about a real country that was never taught."""
     country = draw.combination(lambda: draw.pick(knowledge().countries), lambda country: country.iso)
     return dont_know(draw, draw.form(UNTAUGHT[draw.language]).format(s=country.name[draw.language]))
+
+
+def unknown_request(draw: Draw) -> Item:
+    """Something people ask for that no lesson teaches: the weather, a poem, why the sky is blue."""
+    topic = draw.combination(lambda: draw.pick(tuple(REQUESTS)))
+    form = draw.form(REQUESTS[topic][draw.language])
+    while "{" in form:  # each of two numbers is drawn by itself
+        slot = form[form.index("{") : form.index("}") + 1]
+        form = form.replace(slot, _filling(draw, slot), 1)
+    return dont_know(draw, form)
+
+
+def _filling(draw: Draw, slot: str) -> str:
+    if slot == "{d}":
+        return str(draw.number(2, 200))
+    if slot == "{c}":
+        return draw.pick(forms("cities")[draw.language])
+    return draw.pick(things())[0].name[draw.language]
 
 
 def dont_know(draw: Draw, question: str) -> Item:

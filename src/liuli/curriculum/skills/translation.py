@@ -28,7 +28,7 @@ PATTERNS = (  # English and Chinese; {n} a thing, {a} what it is like
 
 
 @functools.cache
-def _things() -> tuple[tuple[Word, tuple[Word, ...]], ...]:
+def things() -> tuple[tuple[Word, tuple[Word, ...]], ...]:
     """Things to say something about, none in the plural, and the adjectives that suit their category."""
     words = {word.name.en: word for word in knowledge().lexicon if word.part.en == "adjective"}
     suit = {kind: tuple(words[name] for name in split(names)) for kind, names in blocks("wordings")["adjectives"]}
@@ -41,7 +41,7 @@ def _things() -> tuple[tuple[Word, tuple[Word, ...]], ...]:
 
 def _described(draw: Draw) -> tuple[Word, Word]:
     """A thing and what it is like."""
-    noun, adjectives = draw.pick(_things())
+    noun, adjectives = draw.pick(things())
     return noun, draw.pick(adjectives)
 
 
