@@ -171,6 +171,29 @@ def test_a_second_turn_reads_only_what_is_new() -> None:
     assert answer == plain_answer(second)[:8]
 
 
+def test_prompts_that_are_partly_known_are_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each by itself would cost a pass over the model; they are read from where the least is known."""
+    engine = the_engine()
+    page = list(range(16, 64))
+    prompts = [[*page[: 48 - 16 * (at % 2)], *([80 + at] * (at + 3))] for at in range(6)]
+    scheduler = Scheduler(engine, 8, CONTEXT, prefix_bytes=2**20)
+
+    def answers(asked: list[list[int]]) -> list[list[int]]:
+        requests = [engine.request(prompt, Sampling(temperature=0, max_tokens=4)) for prompt in asked]
+        for request in requests:
+            scheduler.submit(request)
+        while len(scheduler):
+            scheduler.step()
+        return [[token.id for token in request.tokens] for request in requests]
+
+    answers([page])
+    passes: list[int] = []
+    hidden = engine.model.hidden
+    monkeypatch.setattr(engine.model, "hidden", lambda ids, cache: passes.append(len(ids)) or hidden(ids, cache))
+    assert answers(prompts) == [plain_answer(prompt)[:4] for prompt in prompts]
+    assert passes == [6] and scheduler.stats.reused == 6 * 32
+
+
 def test_the_same_seed_gives_the_same_answer_pre_empted_or_not() -> None:
     engine = the_engine()
     prompt, _ = the_pool()[3]

@@ -122,15 +122,15 @@ def _unwritten(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device)
     return memory[start : len(memory) - ALIGNED + start].view(dtype).view(shape)
 
 
-_Key = tuple["_Block | str", tuple[int, ...]]
+_Key = tuple["Block | str", tuple[int, ...]]
 
 
 @dataclass(slots=True, eq=False)
-class _Block:
+class Block:
     """Sixteen tokens on the shelf. place: where their keys and values lie; children: blocks that go on from it."""
 
     place: int
-    parent: _Block | None
+    parent: Block | None
     key: _Key
     children: int = 0
 
@@ -153,7 +153,7 @@ class PrefixCache:
         self.scale_NLPKS1 = torch.empty(scales, dtype=torch.float32, device=first.device)
         self.int8, self.blocks = int8, blocks
         self.free = list(range(blocks))
-        self.kept: OrderedDict[_Key, _Block] = OrderedDict()  # least recently used first
+        self.kept: OrderedDict[_Key, Block] = OrderedDict()  # least recently used first
 
     @staticmethod
     def bytes_per_block(desk: KeyValueCache, int8: bool = False) -> int:
@@ -162,9 +162,9 @@ class PrefixCache:
         per_head = head_size + 4 if int8 else head_size * desk.pairs_L[0][0].dtype.itemsize
         return len(desk.pairs_L) * 2 * kv_heads * BLOCK * per_head
 
-    def find(self, tokens: Sequence[int], salt: str = "") -> list[_Block]:
+    def find(self, tokens: Sequence[int], salt: str = "") -> list[Block]:
         """The longest chain of blocks that `tokens` begin with."""
-        chain: list[_Block] = []
+        chain: list[Block] = []
         for key_tokens in _cut(tokens):
             block = self.kept.get((chain[-1] if chain else salt, key_tokens))
             if block is None:
@@ -174,7 +174,7 @@ class PrefixCache:
         return chain
 
     @torch.inference_mode()
-    def take(self, chain: Sequence[_Block], desk: KeyValueCache, row: int) -> None:
+    def take(self, chain: Sequence[Block], desk: KeyValueCache, row: int) -> None:
         """Copy the blocks of a chain into the front of a row."""
         places = torch.tensor([block.place for block in chain], device=self.store_NLPKSE.device)
         found = self.store_NLPKSE[places]
@@ -186,8 +186,8 @@ class PrefixCache:
     @torch.inference_mode()
     def keep(self, tokens: Sequence[int], desk: KeyValueCache, row: int, salt: str = "") -> None:
         """Store what a row holds of `tokens` in whole blocks, as far as it is not here and there is room."""
-        chain: list[_Block] = []
-        new: list[_Block] = []
+        chain: list[Block] = []
+        new: list[Block] = []
         for key_tokens in _cut(tokens):
             key = (chain[-1] if chain else salt, key_tokens)
             block = self.kept.get(key)
@@ -215,12 +215,12 @@ class PrefixCache:
         self.kept.clear()
         self.free = list(range(self.blocks))
 
-    def _new(self, key: _Key, chain: list[_Block]) -> _Block | None:
+    def _new(self, key: _Key, chain: list[Block]) -> Block | None:
         """A block for what is not here yet; None when all are in use."""
         if not self.free and not self._evict(set(map(id, chain))):
             return None
         parent = chain[-1] if chain else None
-        block = self.kept[key] = _Block(self.free.pop(), parent, key)
+        block = self.kept[key] = Block(self.free.pop(), parent, key)
         if parent is not None:
             parent.children += 1
         return block
@@ -235,7 +235,7 @@ class PrefixCache:
                 return True
         return False
 
-    def _touch(self, chain: Sequence[_Block]) -> None:
+    def _touch(self, chain: Sequence[Block]) -> None:
         for block in reversed(chain):  # a parent stays longer than its children
             self.kept.move_to_end(block.key)
 

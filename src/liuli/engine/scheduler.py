@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from liuli.engine.answer import Alternative, likeliest
-from liuli.engine.cache import BLOCK, KeyValueCache, PrefixCache
+from liuli.engine.cache import BLOCK, Block, KeyValueCache, PrefixCache
 from liuli.engine.decode import weight_versions
 from liuli.engine.sampling import Sampler
 from liuli.engine.speculate import MOST
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 READ_TOKENS = 8192  # of prompts read in one step when nobody is being answered, padding included
 LONGEST = 1024  # tokens of one prompt read at once: scores are so many times the prompt, not the prompt squared
+PASS = 128  # tokens that cost as much as reading them in a pass of their own
 CHUNK = 256  # the same while few wait: how long the next token takes of those who are being answered
 CACHE_BYTES = 2**32  # fewer rows run at once when their cache, full to the last token, would be larger than this
 PREFIX_BYTES = 2**27  # for what earlier texts have in common with later ones
@@ -278,43 +280,49 @@ class Scheduler:
                 break
             group = self._next_group(budget, free, len(self.running) + len(ready), begun=budget < most)
             if self.reading is not None:
-                continue  # what came next is long, or partly known: it is read by itself
+                continue  # what came next is long: it is read by itself
             if not group:
                 break
-            budget -= max(len(request.ids) for request in group) * len(group)
-            parts.append(self._read_group(group, ready))
+            start = min(len(chain) for _, chain in group) * BLOCK
+            budget -= (max(len(request.ids) for request, _ in group) - start) * len(group)
+            parts.append(self._read_group(group, start, ready))
         if ready:
             self._join(ready, torch.cat(parts))
 
-    def _next_group(self, budget: int, free: int, row: int, begun: bool) -> list[Request]:
-        """New prompts to read side by side, padded to the longest. A long or partly known one becomes `reading`.
+    def _next_group(self, budget: int, free: int, row: int, begun: bool) -> list[tuple[Request, list[Block]]]:
+        """New prompts to read side by side, each with the blocks that are known of it; a long one becomes `reading`.
 
-        begun: this step has read something; what does not fit into the rest of it is not cut, but waits for the next.
+        They are read from where the least is known, padded to the longest. begun: this step has read something; what
+        does not fit into the rest of it is not cut, but waits for the next.
         """
-        group: list[Request] = []
-        longest = 0
+        group: list[tuple[Request, list[Block]]] = []
+        least, most, longest = math.inf, 0, 0
         while self.waiting and len(group) < free:
             request = self.waiting[0][2]
             tokens = request.ids
-            longest = max(longest, len(tokens))
             chain = self.prefixes.find(tokens[:-1], request.salt) if self.prefixes is not None else []
-            alone = bool(chain) or len(tokens) > min(budget, LONGEST)
-            if group and (alone or longest * (len(group) + 1) > budget):
+            known = len(chain) * BLOCK
+            least, most, longest = min(least, known), max(most, known), max(longest, len(tokens))
+            alone = len(tokens) - known > min(budget, LONGEST)
+            if group and (alone or most - least > PASS or (longest - least) * (len(group) + 1) > budget):
                 break
-            if begun and len(tokens) - len(chain) * BLOCK > budget:
+            if begun and len(tokens) - known > budget:
                 break
             heapq.heappop(self.waiting)
             if not alone:
-                group.append(request)
+                group.append((request, chain))
                 continue
-            self.reading = _Reading(request, list(tokens), done=0)
-            if chain and self.prefixes is not None:
-                self.reading.done = len(chain) * BLOCK
-                self.prefixes.take(chain, self.cache, row)
-                self.stats.reused += self.reading.done
-                request.reused = self.reading.done
+            self.reading = _Reading(request, list(tokens), known)
+            self._take(request, chain, row)
             break
         return group
+
+    def _take(self, request: Request, chain: list[Block], row: int) -> None:
+        """Put what is known of a prompt into a row."""
+        if chain and self.prefixes is not None:
+            self.prefixes.take(chain, self.cache, row)
+            request.reused = len(chain) * BLOCK
+            self.stats.reused += request.reused
 
     def _read_on(self, budget: int, ready: list[Request], parts: list[Tensor]) -> int:
         """Read on in the prompt that is read by itself; at its end it is ready. Returns how many tokens were read."""
@@ -335,22 +343,27 @@ class Scheduler:
             self.reading = None
         return len(tokens)
 
-    def _read_group(self, group: list[Request], ready: list[Request]) -> Tensor:
-        """Read whole new prompts side by side; the logits (B, V) after each one's last token. Equal prompts are read
-        once."""
+    def _read_group(self, group: list[tuple[Request, list[Block]]], start: int, ready: list[Request]) -> Tensor:
+        """Read new prompts side by side from `start` on; the logits (B, V) after each one's last token. Equal prompts
+        are read once."""
+        row, device = len(self.running) + len(ready), self.engine.device
         first: dict[tuple[int, ...], int] = {}
-        of = [first.setdefault(tuple(request.ids), len(first)) for request in group]
-        lengths = [len(tokens) for tokens in first]
+        of: list[int] = []
+        for request, chain in group:
+            of.append(first.setdefault(tuple(request.ids), len(first)))
+            if of[-1] == len(first) - 1:
+                self._take(request, chain[: start // BLOCK], row + of[-1])
+        lengths = [len(tokens) - start for tokens in first]
         T = max(lengths)
-        padded = [[*tokens, *([0] * (T - len(tokens)))] for tokens in first]
-        row = len(self.running) + len(ready)
-        self.cache.begin(row, len(first), T)
-        x_BTD = self.model.hidden(torch.tensor(padded, dtype=torch.int64, device=self.engine.device), self.cache)
+        padded = [[*tokens[start:], *([0] * (T - length))] for tokens, length in zip(first, lengths, strict=True)]
+        before = torch.tensor([[tokens[start - 1]] for tokens in first], device=device) if start else None
+        self.cache.begin(row, len(first), T, start, before)
+        x_BTD = self.model.hidden(torch.tensor(padded, dtype=torch.int64, device=device), self.cache)
         last_BD = x_BTD[torch.arange(len(first)), torch.tensor(lengths) - 1]
         self.stats.read += sum(lengths)
         if len(first) < len(group):
-            self.cache.copy([row + at for at in of], row, T)
-        ready += group
+            self.cache.copy([row + at for at in of], row, start + T)
+        ready += [request for request, _ in group]
         return self.model.logits(last_BD).float()[torch.tensor(of)]
 
     def _join(self, ready: list[Request], logits_BV: Tensor) -> None:
