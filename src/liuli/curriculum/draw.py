@@ -64,7 +64,7 @@ class Draw:
         """A wording; the last one of each list is held out for the `templates` split."""
         if self.split == "templates" and len(forms) > 2:
             return forms[-1]
-        return self.bare(self.casual(self.pick(forms[:-1] if len(forms) > 2 else forms)))
+        return self.casual(self.pick(forms[:-1] if len(forms) > 2 else forms))
 
     def casual(self, form: str) -> str:
         """The wording as some people type it: now and then, in training, without its last mark or first capital."""

@@ -135,6 +135,14 @@ class Person:
     born: int | None  # year; negative is BC
 
 
+WRITTEN = (
+    *("novel", "novella", "play", "poem", "poems", "epic", "comic", "fairy tale", "short story", "story collection"),
+    *("children's book", "history book", "science book", "political book", "philosophy book", "mathematics book"),
+    "economics book",
+)
+"""Kinds of works whose creator is an author, who is asked for by what he wrote."""
+
+
 @dataclass(frozen=True)
 class Work:
     name: Both
@@ -304,7 +312,8 @@ def _facts_of(record: Any) -> Iterator[Fact]:
             value = getattr(record, column.name)
             if column.name != "name" and value is not None:
                 both = value if isinstance(value, Both) else _plain(value)
-                yield Fact(kind, name.en, name.zh, column.name, both.en, both.zh)
+                written = isinstance(record, Work) and record.kind.en in WRITTEN and column.name == "creator"
+                yield Fact(kind, name.en, name.zh, "author" if written else column.name, both.en, both.zh)
 
 
 def _plain(value: int | str) -> Both:

@@ -29,7 +29,7 @@ SKILLS: dict[str, tuple[str, ...]] = {  # skill -> its relations
     "animal_life": ("animal.diet", "animal.habitat", "animal.legs"),
     "animal_ways": ("animal.young", "animal.sound"),
     "foods": ("food.kind", "food.colour", "food.grows"),
-    "works": ("work.creator",),
+    "works": ("work.creator", "work.author"),
     "famous_people": ("person.field", "person.country"),
     "landmarks": ("landmark.country",),
     "jobs": ("job.does", "job.place"),

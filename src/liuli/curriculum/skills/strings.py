@@ -30,6 +30,7 @@ FORMS = {
     )
 }
 SEPARATOR = {"en": ", ", "zh": "、"}
+NUMBERED = 0.35  # of what is repeated: a number in brackets is found by the word before it, as where passages are cited
 
 
 def _ask(draw: Draw, task: str, **slots: str | int) -> str:
@@ -60,6 +61,9 @@ def repeat(draw: Draw) -> Item:
         lambda: str(draw.number(1, 9999)),
     )
     parts = [draw.pick(makers)() for _ in range(draw.number(2, 5))]
+    if draw.chance(NUMBERED):
+        numbers, gap = draw.pick_some(range(1, 10), len(parts)), "" if draw.zh else " "
+        parts = [f"{part}{gap}[{number}]" for part, number in zip(parts, numbers, strict=True)]
     text = " ".join(parts)
     return asked(_ask(draw, "repeat", x=text), f"“{text}”" if draw.zh else f"Sure: “{text}”", text, check="quoted")
 
