@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from liuli.engine import MAX_CALLS, Sampling, Token, reply, reply_many, turns
-from liuli.engine.chat import fit, polled_reply
+from liuli.engine.chat import REMEMBERED, fit, polled_reply
 from liuli.errors import LiuliError
 from liuli.text.chat import Message, render
 from tests.engine.conftest import byte_tokenizer, scripted
@@ -152,6 +152,17 @@ def test_a_long_conversation_loses_its_oldest_turns_and_keeps_the_system_message
     assert fit([*turns_before, last], engine, GREEDY) == render([*turns_before, last], T, answer=True).tokens
     with pytest.raises(LiuliError, match="question has"):
         fit([system, Message("user", "x" * 100)], engine, GREEDY)
+
+
+def test_old_turns_make_room_for_a_long_answer_and_newer_ones_for_a_short_one_only() -> None:
+    engine, left = scripted(SCRIPT, context=200), dict[int, int]()
+    for length in range(1, 40):
+        talk = [Message("user", "x" * length), Message("assistant", "y" * length)] * 8
+        prompt = fit([*talk, Message("user", "Hi")], engine, Sampling(max_tokens=200))
+        left[length] = prompt.count(T.user)
+        assert len(prompt) <= 100 or (left[length] <= 1 + REMEMBERED and len(prompt) <= 150)
+        assert len(prompt) + 2 * length + 4 > (100 if left[length] > REMEMBERED else 150) or left[length] == 9
+    assert left[1] == 9 and 1 + REMEMBERED in left.values() and left[39] == 2
 
 
 def test_a_reply_that_outgrows_its_batch_goes_on_in_another() -> None:

@@ -19,6 +19,7 @@ from liuli.text.chat import Message, Messages, as_messages, parse_answer, render
 from liuli.text.tokenizer import Tokenizer
 
 MAX_CALLS = 4
+REMEMBERED = 4  # questions before the last one that go only where not even a short answer has room
 T = TypeVar("T", Token, Token | None)
 
 
@@ -148,19 +149,25 @@ def answer_calls(message: Message, tools: Mapping[str, Tool]) -> list[Message]:
     ]
 
 
+def spare(messages: Sequence[Message], context: int, least: int) -> int:
+    """Tokens of the context to keep free for the answer: half of it while there is a question older than REMEMBERED
+    others before the last one, which may go for it; else `least`."""
+    return context // 2 if sum(message.role == "user" for message in messages) > REMEMBERED + 1 else least
+
+
 def fit(messages: Sequence[Message], engine: Streams, sampling: Sampling) -> list[int]:
     """The prompt for the next answer. A conversation too long for the context loses its oldest turns, never the system
     message nor the newest question.
 
-    Room is kept for the answer: `max_tokens`, but at most a quarter of the context. Raises LiuliError if the newest
-    question alone does not fit.
+    Room is kept for the answer (`spare`): `max_tokens`, but at most a quarter of the context, or half of it where old
+    turns can go. Raises LiuliError if the newest question alone does not fit.
     """
-    room = engine.context - min(sampling.max_tokens, engine.context // 4)
     system = [message for message in messages[:1] if message.role == "system"]
     rest = list(messages[len(system) :])
     while True:
         prompt = render([*system, *rest], engine.tokenizer, answer=True).tokens
         later = [at for at, message in enumerate(rest) if message.role == "user" and at > 0]
+        room = engine.context - min(sampling.max_tokens, spare(rest, engine.context, engine.context // 4))
         if len(prompt) <= room or (not later and len(prompt) <= engine.context):
             return prompt
         if not later:

@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 from liuli.assistant.voices import Ended, Event, ModelVoice, Voice
 from liuli.engine import TOOLS, Sampling, TextStream, Token
+from liuli.engine.chat import spare
 from liuli.engine.constraints import Constraint, check
 from liuli.errors import LiuliError, UsageError
 from liuli.server.errors import ApiError
@@ -276,8 +277,11 @@ def fit(voice: Voice, messages: Sequence[Message], trim: bool) -> tuple[list[Mes
     With `trim` the oldest turns go first; the system message and the last question stay.
     """
     kept = list(messages)
-    room = voice.context - (1 if not trim else max(1, min(64, voice.context // 4)))
-    while (tokens := voice.prompt_tokens(kept)) > room:
+    least = max(1, min(64, voice.context // 4))
+    while True:
+        room = voice.context - (spare(kept, voice.context, least) if trim else 1)
+        if (tokens := voice.prompt_tokens(kept)) <= room:
+            return kept, tokens
         first = 1 if kept[0].role == "system" else 0
         turn = next((i for i in range(first + 1, len(kept)) if kept[i].role == "user"), None)
         if not trim or turn is None:
@@ -290,4 +294,3 @@ def fit(voice: Voice, messages: Sequence[Message], trim: bool) -> tuple[list[Mes
                 code="system_too_long" if by_system else "context_length_exceeded",
             )
         del kept[first:turn]
-    return kept, tokens
