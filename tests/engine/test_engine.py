@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
-import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -257,39 +254,13 @@ def test_a_compiled_step_writes_what_the_plain_one_writes(tmp_path: Path, monkey
             assert other.logprobs == pytest.approx(one.logprobs, abs=TOLERANCE)
         streamed = [token.id for token in compiled.stream(prompts[2], sampling)]  # alone, in a larger cache
         assert streamed == wanted[2].ids and compiled.stats.drafted > 0
-    cache, decoder = compiled.streams.cache, compiled.decoder()
-    places_B1 = torch.full((3, 1), 7)
-    cache.follow(places_B1, places_B1, [7] * 3)
-    decoder(places_B1, cache)
-    step = decoder.steps[False, 1]  # type: ignore[attr-defined]
-    fed = (places_B1, cache.positions_BT, cache.previous_B1, cache.slots_S[: cache.seen])
-    assert others_may_run(lambda: step(cache.pairs_L, *fed)), "a server could do nothing while a compiled step runs"
-
-
-def others_may_run(step: Callable[[], object]) -> bool:
-    """Whether another thread gets Python's lock while `step` runs; between steps it never does."""
-    ran, go, kept = list[bool](), threading.Event(), list[object]()
-    thread = threading.Thread(target=lambda: ran.append(go.wait()))
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1_000)
-    try:
-        thread.start()
-        go.set()
-        for _ in range(2_000):
-            kept.append(step())  # a tensor that is freed lets go of the lock
-            if ran:
-                break
-        return bool(ran)
-    finally:
-        sys.setswitchinterval(interval)
-        thread.join()
 
 
 def test_models_that_compute_otherwise_share_no_compiled_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is no weight is part of the code: another kind of model of the same shapes, another epsilon, another cap."""
     made: set[str] = set()
     monkeypatch.setattr("liuli.engine.compiled._make", lambda file, *_: made.add(file.name))
-    monkeypatch.setattr("liuli.engine.compiled._loaded", lambda *_: lambda inputs: [inputs[0]])
+    monkeypatch.setattr("liuli.engine.compiled._loaded", lambda _: lambda inputs: [inputs[0]])
     model = make_model("qwen3", layers=1)
     for change in ({}, {}, {"preset": "llama"}, {"norm_eps": 1e-3}, {"softcap": 5.0}):
         model.config = replace(make_model("qwen3", layers=1).config, **change)

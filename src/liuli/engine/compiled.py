@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-import zipfile
 from collections.abc import Callable, Sequence
-from ctypes import CDLL, PYFUNCTYPE, byref, c_char_p, c_size_t, c_void_p, py_object, pythonapi
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
@@ -27,7 +25,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import liuli.model
-from liuli.errors import LiuliError, UsageError
+from liuli.errors import UsageError
 from liuli.files import write_file
 
 Step = Callable[..., Tensor]
@@ -35,8 +33,6 @@ Step = Callable[..., Tensor]
 value makes other code; pairs_L the keys and values of each layer, which it writes to; fed are tensors whose first has a
 line for each row and whose last is as long as what is seen. Compiled: f(pairs_L, *fed)."""
 Pairs = Sequence[tuple[Tensor, Tensor]]
-_pointer = PYFUNCTYPE(c_void_p, py_object, c_char_p)(("PyCapsule_GetPointer", pythonapi))
-_capsule = PYFUNCTYPE(py_object, c_void_p, c_char_p, c_void_p)(("PyCapsule_New", pythonapi))
 
 
 def just_in_time(step: Step, laid: object, pairs_L: Pairs, fed: Sequence[Tensor]) -> Step:
@@ -61,7 +57,7 @@ def ahead_of_time(step: Step, laid: object, pairs_L: Pairs, fed: Sequence[Tensor
     file = _file(leaves, shape, few)
     if not file.exists():
         _make(file, step, leaves, shape, few)
-    run = _loaded(file, B == 1)
+    run = _loaded(file)
     weights = [leaf for leaf in pytree.tree_leaves(laid) if isinstance(leaf, Tensor)]
 
     def call(pairs_L: Pairs, *fed: Tensor) -> Tensor:
@@ -71,32 +67,10 @@ def ahead_of_time(step: Step, laid: object, pairs_L: Pairs, fed: Sequence[Tensor
 
 
 @cache
-def _loaded(file: Path, one: bool) -> Callable[[list[Tensor]], list[Tensor]]:
-    """The code in memory, once for all decoders that come and go. one: it is for one row."""
-    if one:
-        alone: Callable[[list[Tensor]], list[Tensor]] = torch._C._aoti.AOTIModelContainerRunnerCpu(str(file), 1).run
-        return alone
-    return _unlocked(file)
-
-
-def _unlocked(file: Path) -> Callable[[list[Tensor]], list[Tensor]]:
-    """The code, run while other threads use Python: torch's own way holds the lock for the whole step, and a server can
-    do nothing meanwhile. Costs 20 microseconds more. (torch/csrc/inductor/aoti_runtime/interface.h)"""
-    library, model = CDLL(str(file)), c_void_p()
-    if library.AOTInductorModelContainerCreateWithDevice(byref(model), c_size_t(1), b"cpu", None):
-        raise UsageError("the compiled step cannot be loaded", str(file), "delete the file: it is made again")
-    run, handles = library.AOTInductorModelContainerRun, torch._C._aoti
-    run.argtypes = [c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, c_void_p, c_void_p]
-
-    def call(inputs: list[Tensor]) -> list[Tensor]:
-        capsules = handles.unsafe_alloc_void_ptrs_from_tensors(inputs)
-        given = (c_void_p * len(inputs))(*[_pointer(capsule, None) for capsule in capsules])
-        made = c_void_p()
-        if run(model, given, len(inputs), byref(made), 1, None, None):  # what was given is its own from here on
-            raise LiuliError("the compiled step failed; its reason stands above", str(file), "leave compiling out")
-        return [handles.alloc_tensor_by_stealing_from_void_ptr(_capsule(made.value, None, None))]
-
-    return call
+def _loaded(file: Path) -> Callable[[list[Tensor]], list[Tensor]]:
+    """The code in memory, once for all decoders that come and go."""
+    run: Callable[[list[Tensor]], list[Tensor]] = torch._inductor.aoti_load_package(str(file)).loader.boxed_run
+    return run
 
 
 def _given(pairs_L: Pairs, B: int, T: int) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
@@ -115,7 +89,7 @@ def _file(leaves: Sequence[Any], shape: pytree.TreeSpec, fed: Sequence[Tensor]) 
     kinds = [(leaf.shape, leaf.stride(), leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in (*leaves, *fed)]
     machine = (torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
     key = repr((kinds, shape, machine, _program()))
-    return Path(cache_dir(), "liuli", hashlib.sha256(key.encode()).hexdigest()[:32] + ".so")
+    return Path(cache_dir(), "liuli", hashlib.sha256(key.encode()).hexdigest()[:32] + ".pt2")
 
 
 @cache
@@ -160,6 +134,4 @@ def _make(file: Path, step: Step, leaves: Sequence[Any], shape: pytree.TreeSpec,
     exported = torch.export.export(_Exported(step, leaves, shape), (held, fed), dynamic_shapes=shapes, strict=False)
     with TemporaryDirectory() as place, warnings.catch_warnings(category=FutureWarning, action="ignore"):  # torch's own
         made = torch._inductor.aoti_compile_and_package(exported, package_path=str(Path(place, "step.pt2")))
-        with zipfile.ZipFile(made) as package:
-            [library] = [name for name in package.namelist() if name.endswith(".so")]
-            write_file(file, package.read(library), durable=False)  # whole or not at all, whoever else makes it
+        write_file(file, Path(made).read_bytes(), durable=False)  # whole or not at all, whoever else makes it

@@ -131,7 +131,7 @@ def _skills() -> list[Skill]:
         s("after_or_before", "calendar", calendar.after_or_before, 0.4, SEEN),
         s("leap_year", "calendar", calendar.leap_year, 0.3, PARTS),
         s("follow_up", "dialogue", dialogue.follow_up, 1.2, PARTS),
-        s("follow_other", "dialogue", dialogue.follow_other, 1.6, PARTS),
+        s("follow_other", "dialogue", dialogue.follow_other, 2.0, PARTS),
         s("later", "dialogue", later, 1.0, NAMED),
         s("greeting", "dialogue", smalltalk.small_talk("greeting"), 0.45, SEEN),
         s("identity", "dialogue", smalltalk.small_talk("identity"), 0.4, SEEN),
