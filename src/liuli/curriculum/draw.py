@@ -35,6 +35,11 @@ class Draw:
     alone: bool = False
 
     @property
+    def training(self) -> Draw:
+        """The same, drawing what training may see: for what comes before the question that a split is about."""
+        return Draw(self.rng, self.language, "train", self.index, self.seed)
+
+    @property
     def zh(self) -> bool:
         """Whether this item is Chinese."""
         return self.language == "zh"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 Turn = dict[str, Any]  # one OpenAI chat message
@@ -52,6 +53,11 @@ def calculator(expression: str, result: str) -> list[Turn]:
 def asked(question: str, answer: str, *accept: str, check: str = "value", reject: tuple[str, ...] = ()) -> Item:
     """The commonest item: one question, one answer."""
     return Item([user(question), assistant(answer)], check, accept, reject)
+
+
+def after(before: Sequence[Item], last: Item) -> Item:
+    """The last item, with others before it in the same conversation."""
+    return replace(last, messages=[turn for item in (*before, last) for turn in item.messages])
 
 
 def prompt_of(item: Item) -> list[Turn]:

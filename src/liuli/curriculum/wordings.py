@@ -13,9 +13,9 @@ Forms = dict[str, tuple[str, ...]]  # language -> forms
 
 
 @functools.cache
-def forms(name: str) -> Forms:
-    """The forms of a block of `data/wordings.txt`, by language."""
-    return {language: tuple(split(text)) for language, text in blocks("wordings")[name]}
+def forms(name: str, file: str = "wordings") -> Forms:
+    """The forms of a block of `data/wordings.txt`, or of another file made so, by language."""
+    return {language: tuple(split(text)) for language, text in blocks(file)[name]}
 
 
 @functools.cache

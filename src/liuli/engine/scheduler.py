@@ -370,7 +370,8 @@ class Scheduler:
         """Give requests that were read their rows and their next token."""
         device, first = self.engine.device, len(self.running)
         fed = [list(request.ids) for request in ready]
-        self._keep(range(first, first + len(ready)), ready, map(len, fed))
+        rows = list(range(first, first + len(ready)))
+        self._keep(rows, ready, map(len, fed))
         self.running += ready
         self.lengths += map(len, fed)
         self.positions_B1 = torch.cat((self.positions_B1, torch.tensor([[len(ids)] for ids in fed], device=device)))
@@ -381,7 +382,6 @@ class Scheduler:
             [request.prompt for request in ready],
             [[token.id for token in request.tokens] for request in ready],
         )
-        rows = list(range(first, first + len(ready)))
         chosen_B1 = self._choose(logits_BV, rows)
         self.fed_B1 = torch.cat((self.fed_B1, chosen_B1))
         self._write(rows, chosen_B1, logits_BV)

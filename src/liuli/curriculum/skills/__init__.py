@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from liuli.curriculum.draw import Draw
-from liuli.curriculum.items import Item, item_tokens
+from liuli.curriculum.items import Item, after, item_tokens
 from liuli.curriculum.skills import (
     arithmetic,
     calendar,
@@ -63,16 +63,15 @@ SHORT = 30  # tokens: many items are shorter
 
 def later(draw: Draw) -> Item:
     """Any question, after one to three others that have nothing to do with it."""
-    training = Draw(draw.rng, draw.language, "train", draw.index, draw.seed)
     others = [skill for skill in skills().values() if skill.name != "later"]
     last = draw.pick([skill for skill in others if draw.split in skill.splits]).item(draw)
     before, room, wanted = list[Item](), LONGEST_TALK - item_tokens(last), draw.number(1, 3)
     while len(before) < wanted and room > SHORT:
-        item = draw.pick(others).item(training)
+        item = draw.pick(others).item(draw.training)
         if item_tokens(item) <= room:
             before.append(item)
             room -= item_tokens(item)
-    return replace(last, messages=[*(turn for item in before for turn in item.messages), *last.messages])
+    return after(before, last)
 
 
 def _skills() -> list[Skill]:

@@ -7,11 +7,11 @@ import itertools
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from liuli.curriculum.draw import Draw, usable
 from liuli.curriculum.invent import HOBBIES, first_name, given_name, thing
-from liuli.curriculum.items import Item, Turn, assistant, user
+from liuli.curriculum.items import Item, Turn, after, assistant, user
 from liuli.curriculum.questions import about_subject, fill, taught
 from liuli.curriculum.skills.facts import SKILLS, answered, fact_item, pairs_of, question_key
 from liuli.curriculum.skills.smalltalk import pleasantries, pleasantry
@@ -106,9 +106,8 @@ def follow_up(draw: Draw) -> Item:
     )
     pairs = {fact.attribute: (relation, fact) for relation, fact in about_subject("country")[country]}
     first, second = (pairs[aspect] for aspect in aspects)
-    opening = fact_item(Draw(draw.rng, draw.language, "train", draw.index, draw.seed), *first)
-    last = answered(draw.form(FOLLOW_UPS[aspects[1]][draw.language]), *second, draw.language)
-    return replace(last, messages=[*opening.messages, *last.messages])
+    opening = fact_item(draw.training, *first)
+    return after([opening], answered(draw.form(FOLLOW_UPS[aspects[1]][draw.language]), *second, draw.language))
 
 
 def follow_other(draw: Draw) -> Item:
@@ -118,12 +117,11 @@ def follow_other(draw: Draw) -> Item:
         lambda: draw.pick(pairs_of(draw.pick(OTHER_SKILLS))), lambda pair: f"{question_key(*pair)}/other"
     )
     first = draw.pick([other for same, other in taught()[fact.kind] if same is relation and other is not fact])
-    opening = fact_item(Draw(draw.rng, language, "train", draw.index, draw.seed), relation, first)
+    opening = fact_item(draw.training, relation, first)
     named = _NAMED.search(relation.forms(language)[0])
     assert named is not None
     question = fill(draw.form(OTHERS[language]).replace("{s}", named.group()), fact, language)
-    last = answered(draw.bare(question), relation, fact, language)
-    return replace(last, messages=[*opening.messages, *last.messages])
+    return after([opening], answered(draw.bare(question), relation, fact, language))
 
 
 OTHERS = forms("follow_other")
@@ -137,12 +135,11 @@ FOLLOW_UPS = {key: forms(f"follow_up.{key}") for key in ("capital", "currency", 
 def filler(draw: Draw, turns: int) -> list[Turn]:
     """Other talk in between: a pleasantry, or a fact asked and answered."""
     messages: list[Turn] = []
-    training = Draw(draw.rng, draw.language, "train", draw.index, draw.seed)
     for _ in range(turns):
         if draw.chance(0.5):
-            messages += pleasantry(training).messages
+            messages += pleasantry(draw.training).messages
         else:
-            messages += fact_item(training, *draw.pick(pairs_of(draw.pick(COUNTRY_SKILLS)))).messages
+            messages += fact_item(draw.training, *draw.pick(pairs_of(draw.pick(COUNTRY_SKILLS)))).messages
     return messages
 
 

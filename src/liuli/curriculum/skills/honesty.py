@@ -12,13 +12,11 @@ from liuli.curriculum.questions import RELATIONS, article
 from liuli.curriculum.skills.facts import SKILLS
 from liuli.curriculum.skills.people import ASKS, ATTRIBUTES
 from liuli.curriculum.skills.translation import TO_OTHER, things
-from liuli.curriculum.wordings import blocks, forms, split
+from liuli.curriculum.wordings import blocks, forms
 
 UNKNOWN = {"en": "I don't know. I never learned that.", "zh": "我不知道，这个我没学过。"}
 UNTAUGHT = forms("untaught")
-REQUESTS = {
-    topic: {language: tuple(split(line)) for language, line in lines} for topic, lines in blocks("requests").items()
-}
+REQUESTS = {topic: forms(topic, "requests") for topic in blocks("requests")}
 
 
 def unknown(kind: str, use: str) -> Callable[[Draw], Item]:
