@@ -6,7 +6,8 @@ RUN is a build's folder (chat, reward, curriculum, rows). Every method starts fr
 and `grpo` follow `reward` and the known answers to the questions of practice; `ppo-judge`, `grpo-judge`, `rejection`,
 `own-dpo` (DPO on comparisons of the model's own answers) and `best-of-16` follow `reward` alone, `dpo` the comparisons
 that it learned from. `cautious` and `one` are PPO without a leash, by the ensemble and by its first member alone: how
-the true worth falls while the score still rises is drawn to over-optimisation.svg.
+the true worth falls while the score still rises is drawn to over-optimisation.svg. Either model answers each question
+`--draws` times; the pooled interval counts questions, for answers to one question are alike.
 """
 
 from __future__ import annotations
@@ -197,32 +198,38 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=COMPARED, choices=METHODS)
     parser.add_argument("--count", type=int, default=12, help="held-out questions of each skill, language and split")
+    parser.add_argument("--draws", type=int, default=1, help="answers of each model to each question")
     parser.add_argument("--out", type=Path, default=Path("runs/alignment"))
     options = parser.parse_args()
-    items = held_out(3, options.count, seed_of(options.run / "curriculum"))
+    questions = held_out(3, options.count, seed_of(options.run / "curriculum"))
+    items = questions * options.draws
     chat = Model(options.run / "chat").engine
     before = cache(lambda seed: worths_of(chat, items, seed=seed))  # each seed draws its own answers
     texts = read_held_out(options.run / "rows" / "held_out.jsonl")
     drawn: dict[str, list[dict[str, Any]]] = {}
     for method in options.methods:
-        found = list[dict[str, Any]]()
+        found, outcomes = list[dict[str, Any]](), [[0, 0] for _ in questions]  # of each question, won and decided
         for seed in options.seeds[:1] if method in ("best-of-16", "cautious", "one") else options.seeds:
-            began, figures = time.monotonic(), dict[str, Any]()
+            began, asked, figures = time.monotonic(), items, dict[str, Any]()
             if method == "best-of-16":
-                few = items[: len(items) // 3]
-                result = versus(before(seed)[: len(few)], best_worths(options.run, few), few)
+                asked = questions[: len(questions) // 3]
+                after = best_worths(options.run, asked)
             else:
                 out = options.out / f"{method}-{seed}" / "model"
                 lines = train(method, options.run, out, options.minutes, seed)
                 model = Model(out)
-                result = versus(before(seed), worths_of(model.engine, items, seed=seed), items)
+                after = worths_of(model.engine, items, seed=seed)
                 bits = bits_by_language(model.transformer, model.tokenizer, texts, context=256, seconds=10)
                 figures = {"bits": round(bits["all"]["per_byte"], 3)} | ({"kl": lines[-1]["kl"]} if lines else {})
                 if method in ("cautious", "one"):
                     drawn[method] = lines
-            print(json.dumps({"method": method, "seed": seed} | figures | short(result) | since(began)), flush=True)
-            found.append(result)
-        print(json.dumps({"method": method, "seeds": len(found)} | pooled(found)), flush=True)
+            first = before(seed)[: len(asked)]
+            for place, (old, new) in enumerate(zip(first, after, strict=True)):
+                outcomes[place % len(questions)][0] += new > old
+                outcomes[place % len(questions)][1] += new != old
+            found.append(versus(first, after, asked))
+            print(json.dumps({"method": method, "seed": seed} | figures | short(found[-1]) | since(began)), flush=True)
+        print(json.dumps({"method": method, "seeds": len(found)} | pooled(found, outcomes)), flush=True)
     if drawn:
         curve(drawn, options.out / "over-optimisation.svg")
 
@@ -242,12 +249,20 @@ def short(result: dict[str, Any]) -> dict[str, Any]:
     return table | wins_of([result]) | {"asked": result["asked"], "worst": [worst, round(falls[worst], 3)]}
 
 
-def pooled(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def pooled(found: Sequence[dict[str, Any]], outcomes: Sequence[Sequence[int]]) -> dict[str, Any]:
     """All seeds together: the wins, and the skills that lose more than two points, with how many were asked."""
     skills = found[0]["skills"]
     falls = {name: change for name, change in changes(found).items() if change < -0.02}
     asked = {name: [round(change, 3), len(found) * skills[name]["after"]["n"]] for name, change in falls.items()}
-    return wins_of(found) | {"skills": len(skills), "worse_by_more_than_2": asked}
+    wins = wins_of(found) | {"interval": by_question(outcomes)}
+    return wins | {"questions": sum(n > 0 for _, n in outcomes), "skills": len(skills), "worse_by_more_than_2": asked}
+
+
+def by_question(outcomes: Sequence[Sequence[int]]) -> list[float]:
+    """The 95% interval of a share whose cases come in groups, (right, n) each (Cochran 1977, section 3.12)."""
+    right, n = sum(own for own, _ in outcomes), max(1, sum(many for _, many in outcomes))
+    half = 1.96 * sum((own - right / n * many) ** 2 for own, many in outcomes) ** 0.5 / n
+    return [round(right / n - half, 3), round(right / n + half, 3)]
 
 
 def wins_of(found: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 HELD_ONE_IN = 12
+CONTRACTED = re.compile(r"\b(What|Who|How|Where|I) [ia](?=[sm]\b)")  # What is, I am: what an apostrophe stands for
+APOSTROPHES = ("'", "’", "")
 
 
 @dataclass(slots=True)
@@ -72,19 +74,26 @@ class Draw:
         return self.casual(self.pick(forms[:-1] if len(forms) > 2 else forms))
 
     def casual(self, form: str) -> str:
-        """The wording as some people type it: now and then, in training, without its last mark or first capital."""
-        if self.split != "train" or not self.chance(0.12):
+        """The wording as some people type it: now and then, in training, "What's", no last mark, no first capital."""
+        if self.split != "train":
+            return form
+        if self.chance(0.12):
+            form = CONTRACTED.sub(rf"\1{self.pick(APOSTROPHES)}", form)
+        if not self.chance(0.12):
             return form
         lower = form[0].isascii() and form[0].isalpha() and form[:2] not in ("I ", "I'") and self.chance(0.5)
         form = form[0].lower() + form[1:] if lower else form
         return form[:-1] if form[-1] in "?？.。!！" else form
 
-    def bare(self, question: str) -> str:
-        """The question as some type it: now and then, in training, with plain quotation marks or with none."""
-        if self.split != "train" or not any(mark in question for mark in "“《") or not self.chance(0.2):
+    def typed(self, question: str) -> str:
+        """The question as some type it: now and then, in training, without “”, as a mere noun, in small letters."""
+        if self.split != "train":
             return question
-        plain = self.pick(("", '"')) if "“" in question else ""
-        return re.sub("[“”《》]", plain, question)
+        if any(mark in question for mark in "“《") and self.chance(0.2):
+            question = re.sub("[“”《》]", self.pick(("", '"')) if "“" in question else "", question)
+        if self.chance(0.08):
+            question = re.sub(r"^(?:What is|Tell me) the (.+)[?.]$", r"\1", question)
+        return question.lower() if not self.zh and self.chance(0.12) else question
 
     def name(self, invent: Callable[[], str]) -> str:
         """An invented name: a held-out one in the `names` split; elsewhere one with nothing held out in it."""

@@ -121,7 +121,7 @@ def follow_other(draw: Draw) -> Item:
     named = _NAMED.search(relation.forms(language)[0])
     assert named is not None
     question = fill(draw.form(OTHERS[language]).replace("{s}", named.group()), fact, language)
-    return after([opening], answered(draw.bare(question), relation, fact, language))
+    return after([opening], answered(draw.typed(question), relation, fact, language))
 
 
 OTHERS = forms("follow_other")

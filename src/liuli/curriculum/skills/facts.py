@@ -61,7 +61,7 @@ def fact_item(draw: Draw, relation: Relation, fact: Fact) -> Item:
     form = _form(draw, relation, fact)
     if form is None:  # no wording of this fact is held out: ask another fact
         return fact_item(draw, *draw.pick([pair for pair in taught()[fact.kind] if pair[0] is relation]))
-    return answered(draw.bare(fill(draw.casual(form), fact, draw.language)), relation, fact, draw.language)
+    return answered(draw.typed(fill(draw.casual(form), fact, draw.language)), relation, fact, draw.language)
 
 
 def answered(question: str, relation: Relation, fact: Fact, language: str) -> Item:

@@ -40,7 +40,7 @@ def unknown_person(draw: Draw) -> Item:
 
 def unknown_word(draw: Draw) -> Item:
     """A translation of a word that does not exist."""
-    return dont_know(draw, draw.bare(draw.form(TO_OTHER[draw.language]).format(w=thing(draw, "animal"))))
+    return dont_know(draw, draw.typed(draw.form(TO_OTHER[draw.language]).format(w=thing(draw, "animal"))))
 
 
 def unknown_attribute(draw: Draw) -> Item:
@@ -56,7 +56,7 @@ def unknown_request(draw: Draw) -> Item:
     while "{" in form:  # each of two numbers is drawn by itself
         slot = form[form.index("{") : form.index("}") + 1]
         form = form.replace(slot, _filling(draw, slot), 1)
-    return dont_know(draw, draw.bare(form))
+    return dont_know(draw, draw.typed(form))
 
 
 def _filling(draw: Draw, slot: str) -> str:

@@ -101,4 +101,4 @@ def _quoted(draw: Draw, text: str) -> str:
 
 
 def _with(draw: Draw, forms: Mapping[str, Sequence[str]], word: str) -> str:
-    return draw.bare(draw.form(forms[draw.language]).format(w=word))
+    return draw.typed(draw.form(forms[draw.language]).format(w=word))
