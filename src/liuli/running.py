@@ -117,6 +117,12 @@ def context_of(config: dict[str, Any]) -> int:
     return int(min(2048, config.get("context", config.get("max_position_embeddings", known))))
 
 
+def demand_one_process(title: str) -> None:
+    """UsageError where torchrun started several: each would do the whole of it."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UsageError(f"{title} is done in one process", "torchrun", "start it without torchrun")
+
+
 @contextmanager
 def own_run(
     out: Path, title: str, quiet: bool, inputs: Sequence[Path | None] = (), divided: bool = False
@@ -133,8 +139,8 @@ def own_run(
     if out.exists() and not unfinished and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError("This exists already", out, "choose another name, or remove it first")
     rank, ranks = join("cuda" if torch.cuda.is_available() else "cpu") if divided else (0, 1)
-    if not divided and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UsageError(f"{title} is done in one process", "torchrun", "start it without torchrun")
+    if not divided:
+        demand_one_process(title)
     if rank > 0:
         with tempfile.TemporaryDirectory() as aside:  # one diary is enough
             log = RunLog(Path(aside), [StageState(out.name, title)], quiet=True, tensorboard=False)
@@ -183,6 +189,7 @@ def build_here(
     quiet: bool,
 ) -> None:
     """`liuli build`, with the page beside it if asked."""
+    demand_one_process("A build")
     budget = [f"minutes={minutes}"] if minutes is not None else []  # checked with the rest: no build of -1, nan or inf
     recipe: Recipe = read_recipe(path, [*changes, *budget])
     if text:
