@@ -17,6 +17,7 @@ from typing import TypeVar
 T = TypeVar("T")
 HELD_ONE_IN = 12
 CONTRACTED = re.compile(r"\b(What|Who|How|Where|I) [ia](?=[sm]\b)")  # What is, I am: what an apostrophe stands for
+SYMBOL = re.compile(r"(?<= )[A-Z][a-z]?\b")  # Fe, which is not fe
 APOSTROPHES = ("'", "’", "")
 
 
@@ -93,7 +94,8 @@ class Draw:
             question = re.sub("[“”《》]", self.pick(("", '"')) if "“" in question else "", question)
         if self.chance(0.08):
             question = re.sub(r"^(?:What is|Tell me) the (.+)[?.]$", r"\1", question)
-        return question.lower() if not self.zh and self.chance(0.12) else question
+        small = not self.zh and not SYMBOL.search(question) and self.chance(0.1)
+        return question.lower() if small else question
 
     def name(self, invent: Callable[[], str]) -> str:
         """An invented name: a held-out one in the `names` split; elsewhere one with nothing held out in it."""

@@ -122,7 +122,10 @@ def _given(draw: Draw) -> str:
     return coined(draw)
 
 
-ONSETS = ("b", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "dr", "st", "th", "sh")
+ONSETS = (
+    *("b", "c", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "y", "z"),
+    *("bl", "br", "ch", "cl", "cr", "dr", "fl", "fr", "gl", "gr", "ph", "pl", "sh", "sl", "st", "th", "tr"),
+)
 VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "io")
 CODAS = ("", "n", "l", "r", "s", "m", "th", "ck", "nd")
 
