@@ -20,7 +20,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -51,6 +51,15 @@ from liuli.train import RunLog, StageState, measure_machine
 
 COMPARED = ("ppo", "grpo", "ppo-judge", "grpo-judge", "dpo", "own-dpo", "rejection", "best-of-16")
 METHODS = (*COMPARED, "cautious", "one")
+
+
+class Graded(NamedTuple):
+    """A question answered by both models, and what the answers are worth."""
+
+    question: int
+    skill: str
+    before: float
+    after: float
 
 
 def train(method: str, run: Path, out: Path, minutes: float, seed: int) -> list[dict[str, Any]]:
@@ -208,7 +217,7 @@ def main() -> None:
     texts = read_held_out(options.run / "rows" / "held_out.jsonl")
     drawn: dict[str, list[dict[str, Any]]] = {}
     for method in options.methods:
-        found, outcomes = list[dict[str, Any]](), [[0, 0] for _ in questions]  # of each question, won and decided
+        found, graded = list[dict[str, Any]](), list[Graded]()
         for seed in options.seeds[:1] if method in ("best-of-16", "cautious", "one") else options.seeds:
             began, asked, figures = time.monotonic(), items, dict[str, Any]()
             if method == "best-of-16":
@@ -224,12 +233,11 @@ def main() -> None:
                 if method in ("cautious", "one"):
                     drawn[method] = lines
             first = before(seed)[: len(asked)]
-            for place, (old, new) in enumerate(zip(first, after, strict=True)):
-                outcomes[place % len(questions)][0] += new > old
-                outcomes[place % len(questions)][1] += new != old
+            skills = (item["skill"] for item in asked)
+            graded += (Graded(i % len(questions), *row) for i, row in enumerate(zip(skills, first, after, strict=True)))
             found.append(versus(first, after, asked))
             print(json.dumps({"method": method, "seed": seed} | figures | short(found[-1]) | since(began)), flush=True)
-        print(json.dumps({"method": method, "seeds": len(found)} | pooled(found, outcomes)), flush=True)
+        print(json.dumps({"method": method, "seeds": len(found)} | pooled(found, graded)), flush=True)
     if drawn:
         curve(drawn, options.out / "over-optimisation.svg")
 
@@ -249,19 +257,27 @@ def short(result: dict[str, Any]) -> dict[str, Any]:
     return table | wins_of([result]) | {"asked": result["asked"], "worst": [worst, round(falls[worst], 3)]}
 
 
-def pooled(found: Sequence[dict[str, Any]], outcomes: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """All seeds together: the wins, and the skills that lose more than two points, with how many were asked."""
-    skills = found[0]["skills"]
-    falls = {name: change for name, change in changes(found).items() if change < -0.02}
-    asked = {name: [round(change, 3), len(found) * skills[name]["after"]["n"]] for name, change in falls.items()}
-    wins = wins_of(found) | {"interval": by_question(outcomes)}
-    return wins | {"questions": sum(n > 0 for _, n in outcomes), "skills": len(skills), "worse_by_more_than_2": asked}
+def pooled(found: Sequence[dict[str, Any]], graded: Sequence[Graded]) -> dict[str, Any]:
+    """All seeds together: the wins, and the skills that lose more than two points of right answers, with how many were
+    asked and what an answer was worth, before and after."""
+    falls = {name: [round(change, 3)] for name, change in changes(found).items() if change < -0.02}
+    for name, row in falls.items():
+        own = [(case.before, case.after) for case in graded if case.skill == name]
+        row += [len(own), *(round(mean(worths), 3) for worths in zip(*own, strict=True))]
+    questions = len({case.question for case in graded if case.before != case.after})
+    wins = wins_of(found) | {"interval": by_question(graded), "questions": questions}
+    return wins | {"skills": len(found[0]["skills"]), "worse_by_more_than_2": falls}
 
 
-def by_question(outcomes: Sequence[Sequence[int]]) -> list[float]:
-    """The 95% interval of a share whose cases come in groups, (right, n) each (Cochran 1977, section 3.12)."""
-    right, n = sum(own for own, _ in outcomes), max(1, sum(many for _, many in outcomes))
-    half = 1.96 * sum((own - right / n * many) ** 2 for own, many in outcomes) ** 0.5 / n
+def by_question(graded: Sequence[Graded]) -> list[float]:
+    """The 95% interval of the wins' share, whose cases come in groups, a question each (Cochran 1977, section 3.12)."""
+    outcomes: dict[int, list[int]] = {}
+    for case in graded:
+        own = outcomes.setdefault(case.question, [0, 0])
+        own[0] += case.after > case.before
+        own[1] += case.after != case.before
+    right, n = sum(own for own, _ in outcomes.values()), max(1, sum(many for _, many in outcomes.values()))
+    half = 1.96 * sum((own - right / n * many) ** 2 for own, many in outcomes.values()) ** 0.5 / n
     return [round(right / n - half, 3), round(right / n + half, 3)]
 
 
