@@ -99,7 +99,7 @@ class Build:
                 self.check_text()
                 for name, step in self.steps.items():
                     if self.is_done(name):
-                        self.log.skip(name)
+                        self.log.skip(name, self.plan.get("seconds", {}).get(name, 0.0))
                         continue
                     self.log.begin(name)
                     began = time.monotonic()

@@ -40,6 +40,8 @@ def state(run: Path) -> str:
 
 
 def test_a_build_killed_before_its_report_writes_it_at_the_next_start_and_is_done(run: Path) -> None:
+    plan = json.loads((run / "plan.json").read_text("utf-8"))
+    (run / "plan.json").write_text(json.dumps(plan | {"seconds": {"pretrain": 119.5}}), "utf-8")
     code = "import os, sys, liuli.build, liuli.recipe, liuli.evals\n"
     code += "liuli.evals.write_report = lambda folder: os.kill(os.getpid(), 9)\n"
     code += "liuli.build.build(liuli.recipe.Recipe(name='small', context=64), sys.argv[1], quiet=True)"
@@ -48,6 +50,8 @@ def test_a_build_killed_before_its_report_writes_it_at_the_next_start_and_is_don
     assert state(run) == "running" and not (run / "report.html").exists()
     build(RECIPE, run, quiet=True)
     assert state(run) == "done" and "3.05M" in (run / "report.html").read_text("utf-8")
+    stages = json.loads((run / "status.json").read_text("utf-8"))["stages"]
+    assert {stage["seconds"] for stage in stages if stage["name"] == "pretrain"} == {119.5}  # as it took then
 
 
 def test_a_build_that_is_whole_is_left_as_it_is(run: Path) -> None:

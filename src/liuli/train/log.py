@@ -91,11 +91,11 @@ class RunLog:
         self._write("running" if state == "done" else "failed", now=True)
         self._current = None
 
-    def skip(self, name: str) -> None:
-        """A stage is already there from an earlier start."""
+    def skip(self, name: str, seconds: float = 0.0) -> None:
+        """A stage is already there from an earlier start, which spent so many seconds on it."""
         for stage in self.stages:
             if stage.name == name:
-                stage.state = "done"
+                stage.state, stage.seconds = "done", seconds
 
     def end(self, state: str, message: str = "") -> None:
         """The run ended: done, failed or stopped."""
