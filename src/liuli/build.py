@@ -99,7 +99,7 @@ class Build:
                 self.check_text()
                 for name, step in self.steps.items():
                     if self.is_done(name):
-                        self.log.skip(name, self.plan.get("seconds", {}).get(name, 0.0))
+                        self.log.skip(name, self.spent.get(name, 0.0))
                         continue
                     self.log.begin(name)
                     began = time.monotonic()
@@ -153,13 +153,18 @@ class Build:
     def keep(self, **values: Any) -> None:
         write_json(self.folder / "plan.json", self.plan | values)
 
+    @property
+    def spent(self) -> dict[str, float]:
+        """The seconds that each stage took, over all starts."""
+        return dict(self.plan.get("seconds", {}))
+
     def remember_time(self, name: str, seconds: float) -> None:
-        spent = dict(self.plan.get("seconds", {}))
+        spent = self.spent
         self.keep(seconds=spent | {name: round(spent.get(name, 0.0) + seconds, 2)})
 
     def seconds_left(self) -> float:
         """Of the budget, for training: less what is spent and what the examination will take."""
-        spent = float(sum(self.plan.get("seconds", {}).values()))
+        spent = sum(self.spent.values())
         return max(5.0, 60 * self.recipe.minutes - spent - self.evaluate_seconds - 0.01 * 60 * self.recipe.minutes)
 
     # --- the stages --------------------------------------------------------------------------------------------------
