@@ -1,5 +1,6 @@
 """The model against independent judges: transformers, autograd of the plain form, a FLOP counter."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from liuli.model.ops import (
     TokenLogProbsEager,
     attention,
     cap,
+    causal_attention,
     causal_mask,
     fused_attention,
     rotary_table,
@@ -45,13 +47,21 @@ def test_parameter_count_is_exact(config):
     assert parameter_count(config)["total"] == sum(weight.numel() for weight in Transformer(config).parameters())
 
 
+def added_product_flops(total, left, right, **_):
+    """Of B products of (M, K) by (K, N), added in place: torch's counter knows `baddbmm` alone."""
+    return 2 * math.prod(left) * right[2]
+
+
+IN_PLACE = {torch.ops.aten.baddbmm_: added_product_flops}
+
+
 @pytest.mark.parametrize("config", SMALL)
 def test_flops_equal_the_flop_counter(config):
     model, tokens = build(config), torch.zeros(3, config.context, dtype=torch.long)
     with torch.no_grad(), FlopCounterMode(display=False) as forward:
         model(tokens)
     assert forward.get_total_flops() == flops_per_token(config)["forward"] * tokens.numel()
-    with FlopCounterMode(display=False) as both:
+    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as both:
         model(tokens).float().sum().backward()
     # the embedding needs no gradient of its input; all else costs two matmuls backward for one forward
     assert both.get_total_flops() == flops_per_token(config)["train"] * tokens.numel()
@@ -163,6 +173,21 @@ def test_attention_equals_torch_scaled_dot_product():
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 12))
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["one mask for all", "documents"])
+@pytest.mark.parametrize("T", [12, 300, 600])
+def test_attention_in_blocks_and_its_gradient_equal_attention(own, T):
+    q, k, v = torch.randn(3, 2, 4, T, 8, dtype=torch.float64, requires_grad=True)
+    mask = causal_mask(T, torch.randint(0, 2, (2, T)) if own else None, q.dtype, q.device)
+    whole, blocks, weights = (
+        attention(q, k, v, mask, 0.3)[0],
+        causal_attention(q, k, v, mask, 0.3),
+        torch.randn(2, 4, T, 8),
+    )
+    torch.testing.assert_close(blocks, whole)
+    wanted = torch.autograd.grad((whole * weights).sum(), (q, k, v))
+    torch.testing.assert_close(torch.autograd.grad((blocks * weights).sum(), (q, k, v)), wanted)
+
+
 def test_fused_attention_equals_attention():
     q, k, v = torch.randn(2, 4, 300, 8), torch.randn(2, 4, 340, 8), torch.randn(2, 4, 340, 8)  # 40 were there before
     mask = causal_mask(340, torch.randint(0, 2, (2, 340)), q.dtype, q.device)[:, 40:]
@@ -179,9 +204,9 @@ def test_scoring_without_gradients_gives_the_very_same_numbers():
 
 
 def test_compiled_form_equals_eager_form(monkeypatch):
-    config = SMALL[3]
-    model, tokens = build(config), torch.randint(0, 97, (2, 32))
-    batch = TensorBatch(tokens, tokens.roll(-1, 1), torch.ones(2, 32))
+    config = racer(97, 64, 3, context=300)  # more than one block of queries
+    model, tokens = build(config), torch.randint(0, 97, (2, 300))
+    batch = TensorBatch(tokens, tokens.roll(-1, 1), torch.ones(2, 300))
     eager = next_token(model, batch)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     torch.testing.assert_close(next_token(model, batch), eager, rtol=1e-5, atol=1e-4)

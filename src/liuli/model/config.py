@@ -122,9 +122,10 @@ GATE_CHANNELS = 12  # channels of the residual stream that open the value-embedd
 def flops_per_token(config: ModelConfig, T: int | None = None) -> dict[str, float]:
     """Matrix-multiplication FLOPs of one token in a sequence of T tokens (default: the context).
 
-    Two FLOPs per weight and token forward, four backward (arXiv 2001.08361, section 2.1); attention as computed here,
-    with the full T x T square of scores: 4 * T * H * E a layer forward. `model` counts only the causal half of it
-    (the usual figure for the share of the machine's peak), `head` is the share that the vocabulary costs.
+    Two FLOPs per weight and token forward, four backward (arXiv 2001.08361, section 2.1); attention with the full
+    T x T square of scores, 4 * T * H * E a layer forward, of which blocks of queries leave out what they can. `model`
+    counts only the causal half of it (the usual figure for the share of the machine's peak), `head` is the share that
+    the vocabulary costs.
     """
     T = T or config.context
     parts = parameter_count(config)

@@ -22,6 +22,7 @@ from liuli.model.config import GATE_CHANNELS, ModelConfig
 from liuli.model.ops import (
     attention,
     cap,
+    causal_attention,
     causal_mask,
     fused_attention,
     norm_and_rotate,
@@ -112,11 +113,11 @@ class Attention(nn.Module):
         q_BHTE, k_BHSE, v_BHSE = (heads.transpose(1, 2) for heads in (q_BTHE, k_BTKE, v_BTKE))
         if c.kv_heads != c.heads:
             k_BHSE, v_BHSE = (h.repeat_interleave(c.heads // c.kv_heads, dim=1) for h in (k_BHSE, v_BHSE))
-        if cache is not None and trace is None:  # only there: training and scoring must agree
-            mixed_BHTE = fused_attention(q_BHTE, k_BHSE, v_BHSE, mask_BTS, self.scale)
+        heads = q_BHTE, k_BHSE, v_BHSE, mask_BTS, self.scale
+        if trace is None:  # with a cache alone the fused one: training and scoring must agree
+            mixed_BHTE = causal_attention(*heads) if cache is None else fused_attention(*heads)
         else:
-            mixed_BHTE, weights_BHTS = attention(q_BHTE, k_BHSE, v_BHSE, mask_BTS, self.scale)
-        if trace is not None:
+            mixed_BHTE, weights_BHTS = attention(*heads)
             for name, value in (("query", q_BHTE), ("key", k_BHSE), ("value", v_BHSE), ("weights", weights_BHTS)):
                 trace(f"blocks.{self.layer}.attention.{name}", value)
         made: Tensor = self.output(mixed_BHTE.transpose(1, 2).reshape(B, T, c.heads * c.head_size))
