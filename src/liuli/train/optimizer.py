@@ -21,6 +21,7 @@ POLAR_EXPRESS = (
     (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
+ITERATIONS = 3  # small singular values have grown by then; that all are near 1 gains a step nothing (docs/notebook.md)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Optimizer:
             state = {"momentum": torch.zeros_like(grad), "variance": torch.zeros_like(grad[..., :1])}
             self.muon_state[key] = state
         state["momentum"].lerp_(grad, 1 - o.momentum)
-        update = orthogonalise(grad.lerp_(state["momentum"], o.momentum).to(self.low)).float()
+        update = orthogonalise(grad.lerp_(state["momentum"], o.momentum).to(self.low), ITERATIONS).float()
         norm = torch.linalg.vector_norm(update, dim=(-2, -1), keepdim=True)
         state["variance"].lerp_(update.square().mean(-1, keepdim=True), 0.1)
         update.mul_(torch.rsqrt(state["variance"] + 1e-10))
