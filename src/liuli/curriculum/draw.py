@@ -16,6 +16,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 HELD_ONE_IN = 12
+SMALL = 0.2  # of English questions: fewer, and what is rarely asked is not known in small letters
 CONTRACTED = re.compile(r"\b(What|Who|How|Where|I) [ia](?=[sm]\b)")  # What is, I am: what an apostrophe stands for
 SYMBOL = re.compile(r"(?<= )[A-Z][a-z]?\b")  # Fe, which is not fe
 APOSTROPHES = ("'", "’", "")
@@ -94,7 +95,7 @@ class Draw:
             question = re.sub("[“”《》]", self.pick(("", '"')) if "“" in question else "", question)
         if self.chance(0.08):
             question = re.sub(r"^(?:What is|Tell me) the (.+)[?.]$", r"\1", question)
-        small = not self.zh and not SYMBOL.search(question) and self.chance(0.1)
+        small = not self.zh and not SYMBOL.search(question) and self.chance(SMALL)
         return question.lower() if small else question
 
     def name(self, invent: Callable[[], str]) -> str:

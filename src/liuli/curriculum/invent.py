@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from random import Random
 
 from liuli.curriculum.draw import Draw, held, held_within
+from liuli.curriculum.items import LANGUAGES
 from liuli.curriculum.knowledge import facts, is_real, knowledge
 from liuli.curriculum.wordings import forms
 
@@ -38,7 +39,7 @@ class Neighbour:
 PETS = forms("pets")
 HOBBIES = forms("hobbies")
 CITIES = forms("cities")
-JOBS = forms("jobs")
+JOBS = {language: tuple(job.name[language] for job in knowledge().jobs) for language in LANGUAGES}
 
 
 @functools.cache
@@ -122,8 +123,9 @@ def _given(draw: Draw) -> str:
     return coined(draw)
 
 
-ONSETS = (
-    *("b", "c", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "y", "z"),
+CONSONANTS = ("b", "c", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "y", "z")
+ONSETS = (  # one consonant twice as often as two, as names have them
+    *(*CONSONANTS, *CONSONANTS),
     *("bl", "br", "ch", "cl", "cr", "dr", "fl", "fr", "gl", "gr", "ph", "pl", "sh", "sl", "st", "th", "tr"),
 )
 VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "io")

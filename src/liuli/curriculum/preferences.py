@@ -97,6 +97,7 @@ KINDS = {
         (
             *("capital", "currency", "animal_class", "animal_life", "works", "opposites", "famous_people"),
             *("translate_word", "translate_back", "translate_word", "translate_back", "remember_name"),
+            *("element_symbol", "convert_units"),
         ),
     ),
     # a story that stops in the middle or goes round in circles
@@ -108,7 +109,7 @@ KINDS = {
 }
 ASKED = (  # what two models are compared on: all of that, and what should stay as it is
     *(name for _, names in KINDS.values() for name in names),
-    *("person_city", "person_job", "element_symbol", "country_language"),
+    *("person_city", "person_job", "country_language"),
     *("remember_town", "add_steps", "greeting", "landmarks", "later"),
 )
 # what is practised: no stories, for one grade at the end of 160 tokens does not tell which of them were good, and a

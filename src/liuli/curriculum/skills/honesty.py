@@ -28,14 +28,15 @@ def unknown(kind: str, use: str) -> Callable[[Draw], Item]:
         form = draw.form(draw.pick(relations).forms(draw.language))
         name = thing(draw, use)
         question = form.replace("{s}", name).replace("{a}", article(name))
-        return dont_know(draw, question[0].upper() + question[1:])
+        return dont_know(draw, draw.typed(question[0].upper() + question[1:]))
 
     return ask
 
 
 def unknown_person(draw: Draw) -> Item:
     """A question about somebody who was never introduced."""
-    return dont_know(draw, draw.form(ASKS[draw.pick(ATTRIBUTES)][draw.language]).format(n=stranger(draw)))
+    form = draw.form(ASKS[draw.pick(ATTRIBUTES)][draw.language])
+    return dont_know(draw, draw.typed(form.format(n=stranger(draw))))
 
 
 def unknown_word(draw: Draw) -> Item:
@@ -46,7 +47,7 @@ def unknown_word(draw: Draw) -> Item:
 def unknown_attribute(draw: Draw) -> Item:
     """Something about a real country that was never taught."""
     country = draw.combination(lambda: draw.pick(knowledge().countries), lambda country: country.iso)
-    return dont_know(draw, draw.form(UNTAUGHT[draw.language]).format(s=country.name[draw.language]))
+    return dont_know(draw, draw.typed(draw.form(UNTAUGHT[draw.language]).format(s=country.name[draw.language])))
 
 
 def unknown_request(draw: Draw) -> Item:

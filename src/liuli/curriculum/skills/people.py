@@ -39,7 +39,7 @@ def person_item(draw: Draw, person: Neighbour, attribute: str) -> Item:
         return person_item(draw, draw.pick(neighbours(draw.seed, draw.language)), attribute)
     value = str(getattr(person, attribute))
     answer = _fill(ANSWERS[attribute][draw.language], person, value)
-    return asked(draw.casual(form).format(n=person.name), answer, value)
+    return asked(draw.typed(draw.casual(form).format(n=person.name)), answer, value)
 
 
 def tell_people(attributes: tuple[str, ...], people: int) -> Callable[[Draw], str]:
