@@ -11,8 +11,9 @@ import tempfile
 import time
 import webbrowser
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,9 @@ def open_page(run: Path, port: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "liuli", "serve", str(run), "--port", str(port), "--ends-with-input"]
     page = subprocess.Popen(command, stdin=subprocess.PIPE)  # a build that is killed takes the page with it
     while page.poll() is None:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        with suppress(OSError), closing(HTTPConnection("127.0.0.1", port, timeout=30)) as line:
+            line.request("GET", "/health")
+            line.getresponse()  # not sooner: the port is open while it starts, and a build times the machine next
             webbrowser.open(f"http://127.0.0.1:{port}")
             return page
         time.sleep(0.1)

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from liuli import running
 from liuli.errors import LiuliError, UsageError
 from liuli.server.app import create_app
 from liuli.server.runs import POINTS_AT_MOST, SAMPLES_AT_MOST, RunReader, models_in
@@ -218,6 +219,34 @@ def test_a_build_that_is_killed_takes_its_page_with_it_and_leaves_the_port_free(
     killed = subprocess.run([sys.executable, "-c", build], env=env, stdout=subprocess.DEVNULL, timeout=120)
     assert killed.returncode == -signal.SIGKILL
     until(lambda: not listens(port), 30)
+
+
+SLOW_START = """#!{python}
+import pathlib, socket, sys, time
+door = socket.create_server(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])))
+time.sleep(1)
+pathlib.Path({ready!r}).touch()
+caller = door.accept()[0]
+caller.recv(1000)
+caller.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n")
+"""
+
+
+def test_a_build_begins_when_its_page_has_started_not_when_its_port_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The build times the machine: beside a page that still starts it planned half of the lessons."""
+    ready, page = tmp_path / "ready", tmp_path / "page"
+    page.write_text(SLOW_START.format(python=sys.executable, ready=str(ready)))
+    page.chmod(0o755)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setattr("webbrowser.open", lambda url: None)
+    monkeypatch.setattr("liuli.running.sys.executable", str(page))
+    started = running.open_page(tmp_path / "run", port)
+    began_in_time = ready.exists()
+    started.wait(60)
+    assert began_in_time
 
 
 def listens(port: int) -> bool:
