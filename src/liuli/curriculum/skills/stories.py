@@ -58,13 +58,12 @@ def write(draw: Draw, hero: str, name: str | None = None) -> str:
     rules = grammar(draw.language)
     filled = {slot: draw.pick(options) for slot, options in rules.slots.items()}
     gender = "fm"[draw.number(0, 1)]
-    names = story_names(draw.language, gender)
-    filled |= {"hero": hero, "name": name or draw.pick(names)}
+    filled |= {"hero": hero, "name": name or draw.pick(story_names(draw.language, "name", gender))}
     while filled["friend"] == hero:
         filled["friend"] = draw.pick(rules.slots["friend"])
     filled["pal"] = filled["name"]
     while filled["pal"] == filled["name"]:
-        filled["pal"] = draw.pick(story_names(draw.language))
+        filled["pal"] = draw.pick(story_names(draw.language, "pal"))
     filled |= PRONOUNS[gender]
     sentences = []
     for ways in draw.pick(rules.plots):
@@ -77,9 +76,13 @@ def write(draw: Draw, hero: str, name: str | None = None) -> str:
 
 
 @functools.cache
-def story_names(language: str, gender: str = "") -> tuple[str, ...]:
-    """Names of the animals in stories: English given names by gender; Chinese pet names, which have none."""
-    return given_names("en", gender) if language == "en" else grammar("zh").slots["called"]
+def story_names(language: str, slot: str, gender: str = "") -> tuple[str, ...]:
+    """Names of the animals in stories: English given names by gender; Chinese pet names, which have none.
+
+    slot: "name" or "pal". No name is both, for a model that says the likeliest would give both the same.
+    """
+    groups = [given_names("en", x) for x in gender or "fm"] if language == "en" else [grammar("zh").slots["called"]]
+    return tuple(name for group in groups for name in group[("name", "pal").index(slot) :: 2])
 
 
 @functools.cache
@@ -107,18 +110,14 @@ def distinct_sentences(language: str) -> int:
 
 
 def count_expansions(way: str, language: str) -> int:
-    """In how many ways a step can be filled: hero and friend differ, so do both names; pronouns follow the name."""
+    """In how many ways a step can be filled: hero and friend differ; pronouns follow the name."""
     used = {slot.lower() for slot in _slots_of(way)}
-    sizes = {slot: len(options) for slot, options in grammar(language).slots.items()} | {
-        "pal": len(story_names(language))
-    }
-    sizes["name"] = sizes["pal"]
+    sizes = {slot: len(options) for slot, options in grammar(language).slots.items()}
+    sizes |= {slot: len(story_names(language, slot)) for slot in ("name", "pal")}
     pronouns = used & {"he", "his", "him"}
     total = math.prod(sizes[slot] for slot in used - pronouns)
     if {"hero", "friend"} <= used:
         total = total // sizes["hero"] * (sizes["hero"] - 1)
-    if {"name", "pal"} <= used:
-        total = total // sizes["name"] * (sizes["name"] - 1)
     return total * (2 if pronouns and "name" not in used else 1)
 
 
