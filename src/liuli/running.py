@@ -13,7 +13,7 @@ import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +221,7 @@ def open_page(run: Path, port: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "liuli", "serve", str(run), "--port", str(port), "--ends-with-input"]
     page = subprocess.Popen(command, stdin=subprocess.PIPE)  # a build that is killed takes the page with it
     while page.poll() is None:
-        with suppress(OSError), closing(HTTPConnection("127.0.0.1", port, timeout=30)) as line:
+        with suppress(OSError, HTTPException), closing(HTTPConnection("127.0.0.1", port, timeout=30)) as line:
             line.request("GET", "/health")
             line.getresponse()  # not sooner: the port is open while it starts, and a build times the machine next
             webbrowser.open(f"http://127.0.0.1:{port}")

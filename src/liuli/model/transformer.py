@@ -113,11 +113,11 @@ class Attention(nn.Module):
         q_BHTE, k_BHSE, v_BHSE = (heads.transpose(1, 2) for heads in (q_BTHE, k_BTKE, v_BTKE))
         if c.kv_heads != c.heads:
             k_BHSE, v_BHSE = (h.repeat_interleave(c.heads // c.kv_heads, dim=1) for h in (k_BHSE, v_BHSE))
-        heads = q_BHTE, k_BHSE, v_BHSE, mask_BTS, self.scale
+        inputs = q_BHTE, k_BHSE, v_BHSE, mask_BTS, self.scale
         if trace is None:  # with a cache alone the fused one: training and scoring must agree
-            mixed_BHTE = causal_attention(*heads) if cache is None else fused_attention(*heads)
+            mixed_BHTE = causal_attention(*inputs) if cache is None else fused_attention(*inputs)
         else:
-            mixed_BHTE, weights_BHTS = attention(*heads)
+            mixed_BHTE, weights_BHTS = attention(*inputs)
             for name, value in (("query", q_BHTE), ("key", k_BHSE), ("value", v_BHSE), ("weights", weights_BHTS)):
                 trace(f"blocks.{self.layer}.attention.{name}", value)
         made: Tensor = self.output(mixed_BHTE.transpose(1, 2).reshape(B, T, c.heads * c.head_size))
