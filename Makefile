@@ -35,8 +35,10 @@ bench: .venv/installed-test
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/text.py $(TEXT)
 	$(BIN)/python benchmarks/preferences.py
+	$(BIN)/python benchmarks/preferences.py --prompt 100 --answer 24
 	$(BIN)/liuli build recipes/laptop.toml --out runs/bench/laptop
 	$(BIN)/python benchmarks/serving.py runs/bench/laptop/aligned
+	$(BIN)/python benchmarks/serving.py 10m --parts load
 	$(BIN)/python benchmarks/alignment.py runs/bench/laptop --out runs/bench/alignment
 	$(BIN)/python benchmarks/addition.py runs/bench/laptop --out runs/bench/addition
 	$(BIN)/liuli build recipes/laptop.toml --minutes 5 --out runs/bench/five

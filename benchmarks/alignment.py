@@ -1,6 +1,6 @@
 """What each way of learning from preferences makes of one chat model, judged by the ground truth.
 
-    python benchmarks/alignment.py runs/laptop --minutes 2 --seeds 0 1 2 --methods ppo own-dpo cautious one
+    python benchmarks/alignment.py runs/laptop [--minutes 2] [--seeds 0 1 2] [--methods ppo own-dpo …] [--draws 4]
 
 RUN is a build's folder (chat, reward, curriculum, rows). Every method starts from `chat`. `ppo`, as the build has it,
 and `grpo` follow `reward` and the known answers to the questions of practice; `ppo-judge`, `grpo-judge`, `rejection`,
@@ -49,8 +49,8 @@ from liuli.stages.training import TrainOptions
 from liuli.text import Message, Preference, Rows, Tokenizer, pack_conversations, render_many
 from liuli.train import RunLog, StageState, measure_machine
 
-COMPARED = ("ppo", "grpo", "ppo-judge", "grpo-judge", "dpo", "own-dpo", "rejection", "best-of-16")
-METHODS = (*COMPARED, "cautious", "one")
+COMPARED = ("ppo", "grpo", "dpo", "rejection", "best-of-16", "cautious", "one")
+METHODS = (*COMPARED, "ppo-judge", "grpo-judge", "own-dpo")
 
 
 class Graded(NamedTuple):
@@ -206,8 +206,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=COMPARED, choices=METHODS)
-    parser.add_argument("--count", type=int, default=12, help="held-out questions of each skill, language and split")
-    parser.add_argument("--draws", type=int, default=1, help="answers of each model to each question")
+    parser.add_argument("--count", type=int, default=24, help="held-out questions of each skill, language and split")
+    parser.add_argument("--draws", type=int, default=4, help="answers of each model to each question")
     parser.add_argument("--out", type=Path, default=Path("runs/alignment"))
     options = parser.parse_args()
     questions = held_out(3, options.count, seed_of(options.run / "curriculum"))
