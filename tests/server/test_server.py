@@ -86,6 +86,13 @@ def test_every_answer_carries_the_policy_and_no_file_outside_is_served(live: Liv
         assert said.status_code == (200 if path in ("/", "/health") else 404), path
 
 
+def test_a_query_names_no_file(live: LiveServer) -> None:
+    icon = httpx.get(f"{live.url}/icon.svg")
+    assert icon.text.lstrip().startswith("<svg")
+    for name in ("name", "path", "file"):
+        assert httpx.get(f"{live.url}/icon.svg", params={name: __file__}).content == icon.content
+
+
 def test_health_and_methods(live: LiveServer) -> None:
     assert httpx.get(f"{live.url}/health").json() == {"status": "ok", "model": "tiny", "answers": 0}
     assert httpx.get(f"{live.url}/api/run").json()["kind"] == "model"

@@ -145,6 +145,6 @@ def add_page(app: FastAPI) -> None:
 
     if (PAGE / "assets").is_dir():
         app.mount("/assets", StaticFiles(directory=PAGE / "assets"))
-    for name in ("icon.svg",):
-        if (PAGE / name).is_file():
-            app.add_api_route(f"/{name}", lambda name=name: FileResponse(PAGE / name), methods=["GET"])
+    @app.get("/icon.svg")
+    def icon() -> Response:  # no parameters: what a route's function takes, a query may set
+        return FileResponse(PAGE / "icon.svg")
