@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from liuli.aligning import graded
+from liuli.aligning import graded, known_by
 from liuli.build import messages_of
 from liuli.curriculum import practice
 from liuli.engine import Model
@@ -70,7 +70,7 @@ def main() -> None:
         log = quiet_log(out.parent, "model")
         budget = {"minutes": options.minutes, "seed": seed, "max_tokens": 160}
         practised = GRPOOptions(**option_values(GRPOOptions, budget, options.option))
-        grpo(chat, asked, out, reward=graded(items), options=practised, log=log)
+        grpo(chat, asked, out, reward=known_by(graded(items)), options=practised, log=log)
         seconds = round(time.monotonic() - began, 1)
         print(json.dumps({"seed": seed, "seconds": seconds, "after": examined(out)}), flush=True)
 

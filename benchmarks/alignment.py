@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from liuli.aligning import comparable, judged_by
+from liuli.aligning import comparable
 from liuli.build import messages_of, practice_items, split_by_prompt, worths
 from liuli.curriculum import seed_of, worth
 from liuli.engine import Model
@@ -42,7 +42,7 @@ from liuli.stages.dpo import DPOOptions, dpo
 from liuli.stages.experience import Reward
 from liuli.stages.grpo import GRPOOptions, grpo
 from liuli.stages.ppo import PPOOptions, ppo
-from liuli.stages.reward import compare, score_answers
+from liuli.stages.reward import compare, load_judge, scored_by
 from liuli.stages.rollout import Rollouts
 from liuli.stages.sft import sft
 from liuli.stages.training import TrainOptions
@@ -86,14 +86,10 @@ def train(method: str, run: Path, out: Path, minutes: float, seed: int) -> list[
         options = PPOOptions(**budget, beta=0.0, lr=6e-4, max_tokens=LONGEST, most_drift=0.1)
         ppo(chat, folder, asked, out, options=options, log=log, truth=truth)
     elif method in ("grpo", "grpo-judge"):
-        model = load_scalar(judge)
-
-        def earn(rollouts: Rollouts) -> Reward:
-            return Reward(*score_answers(model, rollouts), truth(rollouts))
-
+        model = load_judge(judge, chat)
         shared = {key: getattr(as_built, key) for key in ("beta", "lr", "max_tokens")}
         known = GRPOOptions(**budget, **shared, truth=as_built.truth * (method == "grpo"))
-        grpo(chat, asked, out, reward=earn, options=known, log=log)
+        grpo(chat, asked, out, reward=scored_by(model, truth), options=known, log=log)
     else:
         pairs = read_lines(run / "curriculum" / "pairs.jsonl")
         preferences = [Preference(*map(messages_of, (p["prompt"], p["chosen"], p["rejected"]))) for p in pairs]
@@ -114,11 +110,16 @@ def first_member(judge: Path, out: Path) -> Path:
     return out
 
 
+def judged_by(run: Path) -> Callable[[Rollouts], Reward]:
+    """The score of the run's reward model."""
+    return scored_by(load_judge(run / "reward", run / "chat"))
+
+
 def best_worths(run: Path, items: Sequence[dict[str, Any]]) -> list[float]:
     """What the answer is worth that the reward model likes best of 16; -1 where none ended by itself."""
     asked = [messages_of(item["messages"]) for item in items]
     found = [-1.0] * len(items)
-    for best in best_of(Model(run / "chat").engine, asked, judged_by(run / "reward"), 16, max_tokens=LONGEST):
+    for best in best_of(Model(run / "chat").engine, asked, judged_by(run), 16, max_tokens=LONGEST):
         found[best.number] = worth(items[best.number], [message.to_dict() for message in best.produced])
     return found
 
@@ -159,7 +160,7 @@ def drawn_for(
     engine, began = Model(run / "chat", dtype=measure_machine().compute_dtype).engine, time.monotonic()
     for start in range(0, len(asked), 64):
         some = asked[start : start + 64]
-        for best in best_of(engine, some, judged_by(run / "reward"), n, max_tokens=LONGEST, seed=seed * 10_000 + start):
+        for best in best_of(engine, some, judged_by(run), n, max_tokens=LONGEST, seed=seed * 10_000 + start):
             yield some[best.number], best
         if time.monotonic() - began > seconds:
             return

@@ -112,6 +112,8 @@ def test_an_unknown_option_in_a_recipe_names_the_nearest(liuli: Run, tmp_path: P
     says(liuli("build", tmp_path / "my.toml", "--out", tmp_path / "run"), 2, "matrix_ir", "matrix_lr", "my.toml")
     (tmp_path / "my.toml").write_text('name = "my"\nminuts = 3\n')
     says(liuli("build", tmp_path / "my.toml", "--out", tmp_path / "run"), 2, "minuts", "minutes")
+    (tmp_path / "my.toml").write_text('name = "my"\n')
+    says(liuli("build", tmp_path / "my.toml", "name.first=1", "--out", tmp_path / "run"), 2, "name has no parts")
     assert not (tmp_path / "run").exists()
 
 
@@ -128,7 +130,8 @@ def test_an_unknown_option_in_a_recipe_names_the_nearest(liuli: Run, tmp_path: P
         ('preset = "llama"', "llama"),
         ('pretrain = "much"', "pretrain"),
         ("text = 3", "text"),
-        ("[pretrain]\nbatch_tokens = 'many'", "batch_tokens"),
+        ("text = [1]", "text"),
+        ("[pretrain]\nbatch_tokens = 'many'", "my.toml, [pretrain]"),
         (None, "recipe"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -15,12 +16,13 @@ import torch
 from torch import Tensor
 
 from liuli.build import messages_of, practice_items, split_by_prompt, worths
-from liuli.curriculum import judge, practice
+from liuli.curriculum import judge, key_of, practice, seed_of
+from liuli.curriculum.skills import skills as all_skills
 from liuli.engine import Model
 from liuli.errors import LiuliError, UsageError
 from liuli.evals.proportion import wilson
-from liuli.files import folder_hash, write_file
-from liuli.folder import TOKENIZER, read_model_folder
+from liuli.files import folder_hash, read_lines, write_file
+from liuli.folder import read_model_folder
 from liuli.recipe import option_values
 from liuli.running import context_of, end, own_run, tell_skipped
 from liuli.stages.best import Best, best_of, most_kl
@@ -28,6 +30,7 @@ from liuli.stages.dpo import DPOOptions, dpo, thumbs
 from liuli.stages.experience import Reward
 from liuli.stages.grpo import GRPOOptions, grpo
 from liuli.stages.ppo import PPOOptions, ppo
+from liuli.stages.programs import passed
 from liuli.stages.reward import (
     Comparisons,
     RewardOptions,
@@ -35,7 +38,7 @@ from liuli.stages.reward import (
     compare,
     load_judge,
     reward,
-    score_answers,
+    scored_by,
 )
 from liuli.stages.rollout import Rollouts
 from liuli.stages.training import content_hash
@@ -53,10 +56,12 @@ from liuli.text import (
     read_tasks,
 )
 from liuli.train import RunLog, measure_machine
+from liuli.train.preference import Combine
 
 LEAST_GAP = 0.3
 """Between the best answer and the worst, in scores (of a reward model: standard deviations), to be compared."""
 Prompt = tuple[Message, ...]
+Truth = Callable[[Rollouts], Tensor]
 O = TypeVar("O", RewardOptions, PPOOptions, GRPOOptions, DPOOptions)
 
 
@@ -75,7 +80,17 @@ def read_pairs(
     report = ReadReport()
     pairs = list(read_preferences(list(sources), skip_bad, report))
     tell_skipped(report, log)
+    tell_repeated(pairs, log)
     return hold_out(pairs, tokenizer, context)
+
+
+def tell_repeated(pairs: Sequence[Preference], log: RunLog) -> None:
+    """How many comparisons stand more than once, and how many say the opposite of another."""
+    times = Counter((p.prompt, p.chosen, p.rejected) for p in pairs)
+    repeated = len(pairs) - len(times)
+    opposed = sum(count for (prompt, a, b), count in times.items() if (prompt, b, a) in times)
+    if repeated or opposed:
+        log.warn(f"of {len(pairs):,} comparisons {repeated:,} stand twice, {opposed:,} are contradicted by another")
 
 
 def hold_out(pairs: Sequence[Preference], tokenizer: Tokenizer, context: int) -> tuple[Comparisons, Comparisons]:
@@ -136,8 +151,11 @@ def dpo_here(
                 log.warn(f"{data_here.skipped} answers were too long for the context and left out")
             figures = dpo(model, data_here, out, options=options, log=log)
         else:
-            figures = dpo(model, read_pairs(data, tokenizer, context, skip_bad, log)[0], out, options=options, log=log)
-        done(log, out, figures, ("loss", "accuracy"))
+            train, held_out = read_pairs(data, tokenizer, context, skip_bad, log)
+            if train.skipped + held_out.skipped:
+                log.warn(f"{train.skipped + held_out.skipped} comparisons were too long for the context and left out")
+            figures = dpo(model, train, out, options=options, log=log, held_out=held_out)
+        done(log, out, figures, ("loss", "accuracy", "held_out_accuracy"))
 
 
 # --- prompts ---------------------------------------------------------------------------------------------------------
@@ -156,7 +174,6 @@ def ppo_here(
 ) -> None:
     """`liuli ppo`."""
     options = options_of(PPOOptions, budget, changes)
-    check_tokenizers(model, judge_folder)
     if bool(options.ptx) != (texts is not None):
         raise UsageError("the pretraining loss needs its weight and its rows", "ptx", "--option ptx=0.5 --replay ROWS")
     inputs = (model, judge_folder, prompts, texts)
@@ -177,13 +194,15 @@ def grpo_here(
     out: Path,
     budget: dict[str, Any],
     changes: Sequence[str],
+    run_python: bool,
     skip_bad: bool,
     quiet: bool,
 ) -> None:
     """`liuli grpo`: on tasks with known answers, on skills of the classroom, or on a reward model."""
     options = options_of(GRPOOptions, budget, changes)
     with own_run(out, "learning from its own answers", quiet, (model, tasks, judge_folder), divided=True) as log:
-        asked, earn, known = exercises(model, tasks, skills, judge_folder, options.seed, skip_bad, log)
+        source = exercises(model, tasks, skills, judge_folder, options.seed, run_python, skip_bad, log, options.combine)
+        asked, earn, known = source
         figures = grpo(model, asked, out, reward=earn, options=options, log=log, data=known)
         done(log, out, figures, ("score", "kl"))
 
@@ -198,6 +217,7 @@ def best_here(
     max_tokens: int,
     seed: int,
     pairs: bool,
+    run_python: bool,
     skip_bad: bool,
     quiet: bool,
 ) -> None:
@@ -210,7 +230,7 @@ def best_here(
     if pairs and n < 2:
         raise UsageError("one answer has nothing to be compared with", "--n", "give 2 or more")
     with own_run(out, "drawing and choosing answers", quiet, (model, tasks, judge_folder)) as log:
-        asked, earn, _ = exercises(model, tasks, skills, judge_folder, seed, skip_bad, log)
+        asked, earn, _ = exercises(model, tasks, skills, judge_folder, seed, run_python, skip_bad, log)
         least = -math.inf if judge_folder is not None else 1.0  # where the right answer is known, no other is learned
         engine = Model(model, dtype=measure_machine().compute_dtype).engine
         kept: list[Best] = []
@@ -255,34 +275,52 @@ def exercises(
     skills: Sequence[str],
     judge_folder: Path | None,
     seed: int,
+    run_python: bool,
     skip_bad: bool,
     log: RunLog,
+    combine: Combine = "cautious",
 ) -> tuple[list[Prompt], Callable[[Rollouts], Reward], dict[str, Any]]:
-    """Prompts, and what their answers earn: on skills of the classroom, tasks with known answers, or a reward model;
-    and what the provenance says of that."""
-    report = ReadReport()
+    """Prompts, and what their answers earn: on skills of the classroom, on tasks that can be checked, or by a reward
+    model, with the truth beside its scores where that is known; and what the provenance says of that."""
+    if bool(skills) == (tasks is not None):
+        raise UsageError("what is to be learned comes from one place", "--tasks", "give --tasks FILE or --skill NAME")
+    report, known = ReadReport(), dict[str, Any]()
+    truth: Truth | None
     if skills:
-        items = practice(seed + 1, 400, only=skills)
-        if not items:
-            raise UsageError(f"there are no questions of {', '.join(skills)}", "--skill", "liuli curriculum show")
-        return [messages_of(item["messages"]) for item in items], graded(items), {"skills": list(skills)}
-    if tasks is None:
-        raise UsageError("nothing says what is to be learned", "--tasks", "give --tasks FILE or --skill NAME")
-    if judge_folder is None:
+        items = items_of(skills, model, seed)
+        asked, truth = [messages_of(item["messages"]) for item in items], graded(items)
+        known["skills"] = list(skills)
+    elif judge_folder is None:
+        assert tasks is not None
         given = list(read_tasks([tasks], skip_bad, report))
-        asked, earn = [task.prompt for task in given], checked(given)
-        known = {"tasks": str(tasks), "answers_hash": content_hash(*(task.answer for task in given))}
+        if any(task.tests for task in given) and not run_python:
+            fix = "give --run-python, where what a model writes can do no harm"
+            raise UsageError("these tests run the programs that the model writes", tasks, fix)
+        asked, truth = [task.prompt for task in given], checked(given)
+        known |= {"tasks": str(tasks), "answers_hash": content_hash(*(task.answer + task.tests for task in given))}
     else:
-        check_tokenizers(model, judge_folder)
-        (asked, _), earn = questions(tasks, skip_bad, report), judged_by(judge_folder)
-        known = {"reward": str(judge_folder), "reward_hash": folder_hash(judge_folder)}
+        assert tasks is not None
+        asked, truth = questions(tasks, skip_bad, report)
     tell_skipped(report, log)
-    return asked, earn, known
+    if judge_folder is not None:
+        known |= {"reward": str(judge_folder), "reward_hash": folder_hash(judge_folder)}
+        return asked, scored_by(load_judge(judge_folder, model), truth, combine), known
+    assert truth is not None
+    return asked, known_by(truth), known
 
 
-def questions(
-    path: Path, skip_bad: bool, report: ReadReport
-) -> tuple[list[Prompt], Callable[[Rollouts], Tensor] | None]:
+def items_of(skills: Sequence[str], model: Path, seed: int) -> list[dict[str, Any]]:
+    """Questions of these skills about what the lessons of the model's run told, none that its examination asks."""
+    if unknown := set(skills) - set(all_skills()):
+        raise UsageError(f"there is no skill {min(unknown)!r}", "--skill", "liuli curriculum show lists them")
+    lessons = model.resolve().parent / "curriculum"
+    if not (lessons / "eval.jsonl").exists():
+        return practice(seed + 1, 400, only=skills)
+    examined = {key_of(item) for item in read_lines(lessons / "eval.jsonl")}
+    return practice(seed + 1, 400, without=examined, only=skills, classroom=seed_of(lessons))
+
+
+def questions(path: Path, skip_bad: bool, report: ReadReport) -> tuple[list[Prompt], Truth | None]:
     """Prompts of a file of conversations (each up to its last question), or of a curriculum folder, whose answers the
     ground truth can grade."""
     if (path / "eval.jsonl").exists():
@@ -298,26 +336,37 @@ def last_questions(conversations: Iterator[Any]) -> Iterator[Prompt]:
             yield conversation.messages[: asked[-1] + 1]
 
 
-def graded(items: Sequence[dict[str, Any]]) -> Callable[[Rollouts], Reward]:
+def known_by(truth: Truth) -> Callable[[Rollouts], Reward]:
+    """A reward that is the truth itself."""
+
+    def earn(rollouts: Rollouts) -> Reward:
+        grades_B = truth(rollouts)
+        return Reward(grades_B, None, grades_B)
+
+    return earn
+
+
+def graded(items: Sequence[dict[str, Any]]) -> Truth:
     """1 for a right answer, 0 for any other."""
 
-    def earn(rollouts: Rollouts) -> Reward:
+    def grades(rollouts: Rollouts) -> Tensor:
         pairs = zip(rollouts.prompt_B.tolist(), rollouts.produced, strict=True)
-        right = torch.tensor([float(judge(items[number], [m.to_dict() for m in said])) for number, said in pairs])
-        return Reward(right, None, right)
+        return torch.tensor([float(judge(items[number], [m.to_dict() for m in said])) for number, said in pairs])
 
-    return earn
+    return grades
 
 
-def checked(tasks: Sequence[Task]) -> Callable[[Rollouts], Reward]:
-    """1 where the last number of an answer, or its last words, are the expected ones."""
+def checked(tasks: Sequence[Task]) -> Truth:
+    """1 where an answer's program passes the task's tests, or its last number or words are the expected ones."""
 
-    def earn(rollouts: Rollouts) -> Reward:
-        pairs = zip(rollouts.prompt_B.tolist(), rollouts.produced, strict=True)
-        right = torch.tensor([float(ends_with(said[-1].content if said else "", tasks[n].answer)) for n, said in pairs])
-        return Reward(right, None, right)
+    def grades(rollouts: Rollouts) -> Tensor:
+        said = [messages[-1].content if messages else "" for messages in rollouts.produced]
+        own = [tasks[number] for number in rollouts.prompt_B.tolist()]
+        ran = passed(said, [task.tests for task in own])
+        each = zip(said, own, ran, strict=True)
+        return torch.tensor([float(good if task.tests else ends_with(text, task.answer)) for text, task, good in each])
 
-    return earn
+    return grades
 
 
 NUMBER = re.compile(
@@ -347,12 +396,6 @@ def value_of(number: str) -> Fraction:
     return Fraction(above) / int(below or 1)
 
 
-def judged_by(judge_folder: Path) -> Callable[[Rollouts], Reward]:
-    """The score of a reward model."""
-    judge_model = load_judge(judge_folder)
-    return lambda rollouts: Reward(*score_answers(judge_model, rollouts))
-
-
 # --- small things ----------------------------------------------------------------------------------------------------
 
 
@@ -360,17 +403,6 @@ def facts_of(model: Path) -> tuple[Tokenizer, int]:
     """Tokenizer and context of a model folder."""
     context = context_of(read_model_folder(model).config)  # first: it says what is wrong with a folder that is no model
     return Tokenizer.load(model), context
-
-
-def check_tokenizers(model: Path, judge_folder: Path) -> None:
-    """Two models that read different tokens cannot speak of the same answer."""
-    first, second = (read_model_folder(folder, verify=False).path / TOKENIZER for folder in (model, judge_folder))
-    if first.read_bytes() != second.read_bytes():
-        raise LiuliError(
-            "the reward model reads other tokens than the model",
-            judge_folder,
-            "train it from this model: liuli reward",
-        )
 
 
 def done(log: RunLog, out: Path, figures: dict[str, float], shown: Sequence[str]) -> None:

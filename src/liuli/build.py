@@ -23,6 +23,7 @@ from torch import Tensor
 from liuli.curriculum import key_of, make, practice, seed_of, worth
 from liuli.curriculum.preferences import PRACTISED
 from liuli.errors import LiuliError, UsageError
+from liuli.evals.words import STAGES
 from liuli.files import lock, new_folder, read_json, read_lines, write_file, write_json
 from liuli.recipe import Recipe, recipe_toml
 from liuli.stages.ppo import PPOOptions, ppo
@@ -31,23 +32,14 @@ from liuli.stages.reward import RewardOptions, check_better_than_chance, compare
 from liuli.stages.rollout import Rollouts
 from liuli.stages.sft import sft
 from liuli.stages.training import TrainOptions, with_budget
-from liuli.text import Document, Message, Preference, Rows, Tokenizer, read_documents
+from liuli.text import Document, Message, Preference, Rows, Source, Tokenizer, find_files, read_documents
 from liuli.train import RunLog, StageState
 from liuli.train.preference import bayes_accuracy
 
 REWARD_SHARE = 0.35  # of the time for preferences; the rest is PPO's
 PRACTICE = 150  # questions of each skill and language for PPO
 
-TITLES = {
-    "curriculum": "Writing the lessons",
-    "tokenizer": "Learning to spell",
-    "rows": "Laying out the pages",
-    "pretrain": "Learning to read",
-    "chat": "Learning to answer",
-    "reward": "Learning what people prefer",
-    "aligned": "Learning to please them",
-    "evaluate": "The examination",
-}
+TITLES = {name: english for name, (english, _) in STAGES.items()}
 
 
 class Build:
@@ -203,7 +195,8 @@ class Build:
 
     def tokenizer(self) -> None:
         texts = (document.text for document in self.pretraining_texts(chats=True))
-        Tokenizer.train(texts, self.make_plan()["vocab_size"]).save(self.folder / "tokenizer")
+        with new_folder(self.folder / "tokenizer") as stage:
+            Tokenizer.train(texts, self.make_plan()["vocab_size"]).save(stage)
 
     def rows(self) -> None:
         from liuli.text import encode_documents, pack_conversations, pack_documents, render_many
@@ -443,13 +436,12 @@ def place_of(text: str) -> float:
 
 
 def source_bytes(sources: Sequence[str]) -> int:
-    """Roughly how much text there is: file sizes, packed ones counted threefold."""
-    total = 0
-    for source in sources:
-        path = Path(source)
-        files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
-        total += sum(f.stat().st_size * (3 if f.suffix in (".gz", ".zst", ".parquet") else 1) for f in files)
-    return total
+    """Roughly how much text there is: file sizes, packed ones threefold, each by its weight."""
+    total = 0.0
+    for source in map(Source.of, sources):
+        for file in find_files(source.path):
+            total += source.weight * file.stat().st_size * (3 if file.suffix in (".gz", ".zst", ".parquet") else 1)
+    return round(total)
 
 
 def build(

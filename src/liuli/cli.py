@@ -172,7 +172,7 @@ def eval_(
         float | None, typer.Option(min=1, help="Stop asking in time for this many seconds in all.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write eval.json into. Default: only print.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps. Default: the fastest there is.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps. Default: cuda if present, else cpu.")] = None,
     json: Json = False,
 ) -> None:
     """How good a model is: bits per byte, skills with intervals, manners, memory and speed.
@@ -191,10 +191,12 @@ EngineUrl = Annotated[str | None, typer.Option(help="The server of vllm or opena
 
 
 Weights = Annotated[
-    str | None, typer.Option(help="Fewer bits, to write sooner: int8 or int4 for one or a few, bf16 for many at once.")
+    str | None, typer.Option(help="Quantise weights to generate faster: int8 or int4 for a few at once, bf16 for many.")
 ]
 Compiled = Annotated[bool, typer.Option("--compiled", help="Compile the step that writes; takes up to a minute, once.")]
-Draft = Annotated[str, typer.Option(help="Foretell tokens: lookup (in the text so far), or a smaller model's folder.")]
+Draft = Annotated[
+    str, typer.Option(help="Guess tokens ahead; same answers, sooner: lookup, or the folder of a smaller model.")
+]
 
 
 def sooner(weights: str | None, compiled: bool, draft: str) -> dict[str, Any]:
@@ -213,8 +215,8 @@ def engine_key() -> str | None:
 def chat(
     model: Annotated[Path, typer.Argument(help="A model folder; with --engine openai the model's name there.")],
     system: Annotated[str, typer.Option(help="The system message: who the model is.")] = "",
-    temperature: Annotated[float, typer.Option(help="0: always the likeliest word; higher: more surprise.")] = 0.7,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest words that together have this share.")] = 0.95,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest word; higher: more surprise.")] = 0.5,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest words that together have this share.")] = 1.0,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 512,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers. Default: a new one.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps. Default: the fastest there is.")] = None,
@@ -388,7 +390,7 @@ def pretrain_command(
 @app.command(name="sft")
 def sft_command(
     model: Annotated[Path, typer.Argument(help="The model folder to start from.")],
-    data: Annotated[Path, typer.Argument(help="Conversations (any format of the docs), or a folder of chat rows.")],
+    data: Annotated[Path, typer.Argument(help="Conversations (formats: docs/build.md), or a folder of chat rows.")],
     out: Annotated[Path, typer.Argument(help="The model folder to write; its parent is the run folder.")],
     minutes: Minutes = None,
     steps: Steps = None,
@@ -412,6 +414,7 @@ def sft_command(
 
 Preferences = Annotated[list[Path], typer.Argument(help="Comparisons, in any known format (docs/preferences.md).")]
 Trained = Annotated[Path, typer.Argument(help="The model folder to write; its parent is the run folder.")]
+Rounds = Annotated[int | None, typer.Option(help="Budget: rounds of answers.")]
 ChatModel = Annotated[Path, typer.Argument(help="The chat model to start from.")]
 
 
@@ -441,7 +444,7 @@ def ppo_command(
     prompts: Annotated[Path, typer.Argument(help="Conversations whose last question is asked, or a curriculum.")],
     out: Trained,
     minutes: Minutes = None,
-    steps: Annotated[int | None, typer.Option(help="Budget: rounds of answers.")] = None,
+    steps: Rounds = None,
     replay: Annotated[Path | None, typer.Option(help="Rows that go on beside it, with --option ptx=0.5")] = None,
     skip_bad: SkipBad = False,
     option: Options = None,
@@ -458,6 +461,9 @@ def ppo_command(
 
 
 Tasks = Annotated[Path | None, typer.Option(help="Prompts with known answers, or with --reward any prompts.")]
+RunPython = Annotated[
+    bool, typer.Option("--run-python", help="Run the programs that the model writes, for tasks with tests.")
+]
 Skill = Annotated[list[str] | None, typer.Option(help="A skill of the classroom; may be given often.")]
 Judge = Annotated[Path | None, typer.Option("--reward", help="A reward model instead of known answers.")]
 
@@ -470,7 +476,8 @@ def grpo_command(
     skill: Skill = None,
     judge: Judge = None,
     minutes: Minutes = None,
-    steps: Steps = None,
+    steps: Rounds = None,
+    run_python: RunPython = False,
     skip_bad: SkipBad = False,
     option: Options = None,
     quiet: Quiet = False,
@@ -482,7 +489,7 @@ def grpo_command(
     from liuli import aligning
 
     budget = {"minutes": minutes, "steps": steps}
-    aligning.grpo_here(model, tasks, skill or [], judge, out, budget, option or [], skip_bad, quiet)
+    aligning.grpo_here(model, tasks, skill or [], judge, out, budget, option or [], run_python, skip_bad, quiet)
 
 
 @app.command(name="best")
@@ -496,6 +503,7 @@ def best_command(
     max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 128,
     seed: Annotated[int, typer.Option(help="The same seed, the same answers.")] = 0,
     pairs: Annotated[bool, typer.Option("--pairs", help="The best beside the worst, for liuli dpo.")] = False,
+    run_python: RunPython = False,
     skip_bad: SkipBad = False,
     quiet: Quiet = False,
 ) -> None:
@@ -505,7 +513,7 @@ def best_command(
     """
     from liuli import aligning
 
-    aligning.best_here(model, tasks, skill or [], judge, out, n, max_tokens, seed, pairs, skip_bad, quiet)
+    aligning.best_here(model, tasks, skill or [], judge, out, n, max_tokens, seed, pairs, run_python, skip_bad, quiet)
 
 
 @app.command(name="dpo")

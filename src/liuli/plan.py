@@ -21,7 +21,14 @@ import torch
 from liuli.errors import LiuliError, UsageError
 from liuli.files import read_json, write_file, write_json
 from liuli.model import ModelConfig, Transformer, flops_per_token, parameter_count, qwen3, racer
-from liuli.stages.training import COMPILE_SAVES, COMPILE_SECONDS, TrainOptions, optimizer_options, wants_compile
+from liuli.stages.training import (
+    COMPILE_SAVES,
+    COMPILE_SECONDS,
+    TrainOptions,
+    optimizer_options,
+    rows_per_step,
+    wants_compile,
+)
 from liuli.text import Batch, Loader, Rows, Tokenizer
 from liuli.train import (
     LoopOptions,
@@ -34,6 +41,7 @@ from liuli.train import (
     next_token,
 )
 from liuli.train.loop import Training, to_tensors
+from liuli.train.machine import synchronise
 
 LADDER = (
     (2, 64), (3, 96), (4, 128), (4, 192), (5, 256), (6, 320), (6, 384), (8, 448), (8, 512), (10, 640), (12, 768),
@@ -142,8 +150,7 @@ def step_seconds(config: ModelConfig, machine: Machine, batch_tokens: int, tries
         (next_token(model, batch) / tokens.numel()).backward()  # type: ignore[no-untyped-call]
         optimizer.step(1.0)
         optimizer.zero_grad()
-        if machine.device.startswith("cuda"):
-            torch.cuda.synchronize()
+        synchronise(machine.device)
         best = min(best, time.perf_counter() - start)
     return best
 
@@ -289,7 +296,7 @@ def short_run(config: ModelConfig, rows: Rows, tokenizer: Tokenizer, steps: int,
     run = Training(
         model,
         Optimizer(model, optimizer_options(options), machine.compute_dtype),
-        Loader(replace(rows, tokens=rows.tokens[:-HELD_ROWS], weights=None), options.batch_tokens // rows.T, 0),
+        Loader(replace(rows, tokens=rows.tokens[:-HELD_ROWS], weights=None), rows_per_step(options, rows.T), 0),
         next_token,
         Pace(steps=steps),
         LoopOptions(separate_documents=True, warmup=options.warmup, decay=options.cooldown),
@@ -350,11 +357,9 @@ def non_negative_least_squares(columns: np.ndarray[Any, Any], wanted: np.ndarray
 
 def save_law(law: Law, runs: Sequence[Run], folder: Path, kind: str) -> None:
     """law.json, runs.json and isoflop.svg in a folder; the law becomes the user's own for this kind of data."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "law.json", asdict(law))
     write_file(folder / "runs.json", json.dumps([asdict(run) for run in runs], indent=1))
     write_file(folder / "isoflop.svg", isoflop_svg(law, runs))
-    FITTED.mkdir(parents=True, exist_ok=True)
     write_json(FITTED / f"law-{kind}.json", asdict(law))
 
 

@@ -55,13 +55,15 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
         key, value = parse_change(change, "options of the recipe")
         section, _, inner = key.partition(".")
         target = values.setdefault(section, {}) if inner else values
+        if not isinstance(target, dict):
+            raise UsageError(f"{section} has no parts, and so no {inner}", change, f"write {section}=…")
         target[inner or section] = value
     check_keys(values, [f.name for f in fields(Recipe)], path)
     for section, options in SECTIONS.items():
         check_section(values.get(section, {}), f"{path}, [{section}]", options)
     if isinstance(values.get("text"), str):
         values["text"] = [values["text"]]
-    if not isinstance(values.get("text", []), list):
+    if not isinstance(values.get("text", []), list) or not all(isinstance(t, str) for t in values.get("text", [])):
         raise UsageError(f"text = {values['text']!r} is not a list of paths", path)
     recipe = Recipe(**values | {"text": tuple(values.get("text", ()))})
     check_values(recipe, path)
@@ -94,7 +96,7 @@ def check_section(values: Any, where: str, options: type[Any]) -> None:
     defaults = {part.name: part.default for part in fields(options)}
     check_keys(values, list(defaults), where)
     for name, value in values.items():
-        check_option(name, value, defaults[name], words_of(options, name))
+        check_option(name, value, defaults[name], words_of(options, name), where)
 
 
 def words_of(options: type[Any], name: str) -> tuple[str, ...]:

@@ -124,8 +124,10 @@ def test_best_and_worst_are_written_as_comparisons_only_where_they_differ(
     tasks, out = tmp_path / "tasks.jsonl", tmp_path / "run" / "pairs.jsonl"
     tasks.write_text("".join(f'{{"prompt": "{n}", "answer": "{n % 10}"}}\n' for n in range(20)), encoding="utf-8")
 
-    def half_right(rollouts: Rollouts) -> Reward:  # of each prompt's four answers the first two, but of prompt 3 all
-        return Reward(torch.tensor([float(i % 4 < 2 or i // 4 == 3) for i in range(len(rollouts))]))
+    def half_right(
+        rollouts: Rollouts,
+    ) -> torch.Tensor:  # of each prompt's four answers the first two, but of prompt 3 all
+        return torch.tensor([float(i % 4 < 2 or i // 4 == 3) for i in range(len(rollouts))])
 
     monkeypatch.setattr("liuli.aligning.checked", lambda tasks: half_right)
     command = ["best", str(tmp_path / "model"), str(out), "--tasks", str(tasks), "--pairs", "--max-tokens", "40"]

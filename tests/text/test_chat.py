@@ -206,6 +206,18 @@ def test_a_wrong_message_is_one_clear_error(message: Any, word: str) -> None:
         Message.from_dict(message)
 
 
+def test_a_template_that_asks_in_another_way_than_it_taught_is_refused(tokenizer: Tokenizer) -> None:
+    asked = "<|bos|>{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    for ending, word in [
+        ("<|user|><|assistant|>", "role token"),
+        ("<|assistant|><|think|>", "beginning"),
+        ("", "role"),
+    ]:
+        other = Tokenizer(tokenizer.backend, asked + "{% if add_generation_prompt %}" + ending + "{% endif %}")
+        with pytest.raises(LiuliError, match=word):
+            render([Message("user", "Hi")], other, answer=True)
+
+
 def test_a_foreign_or_hostile_template_is_an_error_not_an_escape() -> None:
     for template, word in [
         ("{% for m in messages %}{{ m.content }}{% endfor %}", "role token"),

@@ -155,13 +155,15 @@ def test_json_parquet_gzip_and_rounds_of_text_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(rows))
     (tmp_path / "b.json.gz").write_bytes(gzip.compress(json.dumps(SAME["moss"]).encode()))
     pq.write_table(pa.Table.from_pylist([SAME["openai"]]), tmp_path / "c.parquet")
+    packed = gzip.compress((tmp_path / "c.parquet").read_bytes())
+    (tmp_path / "c.parquet.gz").write_bytes(packed)
     (tmp_path / "d.txt").write_text(
         "[Round 0]\n问：Hi\n答：Hello\n[Round 1]\n问：1+1?\n答：2\n\n[Round 0]\n问：1+1?\n答：2\n"
     )
     found = list(read_conversations(tmp_path))
-    assert [c.messages for c in found] == [(U, A)] * 4 + [(U0, A0, U, A), (U, A)]
+    assert [c.messages for c in found] == [(U, A)] * 5 + [(U0, A0, U, A), (U, A)]
     assert [c.id for c in found[:3]] == [f"{tmp_path}/a.json:1", f"{tmp_path}/a.json:2", "1"]
-    assert found[4].id == f"{tmp_path}/d.txt:1" and found[0].source == str(tmp_path)
+    assert found[5].id == f"{tmp_path}/d.txt:1" and found[0].source == str(tmp_path)
 
 
 BAD = {

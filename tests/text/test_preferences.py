@@ -255,6 +255,29 @@ def test_tasks_are_read_with_the_answer_that_can_be_checked(tmp_path: Path) -> N
     assert [task.answer for task in found[6:]] == ["1000000", "#### 1,000"]
 
 
+def test_a_program_is_checked_by_its_tests(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "1+1?", "tests": "assert f() == 2"},
+        {"prompt": "1+1?", "code": "…", "test_list": ["assert f() == 2", "assert f()"]},
+    ]
+    found = list(read_tasks(write(tmp_path, *rows)))
+    assert [(task.answer, task.tests) for task in found] == [
+        ("", "assert f() == 2"),
+        ("", "assert f() == 2\nassert f()"),
+    ]
+    assert list(read_tasks(write(tmp_path, *map(task_line, found)))) == found
+
+
+def test_steps_are_one_answer_that_is_bad_up_to_its_first_wrong_step(tmp_path: Path) -> None:
+    steps = ["1+1 is 2.", "2+2 is 5.", "So 7."]
+    rows = [
+        {"prompt": "1+1?", "completions": steps, "labels": [True, False, False]},
+        {"prompt": "1+1?", "completions": steps[:1], "labels": [True]},
+    ]
+    found = [(judged.answer[0].content, judged.good) for judged in read_judged(write(tmp_path, *rows))]
+    assert found == [("1+1 is 2.\n2+2 is 5.", False), ("1+1 is 2.", True)]
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 NAN, INF = float("nan"), float("inf")
@@ -272,6 +295,17 @@ WRONG: dict[str, tuple[Callable[..., Any], Any, str, str]] = {
         "chosen",
     ),
     "no format": (read_preferences, {"body": "x"}, "no known format; the row has: body", ""),
+    "no tests": (read_tasks, {**P, "tests": []}, "there are no tests", "tests"),
+    "tests that are no Python": (read_tasks, {**P, "tests": "assert f("}, "tests are no Python", "tests"),
+    "tests that are no text": (read_tasks, {**P, "test_list": [1]}, "tests are no Python", "test_list"),
+    "labels missing": (
+        *(read_judged, {**P, "completions": ["a", "b"], "labels": [True]}),
+        *("not as many labels as steps", "completions and labels"),
+    ),
+    "a step that is a number": (
+        *(read_judged, {**P, "completions": ["a", 2], "labels": [True, False]}),
+        *("a step is no text", "completions and labels"),
+    ),
     "prompt only": (read_preferences, P, "no known format; the row has: prompt", ""),
     "no prompt": (read_preferences, {"answers": ["2", "3"]}, "no prompt", ""),
     "no hh": (read_preferences, {"chosen": "x", "rejected": "y"}, "no prompt", "chosen"),

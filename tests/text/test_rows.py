@@ -241,6 +241,9 @@ def test_a_loader_that_cannot_be_shared_is_an_error(rows: Rows) -> None:
     for options in ({"world": 4}, {"rank": 2, "world": 2}):
         with pytest.raises(UsageError):
             Loader(rows, 6, seed=0, **options)
+    for share in (0.05, 0.95):  # none of six rows, and all of them
+        with pytest.raises(UsageError, match="a share of"):
+            Loader(rows, 6, seed=0, replay=rows, share=share)
 
 
 def test_damaged_rows_are_noticed(rows: Rows) -> None:

@@ -18,6 +18,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from liuli.build import source_bytes
 from liuli.errors import LiuliError, UsageError
 from liuli.text import ReadReport, Source, guess_language, read_documents
 from liuli.text.sources import BLOCK, _split_lines
@@ -276,5 +277,7 @@ def test_a_hub_dataset_is_read_by_its_name_without_its_readme(hub: None, tmp_pat
     for snapshot in (tmp_path / "cache").glob("datasets--*/snapshots/*"):  # as other tools leave it there
         (snapshot / "README.md").write_text("about these texts")
     assert texts("someone/texts") == ["from the hub", "中"]
+    whole, part = source_bytes(["someone/texts"]), source_bytes(["someone/texts/zh"])
+    assert whole > part > 0 and source_bytes(["someone/texts=0.5"]) == round(whole / 2)
     with pytest.raises(LiuliError, match="neither a file or folder here nor a dataset"):
         texts("someone/else")

@@ -139,8 +139,12 @@ def test_a_step_is_listed_when_both_its_files_are_there(tmp_path: Path) -> None:
 
 
 def test_the_first_step_and_the_last_ones_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace, "KEEP", 7)
+    for step in range(0, 70, 10):
+        write_trace(tmp_path, "ppo", step, tokens(["a"]), sequences(["p"]))
+        assert len(traced_steps(tmp_path)["ppo"]) == step // 10 + 1
     monkeypatch.setattr(trace, "KEEP", 4)
-    for step in range(0, 90, 10):
+    for step in (70, 80):
         write_trace(tmp_path, "ppo", step, tokens(["a"]), sequences(["p"]))
     assert traced_steps(tmp_path) == {"ppo": [0, 60, 70, 80]}
     assert len([*tmp_path.rglob("*.parquet")]) == 8

@@ -136,9 +136,9 @@ def _apply(sign: str, left: Fraction, right: Fraction) -> Fraction:
         case "/":
             return _bounded(left / right)
         case "//":
-            return Fraction(left // right)
+            return _bounded(Fraction(left // right))
         case _:
-            return left % right
+            return _bounded(left % right)
 
 
 def _power(base: Fraction, exponent: Fraction) -> Fraction:

@@ -8,16 +8,23 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-STAGES = {
-    "curriculum": "编写课程",
-    "tokenizer": "训练分词器",
-    "rows": "打包词元",
-    "pretrain": "预训练",
-    "sft": "学习对话",
-    "chat": "学习对话",
-    "reward": "学习人的偏好",
-    "aligned": "学会讨人喜欢",
-    "evaluate": "考试",
+STAGES = {  # of a build; the page (web/src/words.json) calls them the same
+    "curriculum": ("Write the textbook", "编写教材"),
+    "tokenizer": ("Learn the tokens", "学习词元"),
+    "rows": ("Lay out the pages", "排好页面"),
+    "pretrain": ("Read", "阅读"),
+    "chat": ("Learn to converse", "学习对话"),
+    "reward": ("Learn what people prefer", "学习人的偏好"),
+    "aligned": ("Learn from the scores (PPO)", "从得分中学习（PPO）"),
+    "evaluate": ("Take the exam", "考试"),
+}
+
+KINDS = {  # of comparisons (curriculum/preferences.py): what the better answer has before the worse one
+    "claim": ("“I don’t know”, not a made-up fact", "“我不知道”胜过编造"),
+    "not known": ("The answer, not “I don’t know”", "答案胜过“我不知道”"),
+    "citation": ("A passage cited by its number", "注明了段落编号"),
+    "story": ("A whole story", "故事完整"),
+    "no call": ("The calculator called", "调用了计算器"),
 }
 
 FAMILIES = {
@@ -59,11 +66,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="card wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def stage_title(stage: dict[str, Any]) -> str:
-    """What a stage is called: in both languages where it is one of the usual ones."""
-    title = str(stage.get("title") or stage["name"])
-    chinese = STAGES.get(stage["name"])
-    return both(escape(title), chinese) if chinese else escape(title)
+def stage_title(name: str) -> str:
+    """What a stage is called: in both languages where it is one of a build."""
+    return both(*STAGES[name]) if name in STAGES else escape(name)
 
 
 def skill_title(name: str) -> str:

@@ -61,6 +61,8 @@ def thumbs(judged: Sequence[Judged], tokenizer: Tokenizer, context: int) -> Thum
     """
     kept = [one for one in judged if fits(one.prompt, one.answer, tokenizer, context)]
     good = torch.tensor([one.good for one in kept])
+    if judged and not kept:
+        raise LiuliError(f"no judged answer fits the context of {context} tokens", "thumbs", "give shorter ones")
     if not kept or good.all() or not good.any():
         raise LiuliError("every thumb points the same way", "thumbs", "give good answers and bad ones")
     prompts, answers = [one.prompt for one in kept], [one.answer for one in kept]
@@ -96,9 +98,11 @@ def dpo(
     *,
     options: DPOOptions,
     log: RunLog,
+    held_out: Comparisons | None = None,
 ) -> dict[str, float]:
     """Teach the model in `model_folder` by comparisons (kto: by thumbs) and write it to `out`; the last figures.
 
+    held_out: comparisons of which the share that the policy's own reward ranks rightly is told (`held_out_accuracy`).
     Raises UsageError for the wrong kind of data, and where an unfinished run was begun with other data or options.
     """
     if isinstance(data, Thumbs) != (options.kind == "kto"):
@@ -113,11 +117,14 @@ def dpo(
     model.compute_dtype = machine.compute_dtype
     optimizer = sharded(model, one_rate(options.lr, beta2=0.98, adam_eps=1e-8))
     actor = across(ModelActor(model))
+
+    def log_probs(answers: Rollouts) -> Tensor:
+        return sequence_log_probs(score_all(actor, answers, options.micro_tokens))
+
     # the reference is the model as it is now: its log-probabilities are taken once
-    reference_B = sequence_log_probs(score_all(actor, data.answers, options.micro_tokens))
-    far_B = None
-    if isinstance(data, Thumbs):
-        far_B = sequence_log_probs(score_all(actor, data.mismatched, options.micro_tokens))
+    reference_B = log_probs(data.answers)
+    tested_B = log_probs(held_out.answers) if held_out is not None else reference_B
+    far_B = log_probs(data.mismatched) if isinstance(data, Thumbs) else None
     size = min(options.pairs, count)
     batches = Batches(count, size, options.seed)
     pace = Pace.of(options.minutes, max(1, round(options.epochs * count / size)), checkpoints)
@@ -144,6 +151,10 @@ def dpo(
         save_every_s=options.save_every_s,
         shown=("loss", "accuracy"),
     )
+    if held_out is not None:
+        gain_B = log_probs(held_out.answers) - tested_B
+        right_P = gain_B[held_out.chosen_P] > gain_B[held_out.rejected_P]
+        figures |= {"held_out": float(len(held_out)), "held_out_accuracy": float(right_P.float().mean())}
     whole = model if ranks() == 1 else load(model_folder)
     if whole is not model:
         whole.load_state_dict(gathered(model.state_dict()))

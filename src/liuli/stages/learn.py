@@ -30,7 +30,8 @@ from liuli.train import Pace, RunLog, next_target, one_rate, schedule
 from liuli.train.loop import to_tensors
 from liuli.train.optimizer import Optimizer
 from liuli.train.parallel import across, from_first, gathered, load_gathered, rank, ranks, sharded
-from liuli.train.policy import clipped_loss, explained_variance
+from liuli.train.policy import clipped_loss, explained_variance, importance_weights
+from liuli.train.preference import Combine
 from liuli.train.steps import run_steps
 from liuli.train.trace import write_trace
 
@@ -48,12 +49,14 @@ class PracticeOptions:
     beta: float = 0.05  # the leash: nats of KL cost this much score
     lr: float = 1e-4  # twice as much moves further from where it began, and loses as much as it wins (docs/notebook.md)
     no_end: float = -1.0  # the score of an answer that did not end by itself
+    combine: Combine = "cautious"  # how the scores of a reward model's members become one
     truth: float = 0.0  # weight of the ground truth's grade beside the score, where it is known (arXiv 2411.15124, 6)
     temperature: float = 1.0
     max_tokens: int = 96
     compiled: bool = False  # the step that draws, which takes a minute once and then a third less time
     engine_url: str = ""  # a vLLM server that draws the answers; "": our own engine
     most_drift: float = 0.02  # nats a token between engine and trainer, mean; more stops the run
+    most_weight: float = 0.0  # of a token that the engine drew less often than the trainer would (TIS); 0: all weigh 1
     trace_every: int = 10  # steps between traces for the microscope; 0: none
     save_every_s: float = 60.0
     seed: int = 0
@@ -150,6 +153,10 @@ class Learner:
         e = self.experience(rollouts, old, reference.log_probs_BT, reward.earned(o.truth), self.beta)
         if self.done % CHECKED == 0 or math.isnan(self.drift):
             self.drift = self.check(rollouts)
+        if o.most_weight:
+            plain = self.as_sampled(rollouts)
+            weights_BT = importance_weights(plain, rollouts.sampler_BT, rollouts.mask_BT, o.most_weight)
+            e = e._replace(advantages_BT=e.advantages_BT * weights_BT)
         scale = schedule(self.pace.progress, WARMUP, COOLDOWN, 0.02)
         means = update(
             across(self.policy),
@@ -164,6 +171,8 @@ class Learner:
         self.check_ratio(means["first_ratio"])
         kl = float(e.kl_BT.sum(1).mean())
         figures = means | round_figures(e, reward) | {"kl": kl, "beta": self.beta, "drift": self.drift}
+        if self.step.value_weight:
+            figures["explained_variance"] = explained_variance(e.values_BT, e.returns_BT, rollouts.mask_BT)
         if o.trace_every and self.done % o.trace_every == 0:
             self.trace(e, reward, old)
         if self.steer is not None:
@@ -174,23 +183,53 @@ class Learner:
     def check(self, rollouts: Rollouts) -> float:
         """How far the engine's log-probabilities are from the trainer's, mean of nats a token; refuses a wide gap."""
         few = rollouts.part(torch.arange(0, len(rollouts), max(1, min(8, len(rollouts) // 8))))  # of many prompts
-        bare = replace(self.policy, temperature=1.0, ban_V=None, critic=None)
-        plain = score_all(across(bare), few, self.step.micro_tokens)
-        drift = float((plain.log_probs_BT - few.sampler_BT)[few.mask_BT].abs().mean())
+        drift = self.distance(few)
         if drift > self.options.most_drift or math.isnan(drift):
             raise LiuliError(
                 f"engine and trainer disagree by {drift:.3f} nats a token: what is learned from is not what was drawn",
                 f"step {self.done}",
-                "give both the same weights and a dtype of more bits",
+                self.cause(few, drift),
             )
         return drift
 
+    def as_sampled(self, rollouts: Rollouts) -> Tensor:
+        """The trainer's log-probabilities (B, T) as the engine reports its own: at temperature 1, nothing barred."""
+        bare = replace(self.policy, temperature=1.0, ban_V=None, critic=None)
+        return score_all(across(bare), rollouts, self.step.micro_tokens).log_probs_BT
+
+    def distance(self, rollouts: Rollouts) -> float:
+        """Nats a token between engine and trainer, mean."""
+        return float((self.as_sampled(rollouts) - rollouts.sampler_BT)[rollouts.mask_BT].abs().mean())
+
+    def cause(self, few: Rollouts, drift: float) -> str:
+        """Why engine and trainer disagree, as far as trying shows it; said as what to do."""
+        model, writer = self.policy.model, getattr(self.engine, "model", None)
+        if self.dropped_out:
+            return "dropout is on in the policy: call eval() on it, or set dropout to 0"
+        if writer is not None and ranks() == 1:
+            theirs = writer.state_dict()
+            if any(not torch.equal(weight, theirs[name]) for name, weight in model.state_dict().items()):
+                return "the engine has other weights than the trainer: give it those of now before each round"
+        narrow, model.compute_dtype = model.compute_dtype, None
+        exact = self.distance(few)
+        model.compute_dtype = narrow
+        if exact < drift / 2:
+            return f"{narrow} is too coarse here ({exact:.3f} nats in float32): let both compute in float32"
+        if writer is None:
+            return "does the server have this round's weights, and draw at temperature 1 without top-k and top-p?"
+        return "are the engine's weights quantised, or is one of the two asked with another temperature?"
+
+    @property
+    def dropped_out(self) -> bool:
+        return self.policy.model.training and self.policy.model.config.dropout > 0
+
     def check_ratio(self, first_ratio: float) -> None:
         if first_ratio > 1e-3:
+            unknown = "the model is not the same twice: is a temperature or a barred token left out in one place?"
             raise LiuliError(
                 f"before the first step a token's probability is off its own by {first_ratio:.2g}",
                 f"step {self.done}",
-                "the model is not the same twice: is dropout on, or a temperature left out?",
+                "dropout is on: call eval() on the policy, or set it to 0" if self.dropped_out else unknown,
             )
 
     def trace(self, e: Experience, reward: Reward, old: Scores) -> None:
@@ -233,7 +272,6 @@ def round_figures(e: Experience, reward: Reward) -> dict[str, float]:
         "score": float(reward.scores_B.mean()),
         "length": float(r.mask_BT.sum(1).float().mean()),
         "stop_rate": float(r.finished_B.float().mean()),
-        "explained_variance": explained_variance(e.values_BT, e.returns_BT, r.mask_BT),
     }
     if reward.truth_B is not None and not reward.truth_B.isnan().all():
         figures["true_score"] = float(reward.truth_B.nanmean())
@@ -270,6 +308,8 @@ def trace_columns(
     }
     nothing = torch.full(r.mask_BT.shape, math.nan)
     tokens: dict[str, Any] = {name: torch.where(r.mask_BT, x, nothing)[real_BT].numpy() for name, x in table.items()}
+    if not step.value_weight:  # there is no value function
+        tokens |= {"value": None, "return": None}
     ids = r.tokens_BT[real_BT].tolist()
     tokens |= {"sequence": sequence_N.numpy(), "position": position_N.numpy(), "token": ids}
     tokens |= {"text": [engine.names[id] for id in ids], "drawn": r.mask_BT[real_BT].numpy()}
@@ -320,6 +360,8 @@ def reinforce(
     Raises LiuliError for prompts that do not fit, for none at all, and where engine and trainer disagree; UsageError
     where an unfinished run was begun with other options or data.
     """
+    if (options.minutes is None) == (options.steps is None):
+        raise UsageError("the budget is given once", "minutes or steps", "give --minutes, or --steps (rounds)")
     if not prompts:
         raise LiuliError("there are no prompts to answer", str(out), "give a file that holds some (grpo: --tasks FILE)")
     data = {**data, "prompts": len(prompts), "prompts_hash": content_hash(*prompts)}
@@ -360,7 +402,7 @@ def reinforce(
         reward,
         experience,
         step,
-        Pace.of(options.minutes, options.steps or 1, checkpoints),
+        Pace.of(options.minutes, options.steps or 0, checkpoints),
         log,
         out.name,
         options,
@@ -373,8 +415,12 @@ def reinforce(
         renew=renew,
     )
     samples = Snapshots(writer, out.name, log, tokenizer, model_folder, origin)
-    if not any(checkpoints.glob("[0-9]*")):  # one that goes on was asked when it began
-        from_first(samples.ask, 0)
+
+    def ask_first() -> None:  # the first process alone sees the checkpoints; a run that goes on was asked when it began
+        if not any(checkpoints.glob("[0-9]*")):
+            samples.ask(0)
+
+    from_first(ask_first)
     figures = learner.run()
     remove(published)
     copy_weights()

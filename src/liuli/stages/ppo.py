@@ -13,24 +13,24 @@ from torch import Tensor, nn
 
 from liuli.files import folder_hash
 from liuli.model import Transformer
-from liuli.stages.experience import Experience, Reward, Step
+from liuli.stages.experience import Experience, Step
 from liuli.stages.learn import PracticeOptions, reinforce
-from liuli.stages.reward import load_judge, score_answers
+from liuli.stages.reward import load_judge, scored_by
 from liuli.stages.rollout import Critic, Rollouts, Scores
 from liuli.text import Rows
 from liuli.text.chat import Messages
 from liuli.train import RunLog
 from liuli.train.policy import KL, AdaptiveKL, gae, kl_terms, token_rewards, whiten
-from liuli.train.preference import Combine
 
 
 @dataclass(frozen=True)
 class PPOOptions(PracticeOptions):
     """How PPO learns. Defaults are the ones measured to have the right optimum (docs/preferences.md)."""
 
-    epochs: int = 2
+    epochs: int = 4
     minibatches: int = 4
     kl_target: float = 0.0  # nats an answer that the leash is steered to (arXiv 1909.08593); 0: a fixed leash
+    kl_horizon: float = 10_000.0  # answers over which it is steered
     kl: KL = "k1"  # in the reward; all but k1 have another optimum
     discount: float = 1.0
     trace: float = 0.95  # lambda of the advantages
@@ -88,19 +88,14 @@ def ppo(
     options: PPOOptions,
     log: RunLog,
     truth: Callable[[Rollouts], Tensor] | None = None,
-    combined: Combine = "cautious",
     ptx_rows: Rows | None = None,
 ) -> dict[str, float]:
     """Teach the chat model in `model_folder` what the reward model likes, on these prompts; write it to `out`.
 
-    truth: the ground truth's grade of each answer; learned from only with `options.truth`. combined: how the
-    ensemble's scores become one. ptx_rows: text for the pretraining loss (options.ptx).
+    truth: the ground truth's grade of each answer; learned from only with `options.truth`. ptx_rows: text for the
+    pretraining loss (options.ptx). Raises LiuliError for a reward model of another tokenizer, or no better than chance.
     """
-    judge_model = load_judge(reward_folder)
-
-    def judge(rollouts: Rollouts) -> Reward:
-        scores, each = score_answers(judge_model, rollouts, combined)
-        return Reward(scores, each, truth(rollouts) if truth is not None else None)
+    judge_model = load_judge(reward_folder, model_folder)
 
     def critic(model: Transformer) -> Critic:
         if options.critic == "reward":
@@ -111,14 +106,14 @@ def ppo(
         return head
 
     def steer(beta: float, kl: float, answers: int) -> float:
-        return AdaptiveKL(beta, options.kl_target).update(kl, answers)
+        return AdaptiveKL(beta, options.kl_target, options.kl_horizon).update(kl, answers)
 
     return reinforce(
         Path(model_folder),
         Path(out),
         prompts,
         kind="ppo",
-        reward=judge,
+        reward=scored_by(judge_model, truth, options.combine),
         experience=lambda r, old, reference, scores, beta: ppo_experience(r, old, reference, scores, beta, options),
         step=ppo_step(options),
         options=options,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ from torch import Tensor
 from liuli.engine import Engine
 from liuli.errors import LiuliError
 from liuli.files import remove
+from liuli.folder import TOKENIZER, read_model_folder
 from liuli.model import load
 from liuli.model.scalar import ScalarModel, load_scalar, save_scalar
+from liuli.stages.experience import Reward
 from liuli.stages.rollout import Answering, Batches, Rollouts, given, judge_all, judged, padded, roll_out
 from liuli.stages.training import begin, checkpoints_of, content_hash, origin_of
-from liuli.text import Preference, Tokenizer
+from liuli.text import Preference, Tokenizer, as_messages
 from liuli.text.chat import Messages
 from liuli.train import Machine, Optimizer, OptimizerOptions, Pace, RunLog, measure_machine, schedule
 from liuli.train.parallel import load_gathered
@@ -148,6 +150,9 @@ def reward(
     to `prompts`, those that practice will ask; default: those that were compared. UsageError where an unfinished run
     was begun with others.
     """
+    if held_out is not None and (shared := set(train.asked) & set(held_out.asked)):
+        what = f"{len(shared)} held-out prompts are among those learned from, and would tell how well it remembers"
+        raise LiuliError(what, as_messages(min(shared, key=str))[-1].content[:60], "keep each prompt on one side")
     out, tokenizer, asked = Path(out), Tokenizer.load(model_folder), prompts or train.asked
     sums = {"pairs_hash": content_hash(train), "prompts_hash": content_hash(*asked)}
     origin = origin_of("reward", model_folder, {"pairs": len(train)} | sums)
@@ -283,8 +288,16 @@ def normalise(model: ScalarModel, answers: Rollouts) -> None:
     model.offsets_E.copy_((model.offsets_E - scores_BE.mean(0)) / spread_E)
 
 
-def load_judge(folder: str | Path) -> ScalarModel:
-    """The reward model in a folder, where and in the dtype in which this machine is fastest."""
+def load_judge(folder: str | Path, model_folder: str | Path) -> ScalarModel:
+    """The reward model in a folder, to score what the model in another writes; where and as this machine is fastest.
+
+    Raises LiuliError where the two read different tokens, and where held-out pairs showed it no better than a coin.
+    """
+    first, second = (read_model_folder(path, verify=False) for path in (model_folder, folder))
+    if (first.path / TOKENIZER).read_bytes() != (second.path / TOKENIZER).read_bytes():
+        what = "the reward model reads other tokens than the model"
+        raise LiuliError(what, folder, "train it from this model: liuli reward")
+    check_better_than_chance(second.provenance.get("figures", {}), folder)
     machine = measure_machine()
     judge = load_scalar(folder, machine.device)
     judge.body.compute_dtype = machine.compute_dtype
@@ -295,6 +308,17 @@ def score_answers(model: ScalarModel, answers: Rollouts, kind: Combine = "cautio
     """The ensemble's score of each answer (B,), and each member's (E, B)."""
     each_EB = judge_all(model, answers).T.contiguous()
     return combine(each_EB, kind), each_EB
+
+
+def scored_by(
+    model: ScalarModel, truth: Callable[[Rollouts], Tensor] | None = None, combine: Combine = "cautious"
+) -> Callable[[Rollouts], Reward]:
+    """What answers earn: the reward model's scores, and beside them the ground truth's grades where there is one."""
+
+    def earn(rollouts: Rollouts) -> Reward:
+        return Reward(*score_answers(model, rollouts, combine), truth(rollouts) if truth is not None else None)
+
+    return earn
 
 
 def examine(model: ScalarModel, data: Comparisons) -> dict[str, float]:
@@ -328,8 +352,9 @@ def examine(model: ScalarModel, data: Comparisons) -> dict[str, float]:
 
 
 def check_better_than_chance(figures: dict[str, float], where: str | Path) -> None:
-    """Refuse a reward model that foretells comparisons no better than a coin (arXiv 2203.02155 reports 69.6%)."""
-    n, share = figures["held_out"], figures["accuracy"]
+    """Refuse a reward model that foretells comparisons no better than a coin (arXiv 2203.02155 reports 69.6%); one that
+    was never examined passes."""
+    n, share = figures.get("held_out", 0.0), figures.get("accuracy", 1.0)
     if share <= 0.5 + 2 * math.sqrt(0.25 / max(1.0, n)):
         raise LiuliError(
             f"this reward model is right about {share:.0%} of {n:.0f} held-out comparisons: no better than chance",

@@ -32,7 +32,7 @@ from liuli.text.preferences import (
     task_line,
 )
 from liuli.text.rows import Rows, pack_conversations, pack_documents
-from liuli.text.sources import Document, ReadReport, Source, guess_language, read_documents
+from liuli.text.sources import Document, ReadReport, Source, find_files, guess_language, read_documents
 from liuli.text.tokenizer import SPECIALS, Tokenizer
 
 __all__ = [
@@ -61,6 +61,7 @@ __all__ = [
     "count_tokens",
     "deduplicate",
     "encode_documents",
+    "find_files",
     "guess_language",
     "judged_line",
     "make_rows",

@@ -143,11 +143,15 @@ def render(value: Messages, tokenizer: Tokenizer, answer: bool = False) -> Rende
 def render_many(values: Iterable[Messages], tokenizer: Tokenizer, answer: bool = False) -> list[Rendered]:
     """`render` for many conversations, with one call of the tokenizer for all their texts."""
     template = tokenizer.chat_template
+    if answer:
+        check_round_trip(template)
     filled = []
     texts: dict[str, int] = {}  # each different text is encoded once
     for value in values:
         messages = as_messages(value)
-        steps = skeleton(template, tuple(map(_shape, messages)), answer)
+        shapes = tuple(map(_shape, messages))
+        short = sum(1 + calls for _, _, calls in shapes) <= SHORT
+        steps = (skeleton if short else skeleton.__wrapped__)(template, shapes, answer)
         numbers = []
         for step in steps:
             if step.control is None:
@@ -228,11 +232,12 @@ def _shape(message: Message) -> Shape:
 
 
 # Only placeholders pass through the template, never a user's text, so characters from the private use area are safe.
+SHORT = 32  # messages and calls of a conversation whose skeleton is kept: all that are take some 70 MB at most
 _SLOT, _OPEN, _CLOSE = "\ue000{}\ue001", "\ue002", "\ue003"
 _PARTS = re.compile("(\ue000\\d+\ue001|[\ue002\ue003]|" + "|".join(map(re.escape, SPECIALS)) + ")")
 
 
-@functools.lru_cache(maxsize=8192)
+@functools.lru_cache(maxsize=4096)
 def skeleton(template: str, shapes: tuple[Shape, ...], answer: bool) -> tuple[Step, ...]:
     """The steps that render every conversation of these shapes.
 
@@ -253,6 +258,20 @@ def skeleton(template: str, shapes: tuple[Shape, ...], answer: bool) -> tuple[St
             fix="use the template that `liuli tokenizer` writes",
         )
     return steps
+
+
+@functools.cache
+def check_round_trip(template: str) -> None:
+    """LiuliError unless a prompt is the beginning of its conversation: else a model is asked as it was never taught."""
+    asked = skeleton(template, (("user", False, 0),), True)
+    whole = skeleton(template, (("user", False, 0), ("assistant", False, 0)), False)
+    ended = any(step.trained and step.control is not None for step in whole)
+    if whole[: len(asked)] != asked or not ended:
+        raise LiuliError(
+            "the chat template does not render a prompt as the beginning of its conversation, or never ends an answer",
+            "chat_template in tokenizer_config.json",
+            "use the template that `liuli tokenizer` writes",
+        )
 
 
 def _placeholder(number: int, shape: Shape, slots: list[Slot]) -> dict[str, Any]:

@@ -25,7 +25,17 @@ from typing import Any
 
 from liuli.errors import LiuliError
 from liuli.text.chat import Conversation, Message, ToolCall
-from liuli.text.sources import ReadReport, Source, file_kind, find_files, read_json_lines, read_lines, shown
+from liuli.text.sources import (
+    BROKEN,
+    ReadReport,
+    Source,
+    file_kind,
+    find_files,
+    open_parquet,
+    read_json_lines,
+    read_lines,
+    shown,
+)
 
 KINDS = (".jsonl", ".json", ".parquet", ".txt")
 
@@ -125,15 +135,14 @@ def _read_json(file: Path) -> Iterator[tuple[int, Mapping[str, Any] | LiuliError
 
 def _read_parquet(file: Path) -> Iterator[tuple[int, Mapping[str, Any] | LiuliError]]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     number = 0
     try:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=256, use_threads=False):
+        for batch in open_parquet(file).iter_batches(batch_size=256, use_threads=False):
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, *BROKEN) as error:
         what = f"the file cannot be read past row {number}: {error}"
         yield number + 1, LiuliError(what, file, "get the file again, or pass --skip-bad")
 

@@ -47,7 +47,10 @@ class Loader:
         share: float = 0.0,
     ) -> None:
         again = round(share * batch_rows) if replay is not None else 0
-        if batch_rows < 1 or batch_rows % world or again % world or again >= batch_rows:
+        if share and replay is not None and not 0 < again < batch_rows:
+            what = f"a share of {share} of a batch of {batch_rows} rows is {again} of them"
+            raise UsageError(what, "replay", "give another share, or larger batches")
+        if batch_rows < 1 or batch_rows % world or again % world:
             raise UsageError(f"a batch of {batch_rows} rows cannot be shared by {world} processes", fix="a multiple")
         if not 0 <= rank < world:
             raise UsageError(f"process {rank} of {world} does not exist", fix="ranks count from 0")

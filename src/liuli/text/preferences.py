@@ -13,8 +13,10 @@ A prompt is "prompt", "instruction" (+ "input"), "question" (+ "passages"), "que
     numbered     AlpacaEval {"output_1", …, "preference"}; Auto-J {"response 1", …, "label"}; {"prediction 1", …}
     Prometheus   {"chosen_instruction", "rejected_instruction"}: the same request to a judge, with another response
 
-Thumbs: {"completion" and the like, or a dialogue; "label" or "kto_tag": true or false}. Tasks: {"answer", "gt", "label"
-or "reward_model": {"ground_truth"}}; after a "question" the answer is what follows GSM8K's "####".
+Thumbs: {"completion" and the like, or a dialogue; "label" or "kto_tag": true or false}; stepwise {"completions": [step,
+…], "labels": [true, …]}: good if all steps are, else bad up to the first wrong one. Tasks: {"answer", "gt", "label" or
+"reward_model": {"ground_truth"}}, or {"tests" or MBPP's "test_list": Python that asserts what a program must do}; after
+a "question" the answer is what follows GSM8K's "####".
 
 Role markers inside a text are text. Only Anthropic's strings are parsed for them (those without a prompt of their own,
 and prompts that begin with "Human:" and end with "Assistant:"), and there only at the beginning of a paragraph.
@@ -71,11 +73,12 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A prompt whose answer can be checked; `answer` is the expected one."""
+    """A prompt whose answer can be checked: `answer` is the expected one, or `tests` the Python that it must pass."""
 
     prompt: Messages
     answer: str
     source: str = ""
+    tests: str = ""
 
 
 def read_preferences(
@@ -128,7 +131,8 @@ def judged_line(judged: Judged) -> dict[str, Any]:
 
 def task_line(task: Task) -> dict[str, Any]:
     """A line of .jsonl that `read_tasks` reads as the same task."""
-    return {"prompt": _dicts(task.prompt), "answer": task.answer, "from_row": task.source}
+    check = {"tests": task.tests} if task.tests else {"answer": task.answer}
+    return {"prompt": _dicts(task.prompt), **check, "from_row": task.source}
 
 
 def _dicts(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -197,6 +201,8 @@ def _compare(row: Row, source: str) -> list[Preference]:
 
 
 def _thumb(row: Row, source: str) -> list[Judged]:
+    if "completions" in row and "labels" in row:
+        row = _steps(row)
     mark = next((key for key in ("kto_tag", "label") if key in row), None)
     if mark is None:
         raise _unknown(row, "label or kto_tag")
@@ -210,12 +216,38 @@ def _thumb(row: Row, source: str) -> list[Judged]:
     return [Judged(prompt, answer, row[mark], str(row.get("from_row", source)))]
 
 
+def _steps(row: Row) -> Row:
+    """A stepwise row as one answer: up to its first wrong step it is bad, whole and without one it is good."""
+    steps, labels = row["completions"], row["labels"]
+    if not all(isinstance(part, list) and part for part in (steps, labels)) or len(steps) != len(labels):
+        raise LiuliError("not as many labels as steps", "completions and labels")
+    if not all(isinstance(step, str) for step in steps) or not all(isinstance(label, bool) for label in labels):
+        raise LiuliError("a step is no text, or its label neither true nor false", "completions and labels")
+    kept = steps if all(labels) else steps[: labels.index(False) + 1]
+    rest = {key: value for key, value in row.items() if key not in ("completions", "labels")}
+    return {**rest, "completion": "\n".join(kept), "label": all(labels)}
+
+
 def _task(row: Row, source: str) -> list[Task]:
-    prompt = _prompt(row)
-    answer, field = _expected(row)
+    prompt, source = _prompt(row), str(row.get("from_row", source))
     _check_prompt(prompt)
+    if field := next((key for key in ("tests", "test_list") if key in row), ""):
+        return [Task(prompt, "", source, _python(row[field], field))]
+    answer, field = _expected(row)
     _check_answer((Message("assistant", answer),), field)
-    return [Task(prompt, answer, str(row.get("from_row", source)))]
+    return [Task(prompt, answer, source)]
+
+
+def _python(tests: Any, field: str) -> str:
+    """Tests as one Python program, which must at least be one."""
+    text = "\n".join(tests) if isinstance(tests, list) and all(isinstance(t, str) for t in tests) else tests
+    try:
+        compile(text, field, "exec")
+    except (TypeError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        raise LiuliError(f"the tests are no Python: {error}", field) from error
+    if not text.strip():
+        raise LiuliError("there are no tests", field)
+    return str(text)
 
 
 def _expected(row: Row) -> tuple[str, str]:

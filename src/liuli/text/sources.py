@@ -318,14 +318,20 @@ def read_json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any] | LiuliErr
 _FIX = "repair it, or pass --skip-bad"
 
 
+def open_parquet(file: Path) -> Any:
+    """A parquet file, or one that was packed again as a whole; raises what pyarrow does, or what BROKEN names."""
+    import pyarrow.parquet as pq
+
+    plain = file.name.lower().endswith(".parquet")
+    return pq.ParquetFile(file if plain else io.BytesIO(b"".join(read_bytes(file))))
+
+
 def _read_parquet(file: Path, field: str) -> Iterator[Row]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     number = 0
     try:
-        content = file if file.name.lower().endswith(".parquet") else io.BytesIO(b"".join(read_bytes(file)))
-        table = pq.ParquetFile(content)
+        table = open_parquet(file)
         if field not in table.schema_arrow.names:
             row = dict.fromkeys(table.schema_arrow.names)
             yield 1, _missing(field, row, file, 1)
@@ -339,7 +345,7 @@ def _read_parquet(file: Path, field: str) -> Iterator[Row]:
                     yield number, _not_utf8(error, file, number)
                     continue
                 yield number, text if isinstance(text, str) else _missing(field, {field: None}, file, number)
-    except (pa.ArrowException, OSError, *_BROKEN) as error:
+    except (pa.ArrowException, OSError, *BROKEN) as error:
         yield number + 1, _broken(error, file, number)
 
 
@@ -355,11 +361,11 @@ def read_lines(file: Path) -> Iterator[tuple[int, str | LiuliError]]:
                 yield number, line.decode("utf-8")
             except UnicodeDecodeError as error:
                 yield number, _not_utf8(error, file, number)
-    except (OSError, *_BROKEN) as error:
+    except (OSError, *BROKEN) as error:
         yield number + 1, _broken(error, file, number)
 
 
-_BROKEN = (EOFError, zlib.error, zstandard.ZstdError)
+BROKEN = (EOFError, zlib.error, zstandard.ZstdError)
 
 
 def _not_utf8(error: UnicodeDecodeError, file: Path, number: int) -> LiuliError:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 KL = Literal["k1", "k2", "k3", "abs"]
 Spread = Literal["token", "sequence", "constant"]
-Advantage = Literal["mean", "std", "rloo"]
+Advantage = Literal["mean", "std", "rloo", "none"]
 
 
 # --- the leash -------------------------------------------------------------------------------------------------------
@@ -105,11 +105,14 @@ def group_advantages(rewards_NG: Tensor, kind: Advantage = "mean", weights_NG: T
     """How much better than the other answers of its prompt each answer is, (N, G).
 
     mean: r - mean (arXiv 2503.20783, Dr. GRPO); std: that over the group's standard deviation (arXiv 2402.03300, GRPO);
-    rloo: r - mean of the others (arXiv 2402.14740). A group of equal rewards has advantages of exactly zero.
+    rloo: r - mean of the others (arXiv 2402.14740); none: r itself (REINFORCE, Williams 1992). A group of equal rewards
+    has advantages of exactly zero, but with none.
     weights_NG: how often each answer stands for one (an exact expectation: its probability); default: once.
     """
     if rewards_NG.shape[1] < 2:
         raise ValueError("a group of one answer has nothing to be compared with: give 2 or more")
+    if kind == "none":
+        return rewards_NG
     weights = torch.ones_like(rewards_NG) if weights_NG is None else weights_NG
     total = weights.sum(1, keepdim=True)
     centred = rewards_NG - (weights * rewards_NG).sum(1, keepdim=True) / total
@@ -121,6 +124,16 @@ def group_advantages(rewards_NG: Tensor, kind: Advantage = "mean", weights_NG: T
     if kind == "rloo":
         return centred * total / (total - weights)
     return centred / ((weights * centred.square()).sum(1, keepdim=True) / total).sqrt().clamp_min(1e-6)
+
+
+def importance_weights(log_probs_BT: Tensor, sampler_BT: Tensor, mask_BT: Tensor, most: float) -> Tensor:
+    """min(p of the trainer / p of the sampler, most) at every drawn token, 0 elsewhere: (B, T).
+
+    Truncated importance sampling (Ionides 2008, doi 10.1198/106186008X320456): answers that an engine of other numerics
+    drew teach what the trainer's own would have taught.
+    """
+    weights_BT = torch.exp(log_probs_BT - sampler_BT).clamp_max(most)
+    return torch.where(mask_BT, weights_BT, torch.zeros_like(weights_BT))
 
 
 # --- losses ----------------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def write_trace(
     for kind, piece in pieces.items():
         write_file(_file(place, step, kind), [piece])
     steps = _steps(place)
-    for old in steps[1 : len(steps) - KEEP + 1]:
+    for old in steps[1 : 1 - KEEP]:
         remove(_file(place, old, "sequences"))
         remove(_file(place, old, "tokens"))
 
