@@ -24,7 +24,7 @@ from liuli.evals.proportion import wilson
 from liuli.files import folder_hash, read_lines, write_file
 from liuli.folder import read_model_folder
 from liuli.recipe import option_values
-from liuli.running import context_of, end, own_run, tell_skipped
+from liuli.running import context_of, end, own_run, tell_forgotten, tell_skipped
 from liuli.stages.best import Best, best_of, most_kl
 from liuli.stages.dpo import DPOOptions, dpo, thumbs
 from liuli.stages.experience import Reward
@@ -155,6 +155,7 @@ def dpo_here(
             if train.skipped + held_out.skipped:
                 log.warn(f"{train.skipped + held_out.skipped} comparisons were too long for the context and left out")
             figures = dpo(model, train, out, options=options, log=log, held_out=held_out)
+        tell_forgotten(model, out, log)
         done(log, out, figures, ("loss", "accuracy", "held_out_accuracy"))
 
 
@@ -183,6 +184,7 @@ def ppo_here(
         tell_skipped(report, log)
         rows = Rows.open(texts) if texts is not None else None
         figures = ppo(model, judge_folder, asked, out, options=options, log=log, truth=truth, ptx_rows=rows)
+        tell_forgotten(model, out, log)
         done(log, out, figures, ("score", "true_score", "kl"))
 
 
@@ -204,6 +206,7 @@ def grpo_here(
         source = exercises(model, tasks, skills, judge_folder, options.seed, run_python, skip_bad, log, options.combine)
         asked, earn, known = source
         figures = grpo(model, asked, out, reward=earn, options=options, log=log, data=known)
+        tell_forgotten(model, out, log)
         done(log, out, figures, ("score", "kl"))
 
 

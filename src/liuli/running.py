@@ -20,7 +20,10 @@ from typing import Any
 import torch
 
 from liuli.build import build
+from liuli.engine import Model
 from liuli.errors import LiuliError, UsageError
+from liuli.evals import read_held_out
+from liuli.evals.bits import bits_by_language
 from liuli.files import lock
 from liuli.folder import read_model_folder
 from liuli.model import ModelConfig
@@ -31,7 +34,7 @@ from liuli.stages.sft import sft
 from liuli.stages.training import TrainOptions, begun_with, checkpoints_of
 from liuli.text import ReadReport, Rows, Tokenizer, pack_conversations, read_conversations, render_many
 from liuli.train import FitResult, RunLog, StageState
-from liuli.train.parallel import join, leave
+from liuli.train.parallel import join, leave, rank
 
 STOPPED = "\nStopped. The same command goes on where this one was."
 
@@ -102,7 +105,35 @@ def sft_here(
             rendered = render_many(read_conversations([data], skip_bad, read), tokenizer)
             pack_conversations(rendered, T, rows, vocab_size=tokenizer.vocab_size, replace=True)
             tell_skipped(read, log)
-        finish(log, out, sft(model, rows, out, options=options, log=log, replay=replay))
+        result = sft(model, rows, out, options=options, log=log, replay=replay)
+        tell_forgotten(model, out, log)
+        finish(log, out, result)
+
+
+def tell_forgotten(model: Path, out: Path, log: RunLog) -> None:
+    """What tuning made a model forget: bits per byte of text that its run held out, before and after."""
+    texts = held_out_of(model)
+    if texts is None or rank():
+        return
+    known = read_held_out(texts)
+    bits = {}
+    for name, folder in (("bits_before", model), ("bits_after", out)):
+        own = Model(folder)
+        found = bits_by_language(own.transformer, own.tokenizer, known, context=own.engine.context, seconds=5)
+        bits[name] = float(found.get("all", next(iter(found.values())))["per_byte"])
+    log.figures(**bits)
+    log.say(f"{texts}: {bits['bits_before']:.3f} bits per byte before, {bits['bits_after']:.3f} after (what it forgot)")
+
+
+def held_out_of(model: Path) -> Path | None:
+    """The held-out text of the run that a model, or a model that it comes from, was built in."""
+    for _ in range(16):  # generations
+        texts = model.resolve().parent / "rows" / "held_out.jsonl"
+        parent = read_model_folder(model, verify=False).provenance.get("parent") if not texts.exists() else None
+        if texts.exists() or not parent or not Path(parent).is_dir():
+            return texts if texts.exists() else None
+        model = Path(parent)
+    return None
 
 
 def tell_skipped(read: ReadReport, log: RunLog) -> None:

@@ -29,7 +29,7 @@ class Uniform(torch.nn.Module):
         super().__init__()
         self.bias = torch.nn.Parameter(torch.zeros(vocab_size))
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
+    def forward(self, tokens_BT: Tensor, documents_BT: Tensor) -> Tensor:
         return self.bias.expand(*tokens_BT.shape, -1)
 
 
@@ -58,12 +58,13 @@ def test_batched_windows_equal_one_token_at_a_time(tokenizer: Tokenizer, monkeyp
     T, expected, ends = 16, 0.0, 0.0
     for place in range(1, len(stream)):
         begin = (place - 1) // T * T  # the window in which this token is predicted
+        begin = max([begin, *(i for i in range(begin, place) if stream[i] == tokenizer.bos)])  # and its document
         with torch.inference_mode():
             logits_V = model.forward(torch.tensor([stream[begin:place]]))[0, -1].double()
         bits = float(torch.logsumexp(logits_V, 0) - logits_V[stream[place]]) / math.log(2)
         expected, ends = (expected, ends + bits) if stream[place] == tokenizer.bos else (expected + bits, ends)
     monkeypatch.setattr("liuli.evals.bits.LOGITS_AT_ONCE", 3 * T * tokenizer.vocab_size)  # several batches, one ragged
-    got = stream_bits(model, stream, tokenizer.bytes_per_id, T)
+    got = stream_bits(model, stream, tokenizer.bytes_per_id, T, tokenizer.bos)
     assert got.bits == pytest.approx(expected, rel=1e-5)  # float32 logits
     assert got.end_bits == pytest.approx(ends, rel=1e-5)
     assert got.bytes == sum(len(text.encode()) for text in TEXTS)
@@ -80,7 +81,9 @@ def test_out_of_time_leaves_whole_batches_out_and_says_what_it_rests_on(
 ) -> None:
     monkeypatch.setattr("liuli.evals.bits.LOGITS_AT_ONCE", 1)  # one window a batch
     model = cast(Transformer, Uniform(tokenizer.vocab_size))
-    got = stream_bits(model, [tokenizer.bos, *tokenizer.encode(TEXTS[0])], tokenizer.bytes_per_id, 4, seconds=0.0)
+    got = stream_bits(
+        model, [tokenizer.bos, *tokenizer.encode(TEXTS[0])], tokenizer.bytes_per_id, 4, tokenizer.bos, seconds=0.0
+    )
     assert got.tokens == 4
     assert got.bits == pytest.approx(4 * math.log2(tokenizer.vocab_size), rel=1e-6)
 

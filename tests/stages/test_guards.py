@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,8 @@ from liuli.train import measure_machine
 from liuli.train.policy import group_advantages, importance_weights
 from liuli.train.trace import read_trace, traced_steps
 from tests.engine.conftest import byte_tokenizer, make_model
-from tests.stages.test_stages import CONTEXT, OFTEN, PAIRS, ask, comparisons, exclaims, model, quiet, run_stage, say
-
-__all__ = ["model"]  # the fixture
+from tests.stages.conftest import CONTEXT, PAIRS, ask, comparisons, quiet, say
+from tests.stages.test_stages import OFTEN, exclaims, run_stage
 
 
 def judge_of(model: Path, folder: Path, patch: pytest.MonkeyPatch, accuracy: float) -> Path:
@@ -84,12 +84,18 @@ def test_dpo_tells_what_held_out_comparisons_say_and_what_was_too_long(model: Pa
     lines += [lines[0], {"prompt": "q1", "chosen": "1 well", "rejected": "1 yes!"}]
     lines += [{"prompt": f"long {n}", "chosen": "a" * CONTEXT, "rejected": "b"} for n in range(3)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "rows").mkdir()  # of the run that the model was built in
+    (tmp_path / "rows" / "held_out.jsonl").write_text('{"text": "What nobody was taught.", "language": "en"}\n')
     command = ["dpo", str(model), str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / "run" / "o")]
+    command += ["--option", "lr=0.01"]
     done = CliRunner().invoke(app, command)
     said = " ".join(done.output.split())
     assert done.exit_code == 0, said
     assert "3 comparisons were too long" in said and "1 stand twice, 2 are contradicted" in said
     assert "held_out_accuracy" in said
+    (found,) = re.findall(r"([\d.]+) bits per byte before, ([\d.]+) after", said)
+    before, after = map(float, found)
+    assert before != after and 4 < before < 12
 
 
 @pytest.mark.parametrize("budget", [{}, {"steps": 1, "minutes": 1.0}])

@@ -42,41 +42,12 @@ from liuli.stages.reward import (
 )
 from liuli.stages.rollout import ModelActor, Rollouts, Scores, roll_out
 from liuli.stages.training import TrainOptions, write_model
-from liuli.text import Judged, Message, Preference
-from liuli.train import RunLog, StageState, measure_machine, save_checkpoint
+from liuli.text import Judged, Preference, Rows, pack_documents
+from liuli.text.tokenizer import SMALLEST
+from liuli.train import measure_machine, save_checkpoint
+from liuli.train.trace import read_trace, traced_steps
 from tests.engine.conftest import byte_tokenizer, make_model
-
-CONTEXT = 64
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    byte_tokenizer().save(tmp_path / "tokenizer")
-    write_model(make_model("qwen3", CONTEXT), tmp_path / "model", byte_tokenizer(), tmp_path / "tokenizer", {"seed": 0})
-    return tmp_path / "model"
-
-
-def quiet(folder: Path) -> RunLog:
-    log = RunLog(folder, [StageState("stage", "stage")], quiet=True, tensorboard=False)
-    log.begin("stage")
-    return log
-
-
-def say(text: str) -> tuple[Message, ...]:
-    return (Message("assistant", text),)
-
-
-def ask(text: str) -> tuple[Message, ...]:
-    return (Message("user", text),)
-
-
-# people like answers that end in "!"
-PAIRS = [Preference(ask(f"q{n}"), say(f"{n} yes!"), say(f"{n} well")) for n in range(40)]
-
-
-def comparisons(pairs: list[Preference] = PAIRS) -> Any:
-    return compare(pairs, byte_tokenizer(), CONTEXT)
-
+from tests.stages.conftest import CONTEXT, PAIRS, ask, comparisons, quiet, say
 
 # --- the reward model ------------------------------------------------------------------------------------------------
 
@@ -193,13 +164,21 @@ def run_stage(kind: str, model: Path, folder: Path, rm: Path | None = None, **mo
         reward(model, comparisons(), out, options=options, log=log)
     elif kind == "dpo":
         dpo(model, comparisons(), out, options=DPOOptions(pairs=10, save_every_s=0), log=log)
+    elif kind == "kto":
+        judged = [Judged(p.prompt, p.chosen if n % 2 else p.rejected, bool(n % 2)) for n, p in enumerate(PAIRS)]
+        kto = DPOOptions(kind="kto", pairs=10, save_every_s=0)
+        dpo(model, thumbs(judged, byte_tokenizer(), CONTEXT), out, options=kto, log=log)
     elif kind == "grpo":
         options = GRPOOptions(steps=3, answers=8, group=4, max_tokens=6, no_end=0.0, **(OFTEN | more))
         grpo(model, prompts, out, reward=exclaims, options=options, log=log)
     else:
         assert rm is not None
-        options = PPOOptions(steps=3, answers=6, epochs=2, max_tokens=6, no_end=0.0, kl_target=6.0, **OFTEN)
-        ppo(model, rm, prompts, out, options=options, log=log)
+        options = PPOOptions(steps=3, answers=6, epochs=2, max_tokens=6, no_end=0.0, kl_target=6.0, **(OFTEN | more))
+        if options.ptx and not (rm.parent / "rows").exists():
+            texts = [byte_tokenizer().encode(f"{n} is a number. " * 3) for n in range(60)]
+            pack_documents(texts, 32, rm.parent / "rows", vocab_size=SMALLEST)
+        rows = Rows.open(rm.parent / "rows") if options.ptx else None
+        ppo(model, rm, prompts, out, options=options, log=log, ptx_rows=rows)
     return out
 
 
@@ -226,37 +205,42 @@ def test_a_round_of_one_step_is_scored_once_and_learns_what_it_learned_from_two_
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["reward", "ppo", "grpo", "dpo"])
-def test_a_stage_killed_in_the_middle_ends_in_the_same_weights(
-    kind: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [*((kind, {}) for kind in ("reward", "ppo", "grpo", "dpo", "kto")), ("ppo", {"ptx": 0.5, "critic": "reward"})],
+)
+def test_a_stage_killed_in_the_middle_ends_in_the_same_weights_and_traces(
+    kind: str, more: dict[str, Any], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rm = None
     if kind == "ppo":
         rm = tmp_path / "rm"
         reward(model, comparisons(), rm, options=RewardOptions(members=2), log=quiet(tmp_path / "log"))
-    whole = run_stage(kind, model, tmp_path / "whole", rm)
+    whole = run_stage(kind, model, tmp_path / "whole", rm, **more)
 
     import liuli.train.steps as steps
 
     kept, calls = steps.save_checkpoint, 0
 
-    def dies(*args: Any, **more: Any) -> Any:
+    def dies(*args: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
-        done = kept(*args, **more)
+        done = kept(*args, **named)
         if calls == 2:
             raise MemoryError("killed")
         return done
 
     monkeypatch.setattr(steps, "save_checkpoint", dies)
     with pytest.raises(MemoryError):
-        run_stage(kind, model, tmp_path / "parts", rm)
+        run_stage(kind, model, tmp_path / "parts", rm, **more)
     monkeypatch.setattr(steps, "save_checkpoint", kept)
-    parts = run_stage(kind, model, tmp_path / "parts", rm)
+    parts = run_stage(kind, model, tmp_path / "parts", rm, **more)
     first, second = ((folder / "model.safetensors").read_bytes() for folder in (whole, parts))
     assert first == second
     if kind in ("ppo", "grpo"):
-        assert len(list((tmp_path / "parts" / "traces" / "out").glob("*.tokens.parquet"))) == 3
+        assert traced_steps(tmp_path / "parts") == {"out": [1, 2, 3]}
+        for step in (1, 2, 3):
+            assert read_trace(tmp_path / "parts", "out", step) == read_trace(tmp_path / "whole", "out", step)
 
 
 @pytest.mark.parametrize(

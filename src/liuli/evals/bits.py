@@ -89,9 +89,13 @@ def stream_bits(
     stream: Sequence[int],
     bytes_per_id: Sequence[int] | np.ndarray,
     T: int,
+    bos: int,
     seconds: float = math.inf,
 ) -> Bits:
-    """Bits of one stream of tokens in windows of T, in batches; no batch is begun after `seconds`."""
+    """Bits of one stream of tokens in windows of T, in batches; no batch is begun after `seconds`.
+
+    A document, which begins with a bos, does not see those before it in its window, as in training.
+    """
     began = time.monotonic()
     device = next(model.parameters()).device
     sizes = torch.as_tensor(np.asarray(bytes_per_id), device=device, dtype=torch.long)
@@ -105,7 +109,8 @@ def stream_bits(
         longest = max(len(w) for w in batch)
         inputs = torch.tensor([w[:-1] + [0] * (longest - len(w)) for w in batch], device=device)
         targets = torch.tensor([w[1:] + [-1] * (longest - len(w)) for w in batch], device=device)
-        total += count_bits(model.forward(inputs), targets, sizes)
+        logits = model.forward(inputs, documents_BT=(inputs == bos).cumsum(1))
+        total += count_bits(logits, targets, sizes)
     return total
 
 
@@ -130,7 +135,7 @@ def bits_by_language(
         raise LiuliError("There is no held-out text to measure bits per byte on.", fix="Name a file with text.")
     each = math.inf if seconds is None else seconds / len(streams)
     result = {
-        language: stream_bits(model, stream, tokenizer.bytes_per_id, context, each)
+        language: stream_bits(model, stream, tokenizer.bytes_per_id, context, tokenizer.bos, each)
         for language, stream in sorted(streams.items())
     }
     if len(result) > 1:
