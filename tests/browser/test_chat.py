@@ -30,7 +30,7 @@ def ask(page: Page, text: str) -> None:
 
 def ask_to_the_end(page: Page, text: str) -> None:
     ask(page, text)
-    expect(page.get_by_role("button", name="Answer again")).to_be_visible()
+    expect(page.get_by_role("button", name="Answer again")).to_be_visible(timeout=20_000)
 
 
 def test_text_appears_while_it_is_written_and_stop_stops_it(tmp_path: Path, open_page: Open) -> None:
@@ -154,10 +154,16 @@ def test_enter_that_ends_chinese_input_does_not_send(live: LiveServer, open_page
     expect(page.locator(".bubble")).to_have_text("你好")
 
 
-def test_a_failed_answer_says_so(live: LiveServer, open_page: Open) -> None:
+def test_a_failed_answer_says_so_in_the_readers_language(live: LiveServer, open_page: Open) -> None:
+    said = {"break": "服务器在写这条回答时出错了。", "nan": "模型算不出数了（NaN）。"}
     page = open_page(live.url)
     ask(page, "break")
-    expect(page.get_by_role("alert")).to_contain_text("The answer failed")
+    expect(page.get_by_role("alert")).to_contain_text("The server failed while it wrote this answer.")
+    for question, told in said.items():
+        page = open_page(live.url, locale="zh-CN")
+        page.get_by_role("textbox").fill(question)
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_have_text(told)
 
 
 def test_an_old_question_can_be_asked_differently(live: LiveServer, open_page: Open) -> None:
@@ -242,7 +248,7 @@ def test_what_does_not_fit_is_told_by_its_cause(tmp_path: Path, open_page: Open)
         page.evaluate("localStorage.clear()")
         page.reload()
         ask_to_the_end(page, "long")
-        expect(page.locator(".foot")).to_contain_text("context is full")  # not the reader's own limit of 256
+        expect(page.locator(".foot")).to_contain_text("context is full")  # not the reader's own limit of 512
 
 
 def test_nearly_certain_and_nearly_impossible_look_like_that(live: LiveServer, open_page: Open) -> None:

@@ -37,11 +37,11 @@ def ask(page: Page, text: str) -> None:
 def test_both_models_answer_side_by_side_until_it_is_turned_off(run: Path, open_page: Open) -> None:
     with LiveServer(run) as live:
         page = open_page(live.url)
-        switch = page.get_by_role("button", name="Compare with before alignment")
+        switch = page.get_by_role("button", name="Compare with the model before alignment")
         switch.click()
         ask(page, "which")
         answers = page.locator(".pair .answer")
-        expect(answers.locator("h3")).to_have_text(["After “Learn to please them”", "After “Learn to converse”"])
+        expect(answers.locator("h3")).to_have_text(["After “Learn from the scores (PPO)”", "After “Learn to converse”"])
         expect(answers.locator(".words")).to_have_text(["aligned", "chat"])
         boxes = [answer.bounding_box() for answer in answers.all()]
         assert boxes[0]["x"] + boxes[0]["width"] < boxes[1]["x"] and boxes[0]["y"] == boxes[1]["y"]
@@ -82,7 +82,7 @@ def test_both_models_answer_side_by_side_until_it_is_turned_off(run: Path, open_
 def test_stop_stops_both_and_a_second_try_asks_both_again(run: Path, open_page: Open) -> None:
     with LiveServer(run, pause=0.05) as live:
         page = open_page(live.url)
-        page.get_by_role("button", name="Compare with before alignment").click()
+        page.get_by_role("button", name="Compare with the model before alignment").click()
         ask(page, "long")
         words = page.locator(".words")
         for each in (words.nth(0), words.nth(1)):  # both grow at once
@@ -99,12 +99,12 @@ def test_stop_stops_both_and_a_second_try_asks_both_again(run: Path, open_page: 
 def test_on_a_phone_the_answers_lie_below_each_other(run: Path, open_page: Open) -> None:
     with LiveServer(run) as live:
         page = open_page(live.url, viewport={"width": 360, "height": 700}, has_touch=True, locale="zh-CN")
-        page.get_by_role("button", name="与对齐前比较").click()
+        page.get_by_role("button", name="与对齐前的模型比较").click()
         page.get_by_role("textbox", name="消息").fill("which")
         page.keyboard.press("Enter")
         answers = page.locator(".pair .answer")
         expect(answers.locator(".words")).to_have_text(["aligned", "chat"])
-        expect(answers.locator("h3")).to_have_text(["完成“学会讨人喜欢”后", "完成“学习对话”后"])
+        expect(answers.locator("h3")).to_have_text(["完成“从得分中学习（PPO）”后", "完成“学习对话”后"])
         boxes = [answer.bounding_box() for answer in answers.all()]
         assert boxes[0]["y"] + boxes[0]["height"] < boxes[1]["y"]
         assert page.evaluate("document.documentElement.scrollWidth") <= 360

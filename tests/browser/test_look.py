@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from liuli.evals import write_report
+from liuli.evals.words import STAGES
 from tests.server.scripted import LiveServer, make_model, make_run, set_status, until
 
 pytestmark = pytest.mark.browser
@@ -29,6 +30,9 @@ def test_every_string_has_both_languages() -> None:
     source = "".join(path.read_text() for path in WEB.glob("*.ts*"))
     unused = [key for key in table if f'"{key}"' not in source and not re.match("stage_|explain_|state_|curve_", key)]
     assert not unused
+    assert {name: tuple(table[f"stage_{name}"]) for name in STAGES} == STAGES  # as terminal and report call them
+    named = set(re.findall(r'word: "(micro_\w+)"', source)) | {f"stage_{name}" for name in STAGES}
+    assert not [word for word in named if f"explain_{word.removeprefix('stage_')}" not in table]
 
 
 def visible_texts(page: Page) -> str:
@@ -41,6 +45,7 @@ def test_the_switch_changes_every_string(tmp_path: Path, open_page: Open) -> Non
     run = make_run(tmp_path / "laptop")
     (run / "samples.jsonl").write_text("")  # what a model says is not the page's
     make_model(run / "snapshots" / "pretrain-00000900")
+    set_status(run, message="stopped by hand; the same command goes on")
     with LiveServer(run) as live:
         page = open_page(live.url)
         page.get_by_role("button", name="Settings").click()

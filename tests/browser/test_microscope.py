@@ -8,9 +8,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from playwright.sync_api import Page, Route, expect
 
+from liuli.stages.experience import Reward
+from liuli.stages.grpo import GRPOOptions, grpo
+from liuli.stages.rollout import Rollouts
+from liuli.stages.training import write_model
+from liuli.text import Message
+from liuli.train import RunLog, StageState
 from liuli.train.trace import read_trace, write_trace
+from tests.engine.conftest import byte_tokenizer, make_model
 from tests.server.scripted import LiveServer, make_run, set_status
 from tests.server.test_trace_api import figures, made_up, make_traced_run
 
@@ -115,10 +123,9 @@ def test_it_follows_a_run_that_goes_on(tmp_path: Path, open_page: Open) -> None:
         expect(page.get_by_role("button", name="Microscope")).to_have_count(0)
         set_status(run, stage="grpo")
         with open(run / "log.jsonl", "a") as log:
-            log.write("\n" + json.dumps({"stage": "grpo", **figures(0), "explained_variance": None}) + "\n")
+            log.write("\n" + json.dumps({"stage": "grpo", **figures(0)}) + "\n")
         page.get_by_role("button", name="Microscope").click()
         expect(page.get_by_text("No step of this stage was traced yet.")).to_be_visible()
-        expect(page.locator("figure[data-figure=explained_variance]")).to_have_count(0)
         for step in (0, 1):
             write_trace(run, "grpo", step, *made_up(step, 3))
             set_status(run, step=step)
@@ -130,6 +137,32 @@ def test_it_follows_a_run_that_goes_on(tmp_path: Path, open_page: Open) -> None:
         expect(page.get_by_role("alert")).to_have_text("This step cannot be read: it is damaged.")
         page.get_by_role("button", name="Next traced step").click()
         expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_grpo_has_no_values_and_none_are_charted_or_offered(tmp_path: Path, open_page: Open) -> None:
+    run, tokenizer = tmp_path / "laptop", byte_tokenizer()
+    tokenizer.save(tmp_path / "tokenizer")
+    write_model(make_model("qwen3", 64), tmp_path / "model", tokenizer, tmp_path / "tokenizer", {"seed": 0})
+    log = RunLog(run, [StageState("grpo", "grpo")], quiet=True, tensorboard=False)
+    log.begin("grpo")
+    options = GRPOOptions(steps=2, answers=8, group=4, max_tokens=6, most_drift=1.0, trace_every=1)
+    prompts = [(Message("user", f"say {n}"),) for n in range(4)]
+    grpo(tmp_path / "model", prompts, run / "grpo", reward=by_place, options=options, log=log)
+    with LiveServer(run) as live:
+        page = open_page(f"{live.url}/#/microscope")
+        expect(page.locator(".micro-charts figure[data-figure=clip_fraction]")).to_have_count(1)
+        expect(page.locator("figure[data-figure=explained_variance]")).to_have_count(0)
+        offered = page.get_by_label("Colour by").locator("option")
+        expect(offered.filter(has_text="Advantage")).to_have_count(1)
+        assert not {"Value", "Return"} & set(offered.all_text_contents())
+        page.locator(".micro-chips .high, .micro-chips .low").first.click()
+        expect(page.locator(".micro-detail dt").first).to_have_text("Advantage")
+        assert page.locator(".micro-detail dt").all_text_contents() == offered.all_text_contents()
+        expect(page.locator(".micro-tokens")).to_contain_text("How much better than expected it turned out.")
+
+
+def by_place(rollouts: Rollouts) -> Reward:
+    return Reward(torch.arange(float(len(rollouts))))
 
 
 def test_a_phone_in_chinese_and_the_dark(live: LiveServer, open_page: Open) -> None:

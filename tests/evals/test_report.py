@@ -81,11 +81,42 @@ def test_report_states_the_plan_what_came_of_it_and_every_measured_skill(fake_ru
 def test_report_of_a_run_stopped_early_has_what_there_is(fake_run: Path, tmp_path: Path) -> None:
     for name in ("eval.json", "samples.jsonl", "recipe.toml"):
         (fake_run / name).unlink()
-    assert "Pretraining" in read(write_report(fake_run)).text
+    assert "Learn to converse学习对话" in read(write_report(fake_run)).text
     (tmp_path / "empty").mkdir()
     read(write_report(tmp_path / "empty"))
     with pytest.raises(UsageError):
         write_report(tmp_path / "nowhere")
+
+
+def test_report_says_what_each_stage_forgot_and_what_the_reward_model_knows(fake_run: Path) -> None:
+    assert "What it forgot" not in read(write_report(fake_run)).text  # nothing was measured before
+    figures = json.loads((fake_run / "eval.json").read_text("utf-8"))
+    bits = {
+        name: {"en": {"per_byte": per_byte}} for name, per_byte in (("before", 0.5), ("rival", 2.25), ("now", 2.21))
+    }
+    figures |= {"bits_before": bits["before"], "bits_rival": bits["rival"], "bits": bits["now"]}
+    share = {"n": 90, "right": 81, "accuracy": 0.9, "low": 0.8, "high": 0.95}
+    both = {"before": share, "after": share | {"accuracy": 0.915}}
+    figures["versus"] = {"wins": share, "asked": 90, "right": both, "claims": both, "refusals": both, "skills": {}}
+    figures["model"]["name"] = "aligned"
+    (fake_run / "eval.json").write_text(json.dumps(figures), "utf-8")
+    judge = {
+        "time": 2e9,
+        "stage": "reward",
+        "ceiling": 0.97,
+        "accuracy": 0.96,
+        "held_out": 1616.0,
+        "calibration": 0.011,
+    }
+    judge |= {"accuracy, claim": 0.972, "margin, claim": 3.59, "accuracy, own": 0.512, "margin, own": -0.04}
+    with (fake_run / "log.jsonl").open("a") as log:
+        log.write(json.dumps(judge) + "\n")
+    text = read(write_report(fake_run)).text
+    assert (
+        "Learn to converse学习对话2.25+1.7590.0Learn from the scores (PPO)从得分中学习（PPO）2.21-0.0491.5+1.50" in text
+    )
+    assert "1,616 unseen comparisons" in text and "off by 1.1% on average" in text
+    assert "“I don’t know”, not a made-up fact“我不知道”胜过编造97.2%3.59own51.2%-0.04" in text
 
 
 def test_text_of_a_model_cannot_become_markup(fake_run: Path) -> None:

@@ -5,9 +5,10 @@ import { run } from "./run";
 import { Samples } from "./samples";
 import type { Run, StageState, Status } from "./types";
 import { dark } from "./theme";
-import { duration, language, stageExplained, stageTitle, t, type Word } from "./words";
+import { duration, explained, language, stageTitle, t, type Word } from "./words";
 
 const SILENT_SECONDS = 180; // a running build rewrites its status every few seconds
+const STOPPED = "stopped by hand; the same command goes on"; // of src/liuli/build.py; other messages tell of errors
 
 export function Learn() {
   const now = run.value;
@@ -48,7 +49,7 @@ function Head({ now }: { now: Run }) {
         <span>{times(status, state)}</span>
       </p>
       {silent > SILENT_SECONDS && <p class="problem small">{t("state_silent", { time: duration(silent) })}</p>}
-      {status?.message && <p class="quiet small">{status.message}</p>}
+      {status?.message && <p class="quiet small">{status.message === STOPPED ? t("stopped_by_hand") : status.message}</p>}
       {state === "running" && status && <Figures status={status} />}
     </section>
   );
@@ -106,11 +107,11 @@ function StageRow({ stage, status }: { stage: StageState; status: Status }) {
   const running = stage.state === "running";
   const within = running && status.stage === stage.name && status.step && status.steps ? status.step / status.steps : null;
   return (
-    <li class={stage.state} aria-current={running ? "step" : undefined} title={stageExplained(stage.name)}>
+    <li class={stage.state} aria-current={running ? "step" : undefined} title={explained(stage.name)}>
       <span class="dot">{stage.state === "done" && <Icon name="check" />}</span>
       <span class="stage-name">
         {stageTitle(stage.name, stage.title)} <small>{stage.name}</small>
-        {running && <em>{stageExplained(stage.name)}</em>}
+        {running && <em>{explained(stage.name)}</em>}
       </span>
       <span class="sr-only">{t(STATES[stage.state] ?? "stage_waiting")}</span>
       <span class="quiet small">

@@ -2,7 +2,7 @@
 import { signal } from "@preact/signals";
 import { smoothed } from "./chart";
 import { chooseStep, type Figure, type Figures, type Stage } from "./traces";
-import { t, type Word } from "./words";
+import { explained, t, type Word } from "./words";
 
 const WIDTH = 240;
 const HEIGHT = 104;
@@ -69,7 +69,7 @@ function SmallChart({ figure, word, floor, ceiling, stage, step }: Properties) {
     if (stage.steps.length) chooseStep(stage.steps.reduce((best, each) => (Math.abs(each - at(event)) < Math.abs(best - at(event)) ? each : best)));
   };
   return (
-    <figure class="card glass" data-figure={figure}>
+    <figure class="card glass" data-figure={figure} title={explained(word)}>
       <figcaption>
         {t(word)} <b>{short(read[figure]!)}</b>
       </figcaption>

@@ -4,7 +4,7 @@ import { Fragment } from "preact";
 import { useEffect, useMemo } from "preact/hooks";
 import { TokenText } from "./inspector";
 import { ends, QUANTITIES, quantity, shade, type AnswerList, type OneAnswer, type Quantity, type TokenColumns } from "./traces";
-import { t } from "./words";
+import { explained, t } from "./words";
 
 const held = signal<number | null>(null); // the token that was clicked
 const pointed = signal<number | null>(null); // the token under the pointer
@@ -33,9 +33,10 @@ export function TokenPanel({ one, scales }: { one: OneAnswer; scales: AnswerList
           </select>
         </label>
       </header>
+      <p class="quiet small">{explained(QUANTITIES[shown].word)}</p>
       <Legend shown={shown} scales={scales} />
       <Chips tokens={tokens} shown={shown} scale={scales[shown]} />
-      <Detail tokens={tokens} />
+      <Detail tokens={tokens} known={known} shown={shown} />
       <p class="quiet small">{t("micro_mask", { trained, n: tokens.drawn.length })}</p>
     </section>
   );
@@ -120,7 +121,7 @@ function ChipText({ text }: { text: string }) {
 }
 
 /** All numbers of the token under the pointer, else of the clicked one. */
-function Detail({ tokens }: { tokens: TokenColumns }) {
+function Detail({ tokens, known, shown }: { tokens: TokenColumns; known: Quantity[]; shown: Quantity }) {
   const i = pointed.value ?? held.value;
   if (i === null || tokens.text[i] === undefined) return <p class="micro-detail quiet small">{t("micro_point")}</p>;
   return (
@@ -134,8 +135,8 @@ function Detail({ tokens }: { tokens: TokenColumns }) {
         </span>
       </p>
       <dl>
-        {NAMES.map((name) => (
-          <div key={name} class={name === quantity.value ? "chosen" : ""}>
+        {known.map((name) => (
+          <div key={name} class={name === shown ? "chosen" : ""} title={explained(QUANTITIES[name].word)}>
             <dt>{t(QUANTITIES[name].word)}</dt>
             <dd>{said(tokens[name][i] ?? null)}</dd>
           </div>

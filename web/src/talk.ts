@@ -4,7 +4,7 @@ import { type Ask, chat, post, ServerError } from "./api";
 import { comparing, newestTwo } from "./run";
 import { keyOf, load, save } from "./store";
 import type { Answer, ChatEvent, Model, Part, Side, Turn, WireMessage } from "./types";
-import { t } from "./words";
+import { t, type Word } from "./words";
 
 export interface Settings {
   temperature: number;
@@ -13,7 +13,8 @@ export interface Settings {
   tint: boolean;
 }
 
-export const DEFAULTS: Settings = { temperature: 0.5, maxTokens: 256, system: "", tint: false };
+/** Those of `liuli chat`, too. */
+export const DEFAULTS: Settings = { temperature: 0.5, maxTokens: 512, system: "", tint: false };
 const FLUSH_MS = 40; // an answer is drawn at most this often: typing stays smooth however fast tokens come
 const KEEP_ALTERNATIVES = 12; // of this many last turns; older ones are stored as text only
 
@@ -190,13 +191,21 @@ async function draw(ask: Ask, model: Model | undefined, signal: AbortSignal, put
   return answer;
 }
 
+/** What the server says where something fails, by its words or its code. */
+const FAILURES: Record<string, Word> = {
+  still_learning: "still_learning",
+  rate_limit_exceeded: "busy",
+  model_busy: "busy",
+  context_length_exceeded: "too_long",
+  system_too_long: "system_too_long",
+  "The server failed while it wrote this answer.": "server_failed",
+  "The model computes no numbers any more (NaN).": "model_nan",
+};
+
 export function explain(error: unknown): string {
   if (!(error instanceof ServerError)) return t("unreachable");
-  if (error.code === "still_learning") return t("still_learning");
-  if (error.code === "rate_limit_exceeded") return t("busy");
-  if (error.code === "context_length_exceeded") return t("too_long");
-  if (error.code === "system_too_long") return t("system_too_long");
-  return t("failed", { why: error.message });
+  const known = FAILURES[error.message] ?? FAILURES[error.code ?? ""];
+  return known ? t(known) : t("failed", { why: error.message });
 }
 
 /** The answer after one more event. */

@@ -26,8 +26,8 @@ export function stageTitle(name: string, title?: string): string {
   return key in table ? t(key as Word) : title || name;
 }
 
-/** What happens in a stage, in a sentence; "" for a stage the table does not know. */
-export function stageExplained(name: string | undefined): string {
+/** What happens in a stage, or what a figure says, in a sentence; "" where the table has none. */
+export function explained(name: string): string {
   const key = `explain_${name}`;
   return key in table ? t(key as Word) : "";
 }

@@ -1,13 +1,13 @@
-"""The report's part about learning from preferences: the reward model, PPO's path, and what came of it."""
+"""The report's parts about learning from preferences: PPO's path, what came of it, its judge, what it cost."""
 
 from __future__ import annotations
 
-from math import sqrt
+from math import nan, sqrt
 from statistics import mean, pvariance
 
-from liuli.evals.charts import Line, Point, plot, smooth
+from liuli.evals.charts import Line, Point, figure_bar, plot, smooth
 from liuli.evals.runfolder import Facts, Run, finite
-from liuli.evals.words import both, number, percent, section, skill_title, table
+from liuli.evals.words import KINDS, both, escape, number, percent, section, skill_title, stage_title, table
 
 
 def preferences(run: Run) -> str:
@@ -15,13 +15,13 @@ def preferences(run: Run) -> str:
     versus = run.eval.get("versus")
     if not versus:
         return ""
-    judge = next((record for record in reversed(run.log) if finite(record.get("ceiling"))), None)
+    judge = _judge(run)
     tiles = [
         _tile(both("Better answers", "更好的回答"), versus["wins"], both("of those that differ", "占不同的回答")),
         _before(both("Claims about what nobody taught", "对没教过的东西信口开河"), versus["claims"]),
         _before(both("Refusals of what was taught", "对教过的东西说不知道"), versus["refusals"]),
     ]
-    if judge is not None:
+    if judge:
         ceiling = both(f"at best {percent(judge['ceiling'])}", f"最高可达 {percent(judge['ceiling'])}")
         tiles.append(_plain(both("Reward model, held-out pairs", "奖励模型，未见过的比较"), judge["accuracy"], ceiling))
     skills = [
@@ -43,6 +43,74 @@ def preferences(run: Run) -> str:
         ),
         f'<div class="grid4">{"".join(tiles)}</div>{_path(run)}'
         f"<details><summary>{every}</summary>{table(heads, skills)}</details>",
+    )
+
+
+def judging(run: Run) -> str:
+    """The reward model on held-out comparisons: how right and how sure it is by kind, and whether it may be so sure."""
+    judge = _judge(run)
+    margins = {name.removeprefix("margin, "): judge[name] for name in judge if name.startswith("margin, ")}
+    if not margins:
+        return ""
+    most = max(*margins.values(), 1.0)
+    rows = []
+    for kind, margin in sorted(margins.items(), key=lambda one: -one[1]):
+        right = judge[f"accuracy, {kind}"]
+        title = both(*KINDS[kind]) if kind in KINDS else escape(kind)
+        rows.append([title, figure_bar(right, 0, percent(right)), figure_bar(margin / most, 1, number(margin))])
+    off = percent(judge["calibration"])
+    return section(
+        both("The reward model", "奖励模型"),
+        both(
+            f"{judge['held_out']:,.0f} unseen comparisons. Margin: how much higher it scores the better answer; "
+            f"1 means 73% sure, 3 means 95%. Its probabilities are off by {off} on average (calibration error).",
+            f"{judge['held_out']:,.0f} 对未见过的比较。差距：较好的回答高出多少分，1 相当于 73% 的把握，"
+            f"3 相当于 95%。它的概率平均偏差 {off}（校准误差）。",
+        ),
+        table([both("What is better", "好在哪里"), both("Ranked rightly", "排对"), both("Margin", "差距")], rows),
+    )
+
+
+def _judge(run: Run) -> Facts:
+    """The reward model's figures on held-out comparisons; empty without one."""
+    return next((record for record in reversed(run.log) if finite(record.get("ceiling"))), {})
+
+
+def forgetting(run: Run) -> str:
+    """Stage by stage: bits per byte of unseen text and questions right, and how each changed since the stage before."""
+    last = run.eval.get("model", {}).get("name", "chat")
+    files = {"pretrain": "bits_before", "chat": "bits_rival"} | {last: "bits"}
+    bits = {stage: run.eval[key] for stage, key in files.items() if key in run.eval}
+    if len(bits) < 2:
+        return ""
+    texts = {"en": both("English text", "英文文本"), "zh": both("Chinese text", "中文文本")}
+    columns: dict[str, dict[str, float]] = {
+        text: {stage: own[code]["per_byte"] for stage, own in bits.items() if code in own}
+        for code, text in texts.items()
+    }
+    right = run.eval.get("versus", {}).get("right", {})
+    asked = {"chat": right.get("before"), last: right.get("after")}
+    questions = both("Questions right, %", "答对题目（%）")
+    columns[questions] = {stage: 100 * cell["accuracy"] for stage, cell in asked.items() if cell}
+    columns = {head: column for head, column in columns.items() if column}
+    rows = [[stage_title(stage)] for stage in bits]
+    for colour, column in enumerate(columns.values()):
+        before = nan
+        for row, stage in zip(rows, bits, strict=True):
+            value = column.get(stage, nan)
+            change = f"{value - before:+.2f}" if finite(value - before) else ""
+            row.append(figure_bar(value / max(column.values()), colour, number(value) or "–", change))
+            before = value
+    return section(
+        both("What it forgot", "它忘了什么"),
+        both(
+            "After each stage: bits per byte of text that nothing was trained on (lower is better; a model that has "
+            "learned to converse is surprised by plain text), and new questions answered rightly at temperature 1. "
+            "Small: the change since the stage before.",
+            "每个阶段之后：未用于训练的文本每字节的比特数（越低越好；学会对话之后，普通文章会让它意外），"
+            "以及温度 1 时答对新题的比例。小字：与上一阶段相比的变化。",
+        ),
+        table([both("Stage", "阶段"), *columns], rows),
     )
 
 

@@ -148,6 +148,12 @@ def accuracy_bar(accuracy: float, low: float, high: float, colour: int, target: 
     )
 
 
+def figure_bar(share: float, colour: int, text: str, note: str = "") -> str:
+    """A figure beside a bar as long as its share of the largest one. text, note: HTML."""
+    bar = f'<span class="bar c{colour}"><i style="width:{100 * max(0.0, share):.1f}%"></i></span>'
+    return f'<div class="score">{bar}<b>{text}</b><small>{note}</small></div>'
+
+
 def share_bar(parts: Sequence[tuple[str, float, str]]) -> str:
     """One stacked bar of shares with a legend beneath. parts: (HTML label, amount, text of the amount)."""
     total = sum(amount for _, amount, _ in parts) or 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from liuli.evals.aligned import preferences
+from liuli.evals.aligned import forgetting, judging, preferences
 from liuli.evals.charts import Band, Line, accuracy_bar, plot, share_bar, smooth
 from liuli.evals.headline import HEADLINES, Headline
 from liuli.evals.proportion import score
@@ -56,11 +56,10 @@ def curves(run: Run) -> str:
     names = list(dict.fromkeys(str(record["stage"]) for record in run.log if finite(record.get("bpb"))))
     if not names:
         return ""
-    titles = {stage["name"]: stage_title(stage) for stage in run.status.get("stages", [])}
     bands = []
     for name in names:
         at = [record["at"] for record in run.log if record.get("stage") == name]
-        bands.append(Band(min(at), max(at), titles.get(name, escape(name))))
+        bands.append(Band(min(at), max(at), stage_title(name)))
     expected = run.plan.get("bpb")
     marks = [(float(expected), both("expected", "预期") + f" {number(expected)}")] if finite(expected) else []
     small = [
@@ -95,7 +94,7 @@ def _lines(run: Run, stages: list[str], figure: str, rough: bool = True) -> list
 
 def times(run: Run) -> str:
     """Time per stage as one bar."""
-    parts = [(stage_title(stage), float(stage["seconds"]), clock(stage["seconds"])) for stage in run.stages]
+    parts = [(stage_title(stage["name"]), float(stage["seconds"]), clock(stage["seconds"])) for stage in run.stages]
     if not parts:
         return ""
     return section(both("Where the time went", "时间花在哪里"), "", f'<div class="card">{share_bar(parts)}</div>')
@@ -245,7 +244,7 @@ def _timeline(prompt: str, told: list[tuple[Facts, str]]) -> str:
     changed = [one for n, one in enumerate(told) if n in (0, len(told) - 1) or one[1] != told[n - 1][1]]
     kept = changed if len(changed) <= 6 else [changed[round(i * (len(changed) - 1) / 5)] for i in range(6)]
     items = "".join(
-        f"<li><time>{clock(sample['at'])} · {escape(str(sample['stage']))} {sample.get('progress', 0):.0%}</time>"
+        f"<li><time>{clock(sample['at'])} · {stage_title(str(sample['stage']))} {sample.get('progress', 0):.0%}</time>"
         f"{escape(answer) or '∅'}</li>"
         for sample, answer in kept
     )
@@ -256,4 +255,4 @@ def _per_second(value: Any) -> str:
     return f"{count_text(value)} {both('tokens/s', '词元/秒')}" if finite(value) else ""
 
 
-PARTS = (headlines, preferences, curves, times, skills, chats, learning, manners)
+PARTS = (headlines, preferences, judging, forgetting, curves, times, skills, chats, learning, manners)
