@@ -325,9 +325,8 @@ class Snapshots:
         tokenizer: Tokenizer,
         tokenizer_folder: Path,
         provenance: dict[str, Any],
-        prompts: Sequence[tuple[str, str]] = PROMPTS,
     ) -> None:
-        self.model, self.stage, self.log, self.prompts = model, stage, log, prompts
+        self.model, self.stage, self.log = model, stage, log
         self.tokenizer, self.tokenizer_folder, self.provenance = tokenizer, tokenizer_folder, provenance
         self.folder = log.folder / "snapshots"
 
@@ -343,7 +342,7 @@ class Snapshots:
     def ask(self, step: int) -> None:
         """The answers of the model as it is now, greedy, to samples.jsonl."""
         engine = Engine(self.model, self.tokenizer)
-        asked = [(language, [Message("user", text)]) for language, text in self.prompts]
+        asked = [(language, [Message("user", text)]) for language, text in PROMPTS]
         asked = [
             (language, messages)
             for language, messages in asked

@@ -18,6 +18,7 @@ from liuli.text.sources import Document
 _WORD = re.compile("[\u3400-\u9fff]|[^\\W\u3400-\u9fff]+")
 RUN = 5  # words of a shingle
 EXAMPLES = 5
+PERMUTATIONS = 128  # the standard error of a similarity s is sqrt(s (1 - s) / 128): 0.035 at 0.8
 
 
 @dataclass(slots=True)
@@ -35,17 +36,15 @@ class DedupReport:
 def deduplicate(
     documents: Iterable[Document],
     threshold: float | None = 0.8,
-    permutations: int = 128,
     report: DedupReport | None = None,
 ) -> Iterator[Document]:
     """Yield the first of each group of equal or similar documents, in order. report: filled as it goes.
 
     threshold: Jaccard similarity from which two documents are near duplicates; None: only equal ones are removed.
-    permutations: the estimate's standard error is sqrt(s(1-s)/permutations), 0.035 at s = 0.8.
     """
     report = report if report is not None else DedupReport()
     seen: dict[bytes, str] = {}
-    index = _Index(threshold, permutations) if threshold is not None else None
+    index = _Index(threshold) if threshold is not None else None
     for document in documents:
         digest = hashlib.blake2b(" ".join(document.text.split()).encode(), digest_size=16).digest()
         like, similarity = seen.get(digest), 1.0
@@ -70,14 +69,14 @@ def deduplicate(
 class _Index:
     """The kept documents' signatures."""
 
-    def __init__(self, threshold: float, permutations: int) -> None:
+    def __init__(self, threshold: float) -> None:
         from datasketch import MinHash, MinHashLSH
 
         self.threshold = threshold
         # Above 0.9 too few bands are left to find all that is similar; the comparison below is with the threshold.
-        self.bands = MinHashLSH(threshold=min(threshold, 0.9), num_perm=permutations)
+        self.bands = MinHashLSH(threshold=min(threshold, 0.9), num_perm=PERMUTATIONS)
         self.signatures: list[tuple[str, MinHash]] = []
-        self.empty = MinHash(num_perm=permutations, hashfunc=zlib.crc32)  # copied: drawing permutations takes long
+        self.empty = MinHash(num_perm=PERMUTATIONS, hashfunc=zlib.crc32)  # copied: drawing permutations takes long
 
     def find_or_add(self, document: Document) -> tuple[str | None, float]:
         """(id of a similar document, similarity), or (None, 0) after adding this one."""

@@ -93,7 +93,6 @@ def pack_documents(
     *,
     vocab_size: int = 1 << 16,
     languages: Mapping[str, Any] | None = None,
-    allow_repeats: bool = False,
     replace: bool = False,
 ) -> Rows:
     """Pack documents into rows of T+1 tokens by best fit, without padding; each row starts with a `<|bos|>`.
@@ -101,7 +100,7 @@ def pack_documents(
     token_lists: one document each, with or without its leading `<|bos|>` (it is added). A document longer than a row
     fills several, each behind a `<|bos|>`. vocab_size: above 65,536 the rows are uint32. languages: figures for the
     index, {language: {"bytes": …}}; read after the last document. Raises LiuliError if there are fewer tokens than
-    one row, or (unless allow_repeats) if the text says the same thing over and over: nothing can be learned from it.
+    one row, or if the text says the same thing over and over: nothing can be learned from it.
     """
     _check_width(T)
     with new_folder(out, replace=replace) as stage:
@@ -111,8 +110,7 @@ def pack_documents(
         tokens_N, lengths = stream.close()
         if not len(tokens_N):
             raise LiuliError("the corpus is empty: no tokens to pack", fix="give a source that holds text")
-        if not allow_repeats:
-            check_variety(tokens_N)
+        check_variety(tokens_N)
         plan = plan_text(lengths, T + 1)
         if not plan.rows:
             what = f"the text is too short: {len(tokens_N)} tokens, and one row takes {T + 1}"
@@ -205,7 +203,6 @@ def pack_conversations(
     out: str | Path,
     *,
     vocab_size: int = 1 << 16,
-    languages: Mapping[str, Any] | None = None,
     replace: bool = False,
 ) -> Rows:
     """Pack conversations whole into rows of T+1 tokens by best fit, padded with `<|pad|>` at weight 0.
@@ -249,7 +246,6 @@ def pack_conversations(
             pieces=len(kept),
             shortened=shortened,
             left_out=left_out,
-            languages=dict(languages or {}),
         )
         write_json(stage / "index.json", dataclasses.asdict(info))
     return Rows.open(out, verify=False)

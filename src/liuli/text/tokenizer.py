@@ -75,7 +75,6 @@ class Tokenizer:
         self.bos, self.system, self.user, self.assistant, self.tool = range(5)
         self.end, self.think, self.end_think, self.call, self.pad = range(5, 10)
         self.stops = (self.end, self.bos)
-        self.specials = dict(ids)
         self._bytes = self._table()
         self.bytes_per_id = np.array([len(piece) for piece in self._bytes], dtype=np.int64)
 

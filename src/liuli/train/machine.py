@@ -8,7 +8,7 @@ import platform
 import shutil
 import time
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -39,10 +39,8 @@ class Machine:
         return asdict(self)
 
 
-def choose_device(wanted: str | None = None) -> str:
-    """The device asked for, else CUDA, else Apple's GPU, else the CPU."""
-    if wanted:
-        return wanted
+def choose_device() -> str:
+    """CUDA where there is one, else Apple's GPU, else the CPU."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
@@ -70,10 +68,10 @@ def synchronise(device: str) -> None:
         torch.mps.synchronize()
 
 
-@lru_cache(maxsize=4)
-def measure_machine(wanted: str | None = None) -> Machine:
+@cache
+def measure_machine() -> Machine:
     """Look at the machine for about half a second."""
-    device = choose_device(wanted)
+    device = choose_device()
     size = 2048 if device == "cpu" else 8192
     wide = matmul_rate(device, torch.float32, size)
     narrow = matmul_rate(device, torch.bfloat16, size)

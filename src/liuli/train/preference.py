@@ -68,15 +68,7 @@ def dpo_loss(
     return -(1 - smoothing) * F.logsigmoid(beta * gap) - smoothing * F.logsigmoid(-beta * gap)
 
 
-def kto_loss(
-    log_probs_B: Tensor,
-    reference_B: Tensor,
-    good_B: Tensor,
-    kl: Tensor,
-    beta: float = 0.1,
-    good_weight: float = 1.0,
-    bad_weight: float = 1.0,
-) -> Tensor:
+def kto_loss(log_probs_B: Tensor, reference_B: Tensor, good_B: Tensor, kl: Tensor, beta: float = 0.1) -> Tensor:
     """The loss of each answer with a thumb (arXiv 2402.01306, eq. 8).
 
     good_B: bool. kl: scalar, the divergence of policy from reference, estimated on answers to *other* prompts
@@ -84,8 +76,7 @@ def kto_loss(
     """
     gain = log_probs_B - reference_B
     sign = torch.where(good_B, 1.0, -1.0).to(gain.dtype)
-    weight = torch.where(good_B, good_weight, bad_weight).to(gain.dtype)
-    return weight * (1 - torch.sigmoid(beta * sign * (gain - kl.detach())))
+    return 1 - torch.sigmoid(beta * sign * (gain - kl.detach()))
 
 
 def mismatched_kl(log_probs_B: Tensor, reference_B: Tensor) -> Tensor:

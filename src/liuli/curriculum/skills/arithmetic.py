@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from fractions import Fraction
 
 from liuli.curriculum.draw import Draw
 from liuli.curriculum.invent import first_name
 from liuli.curriculum.items import Item, assistant, calculator, user
-from liuli.curriculum.numbers import number_text
+from liuli.curriculum.numbers import evaluate, number_text
 from liuli.curriculum.wordings import forms
 
 SIGNS = {"+": "+", "-": "-", "*": "×", "/": "÷"}
@@ -43,17 +42,9 @@ def calculate_two(draw: Draw) -> Item:
 
 def called(draw: Draw, question: str, expression: str, start: str) -> Item:
     """The item whose answer goes through the calculator; `start` stands before the result."""
-    result = number_text(_value(expression))
+    result = number_text(evaluate(expression))
     end = "" if start.endswith("= ") else "。" if draw.zh else "."  # an equation is the same in both languages
     return Item([user(question), *calculator(expression, result), assistant(start + result + end)], "call", (result,))
-
-
-def _value(expression: str) -> Fraction:
-    """Our own expressions hold only digits, signs and parentheses."""
-    if "/" in expression:
-        a, b = expression.split("/")
-        return Fraction(int(a), int(b))
-    return Fraction(eval(expression, {"__builtins__": {}}))
 
 
 def _operands(draw: Draw, operation: str) -> tuple[int, int]:

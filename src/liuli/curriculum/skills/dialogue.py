@@ -43,13 +43,13 @@ CORRECTIONS = {"en": "Sorry, {v}! Now I know.", "zh": "对不起，{v}！我记�
 SISTERS = {"en": "Say hello to {v} from me!", "zh": "替我问{v}好！"}
 
 
-def remember(what: str, turns: tuple[int, int] = (1, 2)) -> Callable[[Draw], Item]:
+def remember(what: str) -> Callable[[Draw], Item]:
     """Told at the start, asked for after some turns of other talk."""
 
     def talk(draw: Draw) -> Item:
         memory = MEMORIES[what][draw.language]
         value = _value(draw, memory.value)
-        messages = [*_told(draw, memory, value), *filler(draw, draw.number(*turns))]
+        messages = [*_told(draw, memory, value), *filler(draw, draw.number(1, 2))]
         return _asked_back(draw, memory, value, messages)
 
     return talk
