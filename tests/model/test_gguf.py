@@ -59,7 +59,7 @@ def test_every_tensor_read_back_is_the_models(folder: Path, tmp_path: Path, kind
     ours = read_model_folder(folder).tensors()
     assert len(found) == len(ours) == 3 + 3 * 11
     for name, tensor in ours.items():
-        read = found[gguf._renamed(name)]
+        read = found[gguf.rename(name, gguf.NAMES)]
         values = gguf_package.quants.dequantize(read.data, read.tensor_type).reshape(tensor.shape)
         if tensor.dim() == 1:
             np.testing.assert_array_equal(values, tensor.numpy())

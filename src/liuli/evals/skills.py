@@ -72,18 +72,20 @@ def in_time(done: int, spent: float, seconds: float) -> int:
     return int(fitting) if fitting >= AT_LEAST else 0
 
 
-def ask(engine: Engine, items: Sequence[Item], max_tokens: int) -> list[Result]:
-    """Put the items to the model, greedy, with tools, all in one go; results in the order of the items.
-
-    A question that does not fit into the context gets no answer, which is wrong.
-    """
+def replies(engine: Engine, items: Sequence[Item], sampling: Sequence[Sampling]) -> list[list[dict[str, Any]]]:
+    """What the model says to each item, tools run on the way, all in one go; nothing to one that fills the context."""
     prompts = render_many([item["messages"] for item in items], engine.tokenizer, answer=True)
     fitting = [i for i, prompt in enumerate(prompts) if len(prompt.tokens) < engine.context]
-    conversations = [[Message.from_dict(message) for message in items[i]["messages"]] for i in fitting]
-    replies = reply_many(engine, conversations, Sampling(temperature=0.0, max_tokens=max_tokens), TOOLS)
+    asked = [[Message.from_dict(message) for message in items[i]["messages"]] for i in fitting]
     said: list[list[dict[str, Any]]] = [[] for _ in items]
-    for i, messages in zip(fitting, replies, strict=True):
+    for i, messages in zip(fitting, reply_many(engine, asked, [sampling[i] for i in fitting], TOOLS), strict=True):
         said[i] = [message.to_dict() for message in messages]
+    return said
+
+
+def ask(engine: Engine, items: Sequence[Item], max_tokens: int) -> list[Result]:
+    """Put the items to the model, greedy; results in the order of the items. No answer is a wrong one."""
+    said = replies(engine, items, [Sampling(temperature=0.0, max_tokens=max_tokens)] * len(items))
     return [Result(item, own, bool(own) and judge(item, own)) for item, own in zip(items, said, strict=True)]
 
 

@@ -13,10 +13,9 @@ from typing import Any
 
 from liuli.curriculum import practice, worth
 from liuli.curriculum.preferences import ASKED, NEEDLESS
-from liuli.engine import TOOLS, Engine, Sampling, reply_many
+from liuli.engine import Engine, Sampling
 from liuli.evals.proportion import score
-from liuli.evals.skills import LONGEST, Item
-from liuli.text import Message, render_many
+from liuli.evals.skills import LONGEST, Item, replies
 
 SPLITS = ("names", "templates")
 
@@ -32,14 +31,9 @@ def held_out(seed: int, count: int, classroom: int = 0) -> list[Item]:
 
 def worths(engine: Engine, items: Sequence[Item], temperature: float = 1.0, seed: int = 0) -> list[float]:
     """What one answer to each question is worth: 1 right, -0.5 a needless "I don't know", -1 wrong or none at all."""
-    prompts = render_many([item["messages"] for item in items], engine.tokenizer, answer=True)
-    fitting = [i for i, prompt in enumerate(prompts) if len(prompt.tokens) < engine.context]
-    asked = [[Message.from_dict(message) for message in items[i]["messages"]] for i in fitting]
-    drawn = [Sampling(temperature, max_tokens=LONGEST, seed=8 * (seed * len(items) + i)) for i in fitting]
-    found = [-1.0] * len(items)
-    for i, messages in zip(fitting, reply_many(engine, asked, drawn, TOOLS), strict=True):
-        found[i] = worth(items[i], [message.to_dict() for message in messages])
-    return found
+    seeds = (8 * (seed * len(items) + i) for i in range(len(items)))
+    drawn = [Sampling(temperature, max_tokens=LONGEST, seed=own) for own in seeds]
+    return [worth(item, said) for item, said in zip(items, replies(engine, items, drawn), strict=True)]
 
 
 def versus(before: Sequence[float], after: Sequence[float], items: Sequence[Item]) -> dict[str, Any]:

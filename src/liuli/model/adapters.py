@@ -15,7 +15,7 @@ import torch
 from liuli.errors import LiuliError, UsageError
 from liuli.files import read_json
 from liuli.folder import read_tensors
-from liuli.model.convert import NAMES, rename
+from liuli.model.convert import BACK, rename
 from liuli.model.transformer import Transformer
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -55,10 +55,10 @@ def merge(model: Transformer, path: Path) -> None:
                 f"{name} is no part of a LoRA that Liuli knows", path / WEIGHTS, "adapt linear layers only"
             )
         sides.setdefault(found["module"], {})[found["side"]] = tensor.float()
-    back, weights = {theirs: ours for ours, theirs in NAMES.items()}, dict(model.named_parameters())
+    weights = dict(model.named_parameters())
     steps = []
     for module, pair in sides.items():
-        weight = weights.get(rename(f"{module}.weight", back))
+        weight = weights.get(rename(f"{module}.weight", BACK))
         fits = weight is not None and len(pair) == 2 and (len(pair["B"]), pair["A"].shape[1]) == tuple(weight.shape)
         if weight is None or not fits or pair["B"].shape[1] != len(pair["A"]):
             raise LiuliError(

@@ -46,6 +46,9 @@ CLASSES = {"qwen3": "Qwen3", "llama": "Llama"}  # of transformers, by preset and
 LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
+BACK = {theirs: ours for ours, theirs in NAMES.items()}
+
+
 def rename(name: str, table: Mapping[str, str]) -> str:
     """The name in the other convention; a name that the table lacks stays."""
     layer = LAYER.search(name)
@@ -147,18 +150,20 @@ def load(path: str | Path, device: str | torch.device | None = None, dtype: torc
     config = import_config(folder.config, folder.path)
     with torch.device("meta"):
         model = Transformer(config)
-    back = {theirs: ours for ours, theirs in NAMES.items()}
-    found = folder.tensors(device="cpu")
-    if is_known_elsewhere(config):
-        found = {rename(name, back): tensor for name, tensor in found.items()}
-    if config.tied:
+    fill(model, folder.tensors(device="cpu"), folder.path, dtype or torch.float32)
+    model.set_rotary()  # the tables were left on meta
+    return model.to(device or "cpu").eval()
+
+
+def fill(model: Transformer, found: Mapping[str, Tensor], where: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Give a model the tensors of a folder, under that folder's names; LiuliError where they are not its own."""
+    back = BACK if is_known_elsewhere(model.config) else {}
+    found = {rename(name, back): tensor for name, tensor in found.items()}
+    if model.config.tied:
         found.pop("head.weight", None)  # some writers store the tied matrix twice
     expected = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
-    check_shapes(expected, {name: tuple(tensor.shape) for name, tensor in found.items()}, folder.path)
-    model.load_state_dict({name: tensor.to(dtype or torch.float32) for name, tensor in found.items()}, assign=True)
-    model.set_rotary()  # the tables were left on meta
-    model.requires_grad_(True)
-    return model.to(device or "cpu").eval()
+    check_shapes(expected, {name: tuple(tensor.shape) for name, tensor in found.items()}, where)
+    model.load_state_dict({name: tensor.to(dtype) for name, tensor in found.items()}, assign=True)
 
 
 def save(

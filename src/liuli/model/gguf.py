@@ -25,7 +25,7 @@ from liuli.errors import LiuliError, UsageError
 from liuli.files import CHUNK, clear_errors, make_folder, write_file
 from liuli.folder import TOKENIZER, ModelFolder, read_model_folder
 from liuli.model.config import ModelConfig
-from liuli.model.convert import import_config
+from liuli.model.convert import import_config, rename
 from liuli.text import Tokenizer
 from liuli.text.tokenizer import SPECIALS
 
@@ -79,7 +79,7 @@ def export_gguf(model: str | Path, out: str | Path, kind: str = "q8_0") -> None:
         _add_tokenizer(writer, gguf, folder, config.vocab_size)
         for name, tensor in folder.tensors().items():
             if not (config.tied and name == "lm_head.weight"):
-                _add_tensor(writer, gguf, _renamed(name), tensor, kind)
+                _add_tensor(writer, gguf, rename(name, NAMES), tensor, kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -138,12 +138,6 @@ def _add_tokenizer(writer: Any, gguf: Any, folder: ModelFolder, vocab_size: int)
 def plain_template(template: str) -> str:
     """The chat template without the marks of what is trained, which only transformers knows."""
     return re.sub(r"[ \t]*{%-? *(end)?generation *-?%}\n?", "", template)
-
-
-def _renamed(name: str) -> str:
-    layer = re.search(r"(?<=\.)\d+(?=\.)", name)
-    pattern = name.replace(f".{layer.group()}.", ".{}.", 1) if layer else name
-    return NAMES[pattern].format(layer.group() if layer else "")
 
 
 def _add_tensor(writer: Any, gguf: Any, name: str, tensor: Tensor, kind: str) -> None:

@@ -13,15 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from liuli.errors import LiuliError
-from liuli.folder import check_shapes, read_model_folder, write_model_folder
+from liuli.folder import read_model_folder, write_model_folder
 from liuli.model.convert import (
     CLASSES,
-    NAMES,
     export_config,
     export_tensors,
+    fill,
     import_config,
     is_known_elsewhere,
-    rename,
 )
 from liuli.model.transformer import Branches, Linear, Transformer
 
@@ -100,13 +99,8 @@ def load_scalar(path: str | Path, device: str | torch.device | None = None) -> S
     if SCORE not in found:
         raise LiuliError("this model writes words, it gives no scores", folder.path, "make one: liuli reward")
     score, config = found.pop(SCORE), import_config(folder.config, folder.path, scores=True)
-    back = {theirs: ours for ours, theirs in NAMES.items()}
-    if is_known_elsewhere(config):
-        found = {rename(name, back): tensor for name, tensor in found.items()}
     model = ScalarModel(Transformer(config), len(score))
-    expected = {name: tuple(tensor.shape) for name, tensor in model.body.named_parameters()}
-    check_shapes(expected, {name: tuple(tensor.shape) for name, tensor in found.items()}, folder.path)
-    model.body.load_state_dict({name: tensor.float() for name, tensor in found.items()})
+    fill(model.body, found, folder.path)
     with torch.no_grad():
         model.score.weight.copy_(score)
         model.offsets_E.copy_(torch.tensor(folder.config.get("score_offsets", [0.0] * len(score))))

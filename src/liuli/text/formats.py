@@ -31,6 +31,7 @@ from liuli.text.sources import (
     Source,
     file_kind,
     find_files,
+    in_row,
     open_parquet,
     read_json_lines,
     read_lines,
@@ -75,9 +76,7 @@ def read_conversations(
                 except LiuliError as error:
                     if not skip_bad:
                         raise
-                    report.skipped += 1
-                    if len(report.reasons) < 10:
-                        report.reasons.append(shown(f"{error.where}: {error.what}"))
+                    report.skip(error)
                     continue
                 report.documents += 1
                 yield conversation
@@ -94,9 +93,7 @@ def _convert(row: Mapping[str, Any] | LiuliError, file: Path, number: int, sourc
         if not messages:
             raise LiuliError("the conversation has no messages")
     except LiuliError as error:
-        field = f", field {error.where}" if error.where else ""
-        where = f"{file}, row {number}{field}"
-        raise LiuliError(error.what, where, error.fix or "repair it, or pass --skip-bad") from error
+        raise in_row(error, file, number) from error
     name = row.get("id", row.get("conversation_id"))
     return Conversation(tuple(messages), shown(f"{file}:{number}" if name is None else str(name)), shown(source))
 

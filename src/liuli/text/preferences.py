@@ -37,7 +37,7 @@ from typing import Any, TypeVar
 from liuli.errors import LiuliError
 from liuli.text.chat import Message
 from liuli.text.formats import _answer, _hh, _read_rows, messages_of
-from liuli.text.sources import ReadReport, Source, find_files, shown
+from liuli.text.sources import ReadReport, Source, find_files, in_row, shown
 
 KINDS = (".jsonl", ".json", ".parquet")
 Messages = tuple[Message, ...]
@@ -107,7 +107,7 @@ def read_judged(sources: Sources, skip_bad: bool = False, report: ReadReport | N
         error = LiuliError(what, source, "give files with both, for only their difference is learned")
         if not skip_bad:
             raise error
-        _note(report, error)
+        report.note(error)
 
 
 def read_tasks(sources: Sources, skip_bad: bool = False, report: ReadReport | None = None) -> Iterator[Task]:
@@ -160,18 +160,12 @@ def _read(
                     raise
                 found, problem = [], error
             if problem:
-                report.skipped += 1
-                _note(report, problem)
+                report.skip(problem)
             report.documents += len(found)
             yield from found
     if not report.documents:
         bad = f" ({report.skipped} rows were skipped)" if report.skipped else ""
         raise LiuliError(f"nothing to learn from was found{bad}", ", ".join(map(str, sources)), "give other files")
-
-
-def _note(report: ReadReport, error: LiuliError) -> None:
-    if len(report.reasons) < 10:
-        report.reasons.append(shown(f"{error.where}: {error.what}"))
 
 
 def _convert(row: Row | LiuliError, convert: Callable[[Row, str], list[T]], file: Path, number: int) -> list[T]:
@@ -180,9 +174,7 @@ def _convert(row: Row | LiuliError, convert: Callable[[Row, str], list[T]], file
     try:
         return convert({key: value for key, value in row.items() if value is not None}, shown(f"{file}:{number}"))
     except LiuliError as error:
-        field = f", field {error.where}" if error.where else ""
-        fix = error.fix or "repair it, or pass --skip-bad"
-        raise LiuliError(error.what, f"{file}, row {number}{field}", fix) from error
+        raise in_row(error, file, number) from error
 
 
 def _compare(row: Row, source: str) -> list[Preference]:

@@ -69,6 +69,16 @@ class ReadReport:
     skipped: int = 0
     reasons: list[str] = field(default_factory=list)
 
+    def note(self, error: LiuliError) -> None:
+        """Keep a reason, if it is one of the first."""
+        if len(self.reasons) < 10:
+            self.reasons.append(shown(f"{error.where}: {error.what}"))
+
+    def skip(self, error: LiuliError) -> None:
+        """Count a row that is left out, and why."""
+        self.skipped += 1
+        self.note(error)
+
 
 Row = tuple[int, str | LiuliError]
 """A row's number from 1, and its text or what is wrong with it."""
@@ -124,9 +134,13 @@ def _read_files(
                 continue
             if not skip_bad:
                 raise text
-            report.skipped += 1
-            if len(report.reasons) < 10:
-                report.reasons.append(shown(f"{text.where}: {text.what}"))
+            report.skip(text)
+
+
+def in_row(error: LiuliError, file: Path, number: int) -> LiuliError:
+    """What is wrong with a field, as what is wrong with the row of a file."""
+    field = f", field {error.where}" if error.where else ""
+    return LiuliError(error.what, f"{file}, row {number}{field}", error.fix or "repair it, or pass --skip-bad")
 
 
 def shown(name: str | Path) -> str:
