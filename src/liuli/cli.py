@@ -251,12 +251,14 @@ def serve(
     store: Annotated[str | None, typer.Option(envvar="LIULI_STORE", help=STORE)] = None,
     drain: Annotated[int, typer.Option(min=0, help="Seconds that running answers have to end, once stopped.")] = 30,
     loaded: Annotated[int, typer.Option(min=1, help="Models in memory at once; the rest is loaded when asked.")] = 2,
+    seconds_per_answer: Annotated[int, typer.Option(min=0, help="Then it is cut, as if too long; 0: no limit.")] = 0,
     engine: EngineName = "liuli",
     engine_url: EngineUrl = None,
     engine_model: Annotated[str, typer.Option(help="With --engine openai: the model's name. Default: the first.")] = "",
     weights: Weights = None,
     compiled: Compiled = False,
     draft: Draft = "",
+    prefix_int8: Annotated[bool, typer.Option("--prefix-int8", help="Remember more texts, inexactly.")] = False,
     ends_with_input: Annotated[bool, typer.Option("--ends-with-input", hidden=True)] = False,
 ) -> None:
     """Open models as a web page and as an OpenAI-compatible API. MODEL:NAME is its adapter in MODEL/adapters/NAME.
@@ -271,14 +273,14 @@ def serve(
     def load(model: Path) -> Voice:
         from liuli.assistant.elsewhere import voice_of
 
-        how = sooner(weights, compiled, draft)
+        how = sooner(weights, compiled, draft) | {"prefix_int8": prefix_int8}
         return voice_of(engine, model, engine_url, name=engine_model, key=engine_key(), **how)
 
     if ends_with_input:
         server.end_with_input()
     elsewhere = (engine_model or engine_url or "") if engine == "openai" else ""
-    options = {"store": store, "drain": drain, "load": load, "elsewhere": elsewhere, "loaded": loaded}
-    server.serve(models[0], more=models[1:], host=host, port=port, ready=ready, **options)  # type: ignore[arg-type]
+    options = {"load": load, "elsewhere": elsewhere, "more": models[1:], "seconds": seconds_per_answer}
+    server.serve(models[0], host=host, port=port, store=store, drain=drain, ready=ready, loaded=loaded, **options)
 
 
 StoreOption = Annotated[str, typer.Option("--store", envvar="LIULI_STORE", help="The server's store: a path or URL.")]
@@ -593,7 +595,8 @@ def label_command(
     if export is not None:
         out = out or Path(f"{export}.jsonl")
         done = assistant.export(server.judgements(path, store), out, export)
-        print(f"{out}: {done.rows} rows; {done.contradictions} contradictions and {done.empty} empty answers left out")
+        less = f"{done.duplicates} duplicates, {done.contradictions} contradictions, {done.empty} empty answers"
+        print(f"{out}: {done.rows} rows; left out: {less}")
         return
 
     def ready(url: str) -> None:

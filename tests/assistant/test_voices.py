@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 
@@ -29,6 +32,7 @@ from liuli.model import load, save
 from liuli.server.app import create_app
 from liuli.text import Message, Tokenizer
 from tests.engine.conftest import make_model
+from tests.server.scripted import LiveServer, until
 
 QUESTION = [Message("system", "Be brief."), Message("user", "你好 😀?")]
 GREEDY = Sampling(temperature=0, max_tokens=20, seed=1)
@@ -183,6 +187,13 @@ def test_our_tools_run_here_and_the_model_goes_on(serve: Any) -> None:
     assert stand_in.asked[1]["messages"][2:] == [message.to_dict() for message in messages]
 
 
+def test_a_call_that_must_come_must_come_once(serve: Any) -> None:
+    stand_in = chats(CALL, [says("42 and 6."), ends()])
+    must = Constraint("tools", '{"calculator": {"type": "object"}}', required=True)
+    text, *_ = hear(RemoteVoice(serve(stand_in)), Sampling(constraint=must), tools=["calculator"])
+    assert text == "42 and 6." and [body["tool_choice"] for body in stand_in.asked] == ["required", "auto"]
+
+
 def test_a_model_that_never_stops_calling_is_stopped(serve: Any) -> None:
     stand_in = chats(*[CALL] * 9)
     _, messages, ended = hear(RemoteVoice(serve(stand_in)), tools=["calculator"])
@@ -313,6 +324,43 @@ def test_the_page_talks_to_a_model_elsewhere(serve: Any, tmp_path: Path) -> None
     assert answer.json()["choices"][0]["message"]["content"] == "from afar"
 
 
+def test_a_server_that_hangs_holds_up_its_own_answer_alone_and_no_client_that_left(serve: Any, tmp_path: Path) -> None:
+    hung, go_on = threading.Event(), threading.Event()
+
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, Iterator[bytes]]:
+        def pieces() -> Iterator[bytes]:
+            if path.endswith("/models"):
+                yield MODELS
+                return
+            yield b'data: {"choices": [{"delta": {"content": "from"}}]}\n\n'
+            if body["messages"][-1]["content"] == "hang":
+                hung.set()
+                go_on.wait(30)
+            yield b'data: {"choices": [{"delta": {"content": " afar"}, "finish_reason": "stop"}]}\n\n'
+
+        return 200, pieces()
+
+    voice = RemoteVoice(serve(StandIn(answer)))  # type: ignore[arg-type]
+    app = create_app(tmp_path, load=lambda path: voice, elsewhere="big-model", seconds=0.5)
+    with LiveServer(tmp_path, app=app) as live, ThreadPoolExecutor(2) as pool:
+
+        def ask(text: str, timeout: float = 30) -> Any:
+            body = {"messages": [{"role": "user", "content": text}]}
+            return httpx.post(f"{live.url}/v1/chat/completions", json=body, timeout=timeout).json()["choices"][0]
+
+        held = pool.submit(ask, "hang")
+        assert hung.wait(10)
+        for _ in range(3):
+            assert ask("hello")["message"]["content"] == "from afar"
+        with pytest.raises(httpx.ReadTimeout):
+            ask("hang", timeout=0.3)
+        until(lambda: httpx.get(f"{live.url}/health").json()["answers"] == 1)
+        assert not held.done()
+        time.sleep(0.5)
+        go_on.set()
+        assert (held.result()["message"]["content"], held.result()["finish_reason"]) == ("from afar", "length")
+
+
 # --- our own model, computed elsewhere -------------------------------------------------------------------------------
 
 
@@ -374,10 +422,37 @@ def test_an_answers_tokens_are_all_that_were_written_also_those_not_shown(folder
 def test_vllm_with_our_model_says_what_our_engine_says(serve: Any, folder: Path) -> None:
     ours = ModelVoice(folder)
     theirs = voice_of("vllm", folder, serve(vllm(ours.engine)), key="k")
-    assert theirs.context == 90
+    assert theirs.context == 90 and theirs.blocks and not ours.blocks
     for sampling in ASKED:
         want, got = (events(voice.reply(QUESTION, sampling, ["calculator"])) for voice in (ours, theirs))
         assert [plain(event) for event in got] == [plain(event) for event in want]
+
+
+FORMS = [
+    (Constraint("json_object"), {"json_object": True}),
+    (Constraint("json_schema", '{"type": "boolean"}'), {"json": {"type": "boolean"}}),
+    (Constraint("regex", "a+"), {"regex": "a+"}),
+    (Constraint("choice", '["the sea", "the river"]'), {"choice": ["the sea", "the river"]}),
+    (Constraint("grammar", 'start: "a"'), {"grammar": 'start: "a"'}),
+]
+
+
+@pytest.mark.parametrize(("constraint", "told"), FORMS, ids=[form.kind for form, _ in FORMS])
+def test_a_form_is_asked_of_vllm_in_its_own_words(
+    serve: Any, folder: Path, constraint: Constraint, told: dict[str, Any]
+) -> None:
+    stand_in = vllm(ModelVoice(folder).engine)
+    list(EngineVoice(VllmEngine(folder, serve(stand_in))).reply(QUESTION, replace(GREEDY, constraint=constraint), ()))
+    assert stand_in.asked[-1]["structured_outputs"] == told
+
+
+def test_what_vllm_does_not_know_is_refused_by_name(serve: Any, folder: Path) -> None:
+    voice = EngineVoice(VllmEngine(folder, serve(vllm(ModelVoice(folder).engine))))
+    for kind, text in (("tools", '{"f": {"type": "object"}}'), ("substring", "the sea")):
+        with pytest.raises(UsageError, match=f"does not know the constraint {kind}"):
+            list(voice.reply(QUESTION, Sampling(constraint=Constraint(kind, text)), ()))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="does not know typical_p"):
+        list(voice.reply(QUESTION, Sampling(typical_p=0.5), ()))
 
 
 def events(said: Iterator[Any]) -> list[Any]:

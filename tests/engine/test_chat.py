@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from liuli.engine import MAX_CALLS, Sampling, Token, reply, reply_many, turns
-from liuli.engine.chat import REMEMBERED, fit, polled_reply
+from liuli.engine.chat import REMEMBERED, fit, polled_reply, trimmed
+from liuli.engine.constraints import Constraint
 from liuli.errors import LiuliError
-from liuli.text.chat import Message, render
+from liuli.text.chat import SHORT, Message, render, skeleton
 from tests.engine.conftest import byte_tokenizer, scripted
 
 T = byte_tokenizer()
@@ -85,9 +86,7 @@ def test_what_is_held_back_at_a_control_token_is_shown_before_it() -> None:
 def test_the_answer_after_a_call_draws_other_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = scripted(SCRIPT)
     seeds, poll = [], engine.poll
-    monkeypatch.setattr(
-        engine, "poll", lambda prompt, sampling, salt: seeds.append(sampling.seed) or poll(prompt, sampling)
-    )
+    monkeypatch.setattr(engine, "poll", lambda prompt, sampling: seeds.append(sampling.seed) or poll(prompt, sampling))
     list(reply(engine, user("Twice?"), Sampling(seed=5, max_tokens=100)))
     assert seeds == [5, 6, 7]
 
@@ -106,6 +105,16 @@ def test_an_answer_whose_tools_result_does_not_fit_ends_with_it_as_too_long() ->
     assert [message.role for message in produced] == ["assistant", "tool"]
     assert [part for part in streamed if isinstance(part, Message)] == produced
     assert isinstance(end, Token) and (end.text, end.stopped_by) == ("", "length")
+
+
+def test_a_call_that_must_come_must_come_once() -> None:
+    form = Constraint("tools", '{"calculator": {"type": "object"}}', required=True)
+    sampling = Sampling(temperature=0, max_tokens=100, constraint=form)
+    batched = reply_many(scripted(SCRIPT), [user("What is 6*7?"), user("Hi")], [sampling, GREEDY])[0]
+    *streamed, end = reply(scripted(SCRIPT), user("What is 6*7?"), sampling)
+    assert shapes(batched) == [("assistant", "", 1), ("tool", "42", 0), ("assistant", "It is 42.", 0)]
+    assert [part for part in streamed if isinstance(part, Message)] == batched[:-1]
+    assert isinstance(end, Token) and end.stopped_by == "end"
 
 
 def test_half_a_call_is_not_run() -> None:
@@ -171,3 +180,29 @@ def test_a_reply_that_outgrows_its_batch_goes_on_in_another() -> None:
     sampling = Sampling(temperature=0, max_tokens=125)  # 8 + 125 slots at first, 225 + 125 after the call
     first, second = turns(scripted(script, context=2000), [user("Long?"), user("Hi")], sampling)
     assert first.messages[-1].content == "So long." and second.messages[-1].content == "Hello"
+
+
+@pytest.mark.parametrize("system", [0, 1])
+@pytest.mark.parametrize("turns", [1, 2, 3, 40])
+def test_a_conversation_loses_as_few_turns_as_must_go_and_is_measured_a_few_times(system: int, turns: int) -> None:
+    said = [Message("system", "s")] * system + [Message("user", "q"), Message("assistant", "a")] * turns
+    said[-1:] = []
+    for room in range(system, len(said) + 1):
+        measured: list[int] = []
+
+        def size(kept: list[Message], measured: list[int] = measured) -> int:
+            measured.append(len(kept))
+            return len(kept)
+
+        kept, length = trimmed(said, size, lambda _, length, room=room: length <= room)  # type: ignore[misc]
+        least = next(n for n in range(turns) if len(said) - 2 * n <= max(room, system + 1))
+        assert kept == said[:system] + said[system + 2 * least :] and length == len(kept)
+        assert len(measured) <= 8
+
+
+def test_skeletons_that_are_kept_are_bounded_in_size_not_only_in_number() -> None:
+    render([Message("user", "q")], T, answer=True)  # also looks at the template itself
+    skeleton.cache_clear()
+    for count in (1, SHORT // 2 - 1, SHORT // 2, 300):
+        render([*[Message("user", "q"), Message("assistant", "a")] * count, Message("user", "q")], T, answer=True)
+    assert skeleton.cache_info().currsize == 2

@@ -270,3 +270,11 @@ def test_models_that_compute_otherwise_share_no_compiled_step(monkeypatch: pytes
         cache.begin(0, 1, 1)
         Decoder(model, compiled=True)(torch.zeros(1, 1, dtype=torch.int64), cache)
     assert len(made) == 4
+
+
+def test_a_large_model_is_compiled_too_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("liuli.engine.decode.MOST_BYTES", 0)
+    model = make_model("qwen3", layers=1)
+    assert Engine(model, byte_tokenizer()).decoder() is model
+    decoder = Engine(model, byte_tokenizer(), compiled=True).decoder()
+    assert isinstance(decoder, Decoder) and decoder.compiled

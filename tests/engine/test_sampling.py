@@ -319,3 +319,12 @@ def test_an_id_outside_the_vocabulary_is_refused_and_no_row_is_added(wrong: Samp
         sampler.add([Sampling(seed=0), wrong], [[], []])
     sampler.add([Sampling(temperature=0)], [[]])
     assert sampler(torch.tensor([LOGITS])).tolist() == [[0]]
+
+
+@pytest.mark.parametrize("tiny", [5e-324, 1e-46, 1e-39, 1e-7])
+@pytest.mark.parametrize(("name", "kept"), [("temperature", 0), ("top_p", 0), ("typical_p", 6), ("min_p", None)])
+def test_the_smallest_numbers_leave_one_token_and_no_infinities(name: str, kept: int | None, tiny: float) -> None:
+    sampler = Sampler(8, CPU, (7,))
+    sampler.add([Sampling(**{name: tiny}, seed=seed) for seed in range(20)], [[]] * 20)
+    drawn = {id for _ in range(5) for id in sampler(torch.tensor([LOGITS] * 20))[:, 0].tolist()}
+    assert drawn == {kept} if kept is not None else len(drawn) > 2

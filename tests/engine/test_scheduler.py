@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import time
 
 import pytest
 import torch
@@ -281,15 +282,10 @@ def test_many_who_wait_are_read_sooner_and_no_short_prompt_is_cut_in_two() -> No
     assert scheduler.stats.read - before == 10 and late[0].tokens  # the six that are left are not begun with
 
 
-def test_what_could_never_fit_and_what_is_too_much_is_refused() -> None:
+def test_what_could_never_fit_is_refused() -> None:
     engine = the_engine()
-    scheduler = Scheduler(engine, 1, 20, most_waiting=2)
     with pytest.raises(LiuliError, match="20 tokens together, 29"):
-        scheduler.submit(engine.request([0] * 10, Sampling(max_tokens=20)))
-    for _ in range(2):
-        scheduler.submit(engine.request([0], Sampling(max_tokens=2)))
-    with pytest.raises(LiuliError, match="2 requests are waiting"):
-        scheduler.submit(engine.request([0], Sampling(max_tokens=2)))
+        Scheduler(engine, 1, 20).submit(engine.request([0] * 10, Sampling(max_tokens=20)))
 
 
 def test_a_cancelled_answer_frees_its_row_within_one_step() -> None:
@@ -309,3 +305,102 @@ def test_streams_are_written_together() -> None:
     answers = [[next(stream).id for stream in streams] for _ in range(5)]
     assert [list(ids) for ids in zip(*answers, strict=True)] == [answer[:5] for _, answer in the_pool()[:8]]
     assert engine.streams.stats.steps <= 5 + len(prompts)
+
+
+BAD = 200  # a byte that no prompt of the pool holds
+
+
+def breaks_at(engine: Engine, monkeypatch: pytest.MonkeyPatch, bad: int = BAD) -> None:
+    """Reading a text that holds `bad` fails, whoever else is read beside it."""
+    hidden = engine.model.hidden
+
+    def broken(ids: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
+        if (ids == bad).any():
+            raise MemoryError("no room for this one")
+        return hidden(ids, cache)
+
+    monkeypatch.setattr(engine.model, "hidden", broken)
+
+
+@pytest.mark.parametrize("position", range(4))
+@pytest.mark.parametrize("length", [5, 40])  # read beside others; read by itself, in chunks
+def test_a_prompt_that_cannot_be_read_fails_alone(monkeypatch: pytest.MonkeyPatch, position: int, length: int) -> None:
+    engine = Engine(make_model("qwen3", CONTEXT), byte_tokenizer())
+    engine._streams = Scheduler(engine, 8, CONTEXT, prefix_bytes=2**18, chunk=32)
+    breaks_at(engine, monkeypatch)
+    greedy = Sampling(temperature=0, max_tokens=ANSWER)
+    running = engine.stream(*(the_pool()[0][0], greedy))
+    begun = [next(running).id]
+    asked = [(prompt, answer) for prompt, answer in the_pool()[1:4]]
+    asked.insert(position, ([0, *[BAD] * length], []))
+    streams = [engine.poll(prompt, greedy) for prompt, _ in asked]
+    said: list[list[int]] = [[] for _ in asked]
+    failed = []
+    live = list(range(len(asked)))
+    while live:
+        for at in list(live):
+            try:
+                if (token := next(streams[at])) is not None:
+                    said[at].append(token.id)
+            except (StopIteration, MemoryError) as error:
+                live.remove(at)
+                failed += [at] * isinstance(error, MemoryError)
+    assert failed == [position] and said == [answer for _, answer in asked]
+    assert begun + [token.id for token in running] == the_pool()[0][1]
+    check_invariants(engine.streams)
+    engine.streams.step()
+    assert len(engine.streams) == 0
+
+
+@pytest.mark.parametrize("where", ["_write_one", "_leave", "_make_room"])
+def test_what_breaks_while_all_are_written_fails_them_all_and_the_next_is_answered(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    engine = Engine(make_model("qwen3", CONTEXT), byte_tokenizer(), rows=3)
+    greedy = Sampling(temperature=0, max_tokens=ANSWER)
+    streams = [engine.poll(prompt, greedy) for prompt, _ in the_pool()[:3]]
+    waits = engine.poll(the_pool()[3][0], greedy)
+    begun = [[next(stream) is not None for stream in [*streams, waits]] for _ in range(2)]
+    assert begun == [[False] * 4, [True, True, True, False]]
+
+    def broken(*_: object) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(engine.streams, where, broken)
+    for stream in streams:
+        with pytest.raises(RuntimeError, match="device is gone"):
+            list(stream)
+    assert [token.id for token in waits if token is not None] == the_pool()[3][1]
+    check_invariants(engine.streams)
+    assert [token.id for token in engine.stream(the_pool()[5][0], greedy)] == the_pool()[5][1]
+
+
+def test_a_batch_in_which_something_breaks_is_an_error_not_half_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(make_model("qwen3", CONTEXT), byte_tokenizer())
+    breaks_at(engine, monkeypatch)
+    with pytest.raises(MemoryError, match="no room"):
+        engine.generate([the_pool()[0][0], [0, BAD]], Sampling(temperature=0, max_tokens=4))
+
+
+def test_an_int8_shelf_changes_log_probabilities_a_little_and_what_is_not_shared_not_at_all() -> None:
+    model, first = make_model("qwen3", CONTEXT), list(range(16, 76))
+    greedy = Sampling(temperature=0, max_tokens=8)
+    plain, rounded = (Engine(model, byte_tokenizer(), prefix_int8=int8) for int8 in (False, True))
+
+    def said(engine: Engine, prompt: list[int]) -> list[float]:
+        return [token.logprob for token in engine.stream(prompt, greedy)]
+
+    assert said(rounded, first) == said(plain, first)
+    exact, near = said(plain, [*first, 20]), said(rounded, [*first, 20])
+    assert rounded.stats.reused == plain.stats.reused == 48
+    assert near != exact and near == pytest.approx(exact, abs=0.1)  # keys and values to one part in 254 of the largest
+    assert rounded.streams.prefixes is not None and plain.streams.prefixes is not None
+    assert rounded.streams.prefixes.blocks > 1.9 * plain.streams.prefixes.blocks
+
+
+def test_an_answer_that_takes_too_long_ends_as_too_long() -> None:
+    engine = the_engine()
+    (prompt, answer), late = the_pool()[0], time.monotonic()
+    told = list(engine.stream(prompt, Sampling(temperature=0, max_tokens=ANSWER), deadline=late))
+    assert [token.id for token in told] == answer[:1] and told[0].stopped_by == "length"

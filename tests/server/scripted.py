@@ -37,6 +37,8 @@ print("1 < 2")
 class ScriptedVoice:
     """Answers by rule. pause: seconds a token takes. `closed` counts answers that were stopped from outside."""
 
+    blocks = False
+
     def __init__(self, path: Path, pause: float = 0.0, context: int = 512) -> None:
         self.path, self.pause, self.context = path, pause, context
         self.closed = 0

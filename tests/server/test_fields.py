@@ -118,16 +118,78 @@ def test_each_field_is_honoured_refused_or_ignored(real: LiveServer, path: str, 
 
 
 BAD = ["NaN", "-Infinity", "1e400", str(2**63), str(-(2**63) - 1), '"1"', "true", "[]", "{}", "9" * 400, "null"]
+# ends of a field's range that another field or the model forbids
+REFUSED = {"min_tokens": 1_000_000, "dimensions": 100_000, "top_logprobs": 20, "max_tokens": 0}
+
+
+def ends(of: dict[str, Any]) -> list[float]:
+    """The least and the largest value of a number."""
+    number = next(each for each in [of, *of.get("anyOf", ())] if each.get("type") in ("number", "integer"))
+    least = 5e-324 if "exclusiveMinimum" in number else number["minimum"]
+    return [least, number["maximum"] if "maximum" in number else number["exclusiveMaximum"] - 1]
 
 
 @pytest.mark.parametrize("path", KINDS)
-def test_no_number_breaks_a_request(real: LiveServer, path: str) -> None:
+def test_no_number_breaks_a_request_and_every_one_in_its_range_is_taken(real: LiveServer, path: str) -> None:
     _, ours, _, request = KINDS[path]
     schema = ours.model_json_schema()["properties"]
     numeric = [name for name, of in schema.items() if "'number'" in str(of) or "'integer'" in str(of)]
-    with httpx.Client(headers={"content-type": "application/json"}) as client:
-        for name, value in [(name, value) for name in numeric for value in BAD]:
+    numeric = [name for name in numeric if name not in ("prompt", "input", "stop_token_ids", "logit_bias")]
+    valid = [(name, value) for name in numeric for value in ends(schema[name])]
+    with httpx.Client(headers={"content-type": "application/json"}, timeout=60) as client:
+
+        def ask(name: str, value: str) -> httpx.Response:
             body = json.dumps({**request, name: "HERE"}).replace('"HERE"', value)
-            said = client.post(f"{real.url}/v1/{path}", content=body)
-            assert said.status_code in (200, 400), (name, value, said.text)
+            return client.post(f"{real.url}/v1/{path}", content=body)
+
+        for name, text in [(name, text) for name in (*numeric, "logit_bias", "stop_token_ids") for text in BAD]:
+            said = ask(name, text)
+            assert said.status_code in (200, 400), (name, text, said.text)
             assert said.status_code == 200 or set(said.json()["error"]) == {"message", "type", "param", "code"}
+        for name, value in valid:
+            said = ask(name, json.dumps(value))
+            refused = REFUSED.get(name) == value and not (path == "responses" and name == "top_logprobs")
+            assert said.status_code == (400 if refused else 200), (name, value, said.text)
+            assert not refused or said.json()["error"]["param"] == name
+
+
+IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
+    ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
+    ({"min_tokens": 600, "max_tokens": None}, "min_tokens"),  # than the context has
+    ({"min_tokens": 2000, "max_tokens": None}, "min_tokens"),  # than the default
+    ({"logit_bias": {"7": 1, "07": 2}}, "logit_bias"),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("fields", "param"), IMPOSSIBLE)
+@pytest.mark.parametrize("path", ["v1/chat/completions", "v1/completions", "v1/responses", "api/chat"])
+def test_fields_that_contradict_each_other_or_the_model_are_named(
+    real: LiveServer, path: str, fields: dict[str, Any], param: str, stream: bool
+) -> None:
+    asked = {"prompt": "hello"} if path == "v1/completions" else {"messages": HI}
+    body = {"input": "hello"} if path == "v1/responses" else asked
+    body = {**body, **fields, **({} if path == "api/chat" else {"stream": stream})}
+    said = httpx.post(f"{real.url}/{path}", json=body)
+    assert (said.status_code, said.json()["error"]["param"]) == (400, param), said.text
+
+
+FUNCTION = {"type": "function", "function": {**TOOL, "description": "d", "strict": True}}
+FORM = {"name": "x", "description": "d", "strict": False, "schema": {"type": "boolean"}}
+NESTED: list[tuple[str, dict[str, Any]]] = [
+    ("chat/completions", {"messages": [{"role": "user", "content": "hello", "name": "ada"}]}),
+    ("chat/completions", {"tools": [FUNCTION], "tool_choice": "none"}),
+    ("chat/completions", {"response_format": {"type": "json_schema", "json_schema": FORM}}),
+    ("chat/completions", {"stream": True, "stream_options": {"include_obfuscation": True}}),
+    ("completions", {"stream": True, "stream_options": {"include_obfuscation": False}}),
+    ("responses", {"stream": True, "stream_options": {"include_obfuscation": True}}),
+    ("responses", {"text": {"format": {"type": "json_schema", **FORM}}}),
+]
+
+
+@pytest.mark.parametrize(("path", "fields"), NESTED)
+def test_fields_within_fields_that_say_nothing_about_the_answer_are_taken(
+    real: LiveServer, path: str, fields: dict[str, Any]
+) -> None:
+    said = httpx.post(f"{real.url}/v1/{path}", json={**KINDS[path][3], **fields})
+    assert said.status_code == 200 and '"error": {' not in said.text, said.text

@@ -102,6 +102,14 @@ def test_tokens_are_charged_when_they_are_known_also_those_of_a_stream(locked: L
     assert limited.value.response.headers["x-ratelimit-remaining-tokens"] == "0"
 
 
+def test_embeddings_are_charged_for_what_they_read(real: LiveServer, tmp_path: Path) -> None:
+    key = Keys(Store(tmp_path / "store.sqlite")).add("eve", tokens_per_minute=60)
+    with LiveServer(real.path, create_app(real.path, store=tmp_path / "store.sqlite")) as live:
+        headers, asked = {"authorization": f"Bearer {key}"}, {"input": ["hello world"] * 30}
+        statuses = [httpx.post(f"{live.url}/v1/embeddings", json=asked, headers=headers).status_code for _ in range(2)]
+        assert statuses == [200, 429]
+
+
 def test_a_removed_key_is_refused_and_a_server_opened_to_the_network_never_falls_open(tmp_path: Path) -> None:
     keys = Keys(Store(tmp_path / "store.sqlite"))
     key, model = keys.add("ada"), make_model(tmp_path / "tiny")

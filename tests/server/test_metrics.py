@@ -107,3 +107,21 @@ def test_alive_is_not_ready(tmp_path: Path) -> None:
         assert (early.status_code, early.json()["error"]["code"]) == (503, "still_learning")
         make_model(run / "chat")
         assert HTTP.get(f"{live.url}/ready").json() == {"status": "ready"}
+
+
+def test_what_is_no_answer_is_not_counted_as_one_but_its_tokens_are(real: LiveServer) -> None:
+    def counted() -> dict[str, float]:
+        return {name: value for name, value in figures(real).items() if name.startswith("liuli_answers_total")}
+
+    before, read = counted(), figures(real)["liuli_prompt_tokens_total{}"]
+    for path, body in (("tokenize", {"prompt": "hello"}), ("apply-template", {"messages": [{"role": "user"}]})):
+        assert HTTP.post(f"{real.url}/{path}", json=body).status_code == 200
+    used = HTTP.post(f"{real.url}/v1/embeddings", json={"input": ["hello", "world"]}).json()["usage"]
+    assert counted() == before and used["prompt_tokens"] > 2
+    assert figures(real)["liuli_prompt_tokens_total{}"] == read + used["prompt_tokens"]
+    checked = HTTP.post(
+        f"{real.url}/v1/completions", json={"prompt": "x", "max_tokens": 1, "logit_bias": {"20": 1}, "ignore_eos": True}
+    )
+    assert checked.status_code == 200
+    assert sum(counted().values()) == sum(before.values()) + 1
+    assert figures(real)["liuli_answers_waiting{}"] == figures(real)["liuli_answers_running{}"] == 0

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import threading
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -242,3 +245,19 @@ def test_answers_take_turns(tmp_path: Path) -> None:
         assert post(live).status_code == 200
         assert first.is_alive()  # the short answer did not wait for the long one
         first.join()
+
+
+def test_more_than_the_queue_holds_is_told_to_come_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("liuli.server.worker.WAITING_AT_MOST", 2)
+    with LiveServer(make_model(tmp_path / "tiny"), pause=0.01) as live, ExitStack() as held:
+        asked: dict[str, Any] = {"messages": [{"role": "user", "content": "long"}], "stream": True}
+        stream_one = partial(httpx.stream, "POST", f"{live.url}/v1/chat/completions", json=asked)
+        said = [held.enter_context(stream_one()).iter_bytes() for _ in range(2)]
+        assert all(map(next, said))  # httpx hangs up when they are let go
+        for stream in (False, True):
+            full = httpx.post(f"{live.url}/v1/chat/completions", json={**asked, "stream": stream})
+            assert (full.status_code, full.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+            assert full.headers["retry-after"] == "2"
+        held.close()
+        until(lambda: httpx.get(f"{live.url}/health").json()["answers"] == 0)
+        assert httpx.post(f"{live.url}/v1/chat/completions", json={"messages": HI}).status_code == 200

@@ -6,6 +6,9 @@ import base64
 import json
 import math
 import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal
 
 import httpx
@@ -16,6 +19,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 import liuli
+from liuli.assistant import Store
+from liuli.server.app import create_app
+from liuli.server.keys import Keys
 from tests.server.scripted import LiveServer
 from tests.server.test_openai_api import WEATHER
 
@@ -96,6 +102,63 @@ def test_what_was_read_is_shared_under_one_salt_only(real: LiveServer, path: str
     assert [reused("mine") > 0, reused("mine") > 0, reused("yours") > 0, reused("yours") > 0] == [False, True] * 2
 
 
+def test_what_breaks_in_one_answer_is_its_own_failure_and_the_next_is_answered(
+    real: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, voice = real.desk.keeper.voice()
+    poison, hidden = voice.tokenizer.encode("✂")[-1], voice.engine.model.hidden
+
+    def broken(ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
+        if (ids == poison).any():
+            raise MemoryError("no room for this one")
+        return hidden(ids, cache)
+
+    def ask(text: str) -> httpx.Response:
+        said = {"messages": [{"role": "user", "content": text}], "max_tokens": 40, "temperature": 0, "ignore_eos": True}
+        return httpx.post(f"{real.url}/v1/chat/completions", json={**said, "logit_bias": {str(poison): -100}})
+
+    texts = ["one", "two ✂", "three", "✂ " * 60, "five"]
+    wanted = [ask(text).json()["choices"][0]["message"]["content"] for text in texts]
+    monkeypatch.setattr(voice.engine.model, "hidden", broken)
+    with ThreadPoolExecutor(5) as pool:
+        said = list(pool.map(ask, texts))
+    assert [each.status_code for each in said] == [200, 500, 200, 500, 200]
+    for at in (0, 2, 4):
+        assert said[at].json()["choices"][0]["message"]["content"] == wanted[at]
+    assert ask("one").json()["choices"][0]["message"]["content"] == wanted[0] and len(voice.engine.streams) <= 1
+
+
+def test_two_keys_share_nothing_of_what_was_read(real: LiveServer, tmp_path: Path) -> None:
+    keys = Keys(Store(tmp_path / "store.sqlite"))
+    ada, bob = keys.add("ada"), keys.add("bob")
+    app = create_app(real.path, store=tmp_path / "store.sqlite")
+    with LiveServer(real.path, app=app) as live:
+
+        def reused(key: str, **more: str) -> bool:
+            before = app.state.desk.keeper.reused()
+            asked = {"messages": [{"role": "user", "content": "the same " * 12}], "max_tokens": 1, **more}
+            headers = {"authorization": f"Bearer {key}"}
+            httpx.post(f"{live.url}/v1/chat/completions", json=asked, headers=headers).raise_for_status()
+            return bool(app.state.desk.keeper.reused() > before)
+
+        assert [reused(ada), reused(ada), reused(bob), reused(bob)] == [False, True, False, True]
+        assert not reused(bob, cache_salt="ada")  # nobody can name another's
+
+
+def test_an_answer_that_takes_too_long_is_cut_as_too_long(real: LiveServer) -> None:
+    app = create_app(real.path, seconds=0.2)
+    with LiveServer(real.path, app=app) as live:
+        _, voice = app.state.desk.keeper.voice()
+        slow = voice.engine.streams.step
+        voice.engine.streams.step = lambda: time.sleep(0.02) or slow()
+        asked = {"max_tokens": 400, "ignore_eos": True}
+        for path, body in (("chat/completions", {"messages": HI}), ("completions", {"prompt": "hello"})):
+            began = time.monotonic()
+            said = httpx.post(f"{live.url}/v1/{path}", json={**asked, **body}).json()
+            assert said["choices"][0]["finish_reason"] == "length" and 0.2 < time.monotonic() - began < 2
+            assert 0 < said["usage"]["completion_tokens"] < 40
+
+
 # --- forms -----------------------------------------------------------------------------------------------------------
 
 
@@ -155,6 +218,16 @@ def test_a_required_call_is_well_formed_whatever_the_model(
     call = done.message.tool_calls[0]
     assert call.function.name == "weather" or (choice == "required" and call.function.name == "other")
     jsonschema_rs.validate(schema, json.loads(call.function.arguments))
+
+
+def test_a_call_that_the_server_runs_must_come_once_and_then_it_is_answered(real_client: openai.OpenAI) -> None:
+    calculator = {"type": "function", "function": {"name": "calculator"}}
+    no_call = {"8": -100}  # a constraint stands above it
+    asked: dict[str, Any] = {"model": "model", "messages": HI, "tools": [calculator], "logit_bias": no_call}
+    for choice in ("required", calculator):
+        done = real_client.chat.completions.create(**asked, tool_choice=choice, seed=4, max_tokens=60).choices[0]
+        assert [step["role"] for step in done.message.model_extra["steps"]] == ["assistant", "tool"]
+        assert done.message.content and done.finish_reason in ("stop", "length")
 
 
 def schema(value: dict[str, Any]) -> dict[str, Any]:
@@ -243,7 +316,9 @@ def test_best_of_gives_the_likeliest(real_client: openai.OpenAI) -> None:
     ("body", "param"),
     [({"prompt": []}, "prompt"), ({"prompt": [100000]}, "prompt"), ({"prompt": [5] * 600}, "prompt"),
      ({"suffix": "x"}, "suffix"), ({"best_of": 1, "n": 2}, "best_of"), ({"max_tokens": 0}, "max_tokens"),
-     ({"best_of": 2, "stream": True}, "best_of"), ({"prompt": [["a"]]}, "prompt.0.0"), ({"logprobs": 21}, "logprobs")],
+     ({"best_of": 2, "stream": True}, "best_of"), ({"prompt": ["x"] * 129}, "prompt"),
+     ({"prompt": ["x"] * 9, "n": 16}, "prompt"), ({"prompt": ["x"] * 65, "best_of": 2}, "prompt"),
+     ({"prompt": [["a"]]}, "prompt.0.0"), ({"logprobs": 21}, "logprobs")],
 )  # fmt: skip
 def test_a_wrong_completion_is_named(real: LiveServer, body: dict[str, Any], param: str) -> None:
     said = httpx.post(f"{real.url}/v1/completions", json={"prompt": "hello", **body})

@@ -11,6 +11,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from liuli.server.responses import Shelf, Stored
+from liuli.text import Message
 from tests.server.scripted import LiveServer
 
 EVENT: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
@@ -127,9 +128,20 @@ def test_only_the_newest_responses_are_kept_and_only_for_who_made_them() -> None
             shelf.get(id, user)
 
 
+def test_the_responses_kept_are_bounded_in_size() -> None:
+    shelf = Shelf(most_characters=3000)
+    for number in range(5):
+        shelf.put(Stored("me", {"id": str(number), "text": "x" * 1000}, ()))
+    assert list(shelf.kept) == list(shelf.sizes) == ["3", "4"]
+    shelf.drop("3")
+    shelf.put(Stored("me", {"id": "5"}, (Message("user", "x" * 2000),)))  # the conversation counts
+    assert list(shelf.kept) == ["5"]
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
+        ({"metadata": {"a": "x" * 513}}, "metadata.a"),
         ({"input": ""}, "input"),
         ({"input": []}, "input"),
         ({}, "input"),

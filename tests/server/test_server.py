@@ -8,13 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 from liuli import running
+from liuli.cli import app as command
 from liuli.errors import LiuliError, UsageError
 from liuli.server.app import create_app
 from liuli.server.runs import POINTS_AT_MOST, SAMPLES_AT_MOST, RunReader, models_in
@@ -76,6 +79,28 @@ def test_only_this_machines_pages_may_speak(live: LiveServer, headers: dict[str,
     body = json.dumps({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2})
     every = {"content-type": "application/json", **headers}
     assert httpx.post(f"{live.url}/api/chat", content=body, headers=every).status_code == status
+
+
+def test_a_conversation_of_thousands_of_turns_holds_nobody_up(real: LiveServer) -> None:
+    said = [{"role": "user" if n % 2 == 0 else "assistant", "content": f"hello {n}"} for n in range(1999)]
+    began = time.monotonic()
+    answer = httpx.post(f"{real.url}/api/chat", json={"messages": said, "max_tokens": 1}, timeout=60)
+    seconds = time.monotonic() - began
+    events = [json.loads(line) for line in answer.text.splitlines()]
+    assert events[0]["type"] == "start" and 1900 < events[0]["left_out"] < 1999
+    assert seconds < 5  # a rendering takes 0.05 s, and there are a thousand turns to leave out
+
+
+def test_limits_and_memory_are_options_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, object]] = []
+    monkeypatch.setattr("liuli.server.serve", lambda path, **options: told.append(options))
+    monkeypatch.setattr("liuli.assistant.elsewhere.voice_of", lambda *_, **how: told.append(how))
+    for arguments in ([], ["--seconds-per-answer", "9", "--prefix-int8"]):
+        done = CliRunner().invoke(command, ["serve", str(make_model(tmp_path / str(len(arguments)))), *arguments])
+        assert done.exit_code == 0, done.output
+        told[-1]["load"](tmp_path)  # type: ignore[operator]
+    assert [told[at]["seconds"] for at in (0, 2)] == [0, 9]
+    assert [told[at]["prefix_int8"] for at in (1, 3)] == [False, True]
 
 
 def test_every_answer_carries_the_policy_and_no_file_outside_is_served(live: LiveServer) -> None:

@@ -6,6 +6,7 @@ is cut and tools are run exactly as with our own engine; only the numbers come f
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 import threading
@@ -38,7 +39,16 @@ from liuli.text import Tokenizer
 ENGINES = ("liuli", "vllm", "openai", "llamacpp")
 MOST_ALTERNATIVES = 20  # vLLM's --max-logprobs unless told otherwise
 VLLM_KNOWS = (*SAID, "presence_penalty", "frequency_penalty", "min_tokens", "ignore_eos")
-OURS = ("logit_bias", "stop", "stop_tokens", "alternatives")  # fields of Sampling that are turned into others
+# constraints in vLLM's words (https://docs.vllm.ai/en/latest/features/structured_outputs/)
+VLLM_FORMS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "json_schema": lambda text: {"json": json.loads(text)},
+    "json_object": lambda _: {"json_object": True},
+    "choice": lambda text: {"choice": json.loads(text)},
+    "regex": lambda text: {"regex": text},
+    "grammar": lambda text: {"grammar": text},
+}
+# fields of Sampling that are turned into others
+OURS = ("logit_bias", "stop", "stop_tokens", "alternatives", "constraint")
 READ_AT_ONCE = 512  # tokens of a prompt; llama.cpp's own default
 SPARE = 4  # llama.cpp contexts kept for the next turn of a conversation
 
@@ -65,10 +75,11 @@ def voice_of(
             raise UsageError(f"the engine {engine} is no server", "--engine-url", "leave it out, or name --engine vllm")
         raise UsageError(f"where is the {engine} server?", "--engine", "--engine-url http://127.0.0.1:8000")
     if engine != "liuli" and any(how.values()):
-        raise UsageError(f"the engine {engine} writes in its own way", "--weights, --compiled, --draft", "leave it out")
+        options = "--weights, --compiled, --draft, --prefix-int8"
+        raise UsageError(f"the engine {engine} writes in its own way", options, "leave it out")
     match engine:
         case "vllm":
-            return EngineVoice(VllmEngine(path, str(url), key))
+            return EngineVoice(VllmEngine(path, str(url), key), blocks=True)
         case "openai":
             return RemoteVoice(str(url), name, key)
         case "llamacpp":
@@ -112,12 +123,17 @@ class VllmEngine:
     def _asked(self, prompt: Sequence[int], sampling: Sampling) -> dict[str, Any]:
         refuse_unless_default(sampling, (*VLLM_KNOWS, *OURS), self.remote.url)
         always = self.remote.always
+        form = sampling.constraint
+        if form and form.kind not in VLLM_FORMS:
+            what = f"this engine does not know the constraint {form.kind}"
+            raise UsageError(what, self.remote.url, "leave it out, or use --engine liuli")
         ends = {str(id): BAR for id in self.tokenizer.stops if sampling.ignore_eos}
         return always | {
             "prompt": list(prompt),
             **{name: getattr(sampling, name) for name in VLLM_KNOWS},
             "stop_token_ids": [*always["stop_token_ids"], *sampling.stop_tokens],
             "logit_bias": always["logit_bias"] | ends | {str(id): bias for id, bias in sampling.logit_bias},
+            **({"structured_outputs": VLLM_FORMS[form.kind](form.text)} if form else {}),
             "logprobs": min(sampling.alternatives, MOST_ALTERNATIVES),
             "return_tokens_as_token_ids": True,
             "stream": True,

@@ -58,6 +58,8 @@ class RemoteVoice:
     Raises LiuliError where there is no server. `logprob` is 0 in tokens of a server that does not tell.
     """
 
+    blocks = True
+
     def __init__(self, url: str, model: str = "", key: str | None = None) -> None:
         base = url.rstrip("/").removesuffix("/v1") + "/v1"
         self.url, self.key = f"{base}/chat/completions", key
@@ -98,6 +100,8 @@ class RemoteVoice:
             produced = [message, *answer_calls(message, chosen)]
             yield from produced
             history += produced
+            if "tool_choice" in body:  # the first call had to be made, no other
+                body["tool_choice"] = "auto"
 
     def _asked(self, sampling: Sampling, tools: Mapping[str, Tool]) -> dict[str, Any]:
         """The request but for its messages."""

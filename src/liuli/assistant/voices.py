@@ -33,9 +33,10 @@ SCORED_AT_ONCE = 512  # positions of a prompt: bounds the memory for log-probabi
 
 
 class Voice(Protocol):
-    """What answers. `context` is in tokens."""
+    """What answers. `context` is in tokens. blocks: a reply makes who reads it wait, and gives nobody else a turn."""
 
     context: int
+    blocks: bool
 
     def prompt_tokens(self, messages: Sequence[Message]) -> int:
         """How many tokens the prompt for these messages has."""
@@ -50,10 +51,10 @@ class Voice(Protocol):
 
 
 class EngineVoice:
-    """Any engine that writes with our tokens, wherever its weights are."""
+    """Any engine that writes with our tokens, wherever its weights are. blocks: it waits for another machine."""
 
-    def __init__(self, engine: Streams) -> None:
-        self.engine, self.tokenizer, self.context = engine, engine.tokenizer, engine.context
+    def __init__(self, engine: Streams, blocks: bool = False) -> None:
+        self.engine, self.tokenizer, self.context, self.blocks = engine, engine.tokenizer, engine.context, blocks
 
     def prompt_tokens(self, messages: Sequence[Message]) -> int:
         """How many tokens the prompt for these messages has."""
@@ -64,30 +65,26 @@ class EngineVoice:
         return self.tokenizer.bytes_of(token)
 
     def reply(
-        self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str]
+        self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str], **more: Any
     ) -> Generator[Event | None, None, None]:
-        """The engine's reply, its tools among those named."""
-        return spoken(self.engine, messages, sampling, tools)
+        """The engine's reply, its tools among those named. more: of our own engine, salt and deadline."""
+        chosen = {name: TOOLS[name] for name in tools}
+        stopped_by, written = yield from polled_reply(self.engine, list(messages), sampling, chosen, **more)
+        yield Ended(stopped_by, written)
 
 
 class ModelVoice(EngineVoice):
-    """A model folder behind our engine: its weights are here. how: weights, compiled and draft of Model."""
+    """A model folder behind our engine: its weights are here. how: weights, compiled, draft, prefix_int8 of Model."""
 
     engine: Engine
 
     def __init__(self, path: Path, device: str | None = None, **how: Any) -> None:
         super().__init__(Model(path, device, **how).engine)
 
-    def reply(
-        self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str], salt: str = ""
-    ) -> Generator[Event | None, None, None]:
-        """The engine's reply, its tools among those named. salt: only questions of the same share what was computed."""
-        return spoken(self.engine, messages, sampling, tools, salt)
-
-    def write(self, prompt: Sequence[int], sampling: Sampling, salt: str = "") -> Generator[Event | None, None, None]:
+    def write(self, prompt: Sequence[int], sampling: Sampling, **more: Any) -> Generator[Event | None, None, None]:
         """What goes on after these tokens, which need not be a conversation."""
         count, stopped_by = 0, "end"
-        for token in self.engine.poll(prompt, sampling, salt=salt):
+        for token in self.engine.poll(prompt, sampling, **more):
             if token is not None:
                 count, stopped_by = count + 1, token.stopped_by or stopped_by
             yield token
@@ -115,12 +112,3 @@ class ModelVoice(EngineVoice):
         hidden_TD = self.engine.model.hidden(torch.tensor([list(tokens)], device=self.engine.device))[0]
         mean: list[float] = hidden_TD[skip:].float().mean(0).tolist()
         return mean
-
-
-def spoken(
-    engine: Streams, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str], salt: str = ""
-) -> Generator[Event | None, None, None]:
-    """The reply of an engine with our tokens, and its end."""
-    chosen = {name: TOOLS[name] for name in tools}
-    stopped_by, written = yield from polled_reply(engine, list(messages), sampling, chosen, salt)
-    yield Ended(stopped_by, written)

@@ -67,7 +67,7 @@ class Relation:
 
 
 def _relations() -> tuple[Relation, ...]:
-    table = [row for row in rows("relations")]
+    table = rows("relations")
     pairs = zip(table[::2], table[1::2], strict=True)  # a row in English, the next one in Chinese
     return tuple(Relation(en["key"], _wording(en), _wording(zh), en["back"] == "yes") for en, zh in pairs)
 
@@ -135,9 +135,7 @@ def taught() -> dict[str, tuple[tuple[Relation, Fact], ...]]:
                 for fact in own
                 if sum(fact.value_en == f.value_en or fact.value_zh == f.value_zh for f in own) == 1
             ]
-        result.setdefault(own[0].kind if own else relation.key.split(".")[0], []).extend(
-            (relation, fact) for fact in own
-        )
+        result.setdefault(relation.key.split(".")[0], []).extend((relation, fact) for fact in own)
     result["unit"] = [(UNIT, fact) for fact in everything if fact.kind == "unit"]
     return {kind: tuple(pairs) for kind, pairs in result.items()}
 

@@ -11,10 +11,13 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from liuli.model import ModelConfig
 
 BLOCK = 16  # tokens
 ALIGNED = 64  # bytes: a line of the processor's cache, where torch's own tensors begin
@@ -50,6 +53,11 @@ class KeyValueCache:
         self.heads_BK = torch.arange(rows * kv_heads, device=device).view(rows, kv_heads) * slots
         self.first_row = self.batch = self.first_slot = self.seen = 0
         self.index: Tensor | None = None
+
+    @classmethod
+    def of(cls, config: ModelConfig, **more: Any) -> KeyValueCache:
+        """One for a model."""
+        return cls(layers=config.layers, kv_heads=config.kv_heads, head_size=config.head_size, **more)
 
     def begin(self, row: int, batch: int, T: int, start: int = 0, previous_B1: Tensor | None = None) -> None:
         """Next come T tokens each of `batch` new rows from `row` on, at positions start..start+T-1 (padded right).

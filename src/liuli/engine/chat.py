@@ -5,7 +5,8 @@ An answer that calls a tool is followed by the tool's message, and the model goe
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
@@ -21,6 +22,7 @@ from liuli.text.tokenizer import Tokenizer
 MAX_CALLS = 4
 REMEMBERED = 4  # questions before the last one that go only where not even a short answer has room
 T = TypeVar("T", Token, Token | None)
+Size = TypeVar("Size")
 
 
 class Streams(Protocol):
@@ -43,19 +45,19 @@ class Turn:
 
 
 def reply(
-    engine: Streams, messages: Messages, sampling: Sampling, tools: Mapping[str, Tool] = TOOLS, salt: str = ""
+    engine: Streams, messages: Messages, sampling: Sampling, tools: Mapping[str, Tool] = TOOLS, **more: Any
 ) -> Generator[Token | Message, None, None]:
     """One answer, streamed: tokens as they come; for a call, the assistant's message with it and the tool's message.
 
     Texts of the tokens joined are the content that is shown; the tokens of calls and thoughts have none. The last token
-    has `stopped_by`. Closing the iterator stops the work. salt: only texts of the same share what was computed.
+    has `stopped_by`. Closing the iterator stops the work. more: salt, deadline of the Request.
     """
-    with closing(polled_reply(engine, messages, sampling, tools, salt)) as polled:
+    with closing(polled_reply(engine, messages, sampling, tools, **more)) as polled:
         yield from (event for event in polled if event is not None)
 
 
 def polled_reply(
-    engine: Streams, messages: Messages, sampling: Sampling, tools: Mapping[str, Tool] = TOOLS, salt: str = ""
+    engine: Streams, messages: Messages, sampling: Sampling, tools: Mapping[str, Tool] = TOOLS, **more: Any
 ) -> Generator[Token | Message | None, None, tuple[str, int]]:
     """`reply`, for one thread that serves many: None where nothing is there yet and others may go on.
 
@@ -73,7 +75,7 @@ def polled_reply(
             yield replace(last, text="", stopped_by="length")  # the tool's result does not fit: the answer ends with it
             return "length", written
         tokens: list[Token] = []
-        stream = engine.poll(prompt, _reseeded(sampling, calls_made), salt=salt)
+        stream = engine.poll(prompt, _following(sampling, calls_made), **more)
         for token, hidden in _with_hidden(stream, engine.tokenizer):
             if token is None:
                 yield None
@@ -118,7 +120,7 @@ def turns(
     def begin(number: int) -> Request:
         turn = results[number]
         prompt = fit(histories[number] + turn.messages, engine, each[number])
-        return engine.request(prompt, _reseeded(each[number], len(turn.answers)), number)
+        return engine.request(prompt, _following(each[number], len(turn.answers)), number)
 
     def then(request: Request) -> Request | None:
         turn = results[request.number]
@@ -162,21 +164,34 @@ def fit(messages: Sequence[Message], engine: Streams, sampling: Sampling) -> lis
     Room is kept for the answer (`spare`): `max_tokens`, but at most a quarter of the context, or half of it where old
     turns can go. Raises LiuliError if the newest question alone does not fit.
     """
-    system = [message for message in messages[:1] if message.role == "system"]
-    rest = list(messages[len(system) :])
-    while True:
-        prompt = render([*system, *rest], engine.tokenizer, answer=True).tokens
-        later = [at for at, message in enumerate(rest) if message.role == "user" and at > 0]
-        room = engine.context - min(sampling.max_tokens, spare(rest, engine.context, engine.context // 4))
-        if len(prompt) <= room or (not later and len(prompt) <= engine.context):
-            return prompt
-        if not later:
-            raise LiuliError(
-                f"the question has {len(prompt)} tokens, the model's context is {engine.context}",
-                "conversation",
-                "shorten the question",
-            )
-        rest = rest[later[0] :]
+
+    def fits(kept: list[Message], prompt: list[int]) -> bool:
+        answer = min(sampling.max_tokens, spare(kept, engine.context, engine.context // 4))
+        return len(prompt) + answer <= engine.context
+
+    _, prompt = trimmed(messages, lambda kept: render(kept, engine.tokenizer, answer=True).tokens, fits)
+    if len(prompt) > engine.context:
+        what = f"the question has {len(prompt)} tokens, the model's context is {engine.context}"
+        raise LiuliError(what, "conversation", "shorten the question")
+    return prompt
+
+
+def trimmed(
+    messages: Sequence[Message], size: Callable[[list[Message]], Size], fits: Callable[[list[Message], Size], bool]
+) -> tuple[list[Message], Size]:
+    """A conversation without as many of its oldest turns as must go for it to fit, and its size; the system message and
+    the newest question stay, even where they do not fit. By bisection: to take the size of a long one takes long."""
+    first = int(bool(messages) and messages[0].role == "system")
+    turns = [first, *(at for at, message in enumerate(messages) if message.role == "user" and at > first)]
+
+    def without(count: int) -> tuple[list[Message], Size]:
+        kept = [*messages[:first], *messages[turns[count] :]]
+        return kept, size(kept)
+
+    whole = without(0)
+    if len(turns) == 1 or fits(*whole):
+        return whole
+    return without(bisect_left(range(len(turns) - 1), True, 1, key=lambda count: fits(*without(count))))
 
 
 def _with_hidden(tokens: Iterable[T], tokenizer: Tokenizer) -> Iterator[tuple[T, bool]]:
@@ -192,6 +207,8 @@ def _calls(message: Message, last: Token) -> bool:
     return bool(message.tool_calls) and last.stopped_by == "end"
 
 
-def _reseeded(sampling: Sampling, calls_made: int) -> Sampling:
-    """Random numbers of their own for the answer after each call."""
+def _following(sampling: Sampling, calls_made: int) -> Sampling:
+    """For the answer after each call: random numbers of its own, and no call that must come."""
+    if calls_made and sampling.constraint is not None:
+        sampling = replace(sampling, constraint=replace(sampling.constraint, required=False))
     return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + calls_made)

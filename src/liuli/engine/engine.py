@@ -40,7 +40,8 @@ class Request:
 
     ids: the prompt and the answer so far. salt: only texts of the same salt share what was computed for them. priority:
     the higher goes first. deadline: by time.monotonic(), in seconds; the answer is cut there. reused: tokens of the
-    prompt that were not computed again. hope: the share of drafted tokens that came true lately.
+    prompt that were not computed again. hope: the share of drafted tokens that came true lately. failed: why it ends
+    without an answer. alone: it is read by itself, for it was among prompts that could not be read together.
     """
 
     prompt: Sequence[int]
@@ -53,6 +54,8 @@ class Request:
     text: TextStream = field(default_factory=TextStream)
     hidden: bool = False  # what is written now is a call or a thought, which no stop string may cut
     cancelled: bool = False
+    failed: Exception | None = None
+    alone: bool = False
     arrival: int | None = None
     reused: int = 0
     hope: float = 1.0
@@ -80,9 +83,9 @@ class Engine:
     """Writes answers with a model. rows: how many at once; more wait until a row is free.
 
     weights: "int8" or "int4" rounds the matrices for writing (the model must compute in bfloat16, as "bf16" asks too).
-    compiled: fuse the step that writes, which takes some seconds the first time and needs a C++ compiler. drafter:
-    what foretells tokens (speculate.py). prefix_bytes: memory for what streams have in common with earlier ones.
-    most_waiting: streams beyond so many are refused.
+    compiled: fuse the step that writes, which takes some seconds the first time, a C++ compiler and a second copy of
+    the matrices. drafter: what foretells tokens (speculate.py). prefix_bytes: memory for what streams have in common
+    with earlier ones; prefix_int8: keep it in bytes, two to four times as much of it, no longer exactly.
     """
 
     def __init__(
@@ -95,7 +98,7 @@ class Engine:
         compiled: bool = False,
         drafter: Drafter | None = None,
         prefix_bytes: int = PREFIX_BYTES,
-        most_waiting: int | None = None,
+        prefix_int8: bool = False,
     ) -> None:
         config = model.config
         if tokenizer.vocab_size > config.vocab_size:
@@ -111,7 +114,7 @@ class Engine:
                 raise UsageError(what, "engine", "load it so")
         self.model, self.tokenizer, self.rows, self.drafter = model, tokenizer, rows, drafter
         self.weights, self.compiled = weights, compiled
-        self.prefix_bytes, self.most_waiting = prefix_bytes, most_waiting
+        self.prefix_bytes, self.prefix_int8 = prefix_bytes, prefix_int8
         self._decoder: Decoder | None = None
         self._streams: Scheduler | None = None
         self._turn = threading.Lock()
@@ -125,8 +128,8 @@ class Engine:
         """What computes the next tokens: prepared weights, made anew when the model has learned, or the model."""
         if self._decoder is not None and not self._decoder.fresh():
             self._decoder = None
-        pays = isinstance(self.model, Transformer) and (self.weights is not None or Decoder.pays(self.model))
-        if self._decoder is None and pays:
+        asked = self.weights is not None or self.compiled
+        if self._decoder is None and isinstance(self.model, Transformer) and (asked or Decoder.pays(self.model)):
             self._decoder = Decoder(self.model, self.weights, self.compiled)
         return self._decoder or self.model
 
@@ -149,7 +152,7 @@ class Engine:
         """What writes all streams together."""
         if self._streams is None:
             self._streams = Scheduler(
-                self, self.rows, self.context, most_waiting=self.most_waiting, prefix_bytes=self.prefix_bytes
+                self, self.rows, self.context, prefix_bytes=self.prefix_bytes, prefix_int8=self.prefix_int8
             )
         return self._streams
 
@@ -190,6 +193,7 @@ class Engine:
         """`stream`, for one thread that serves many: None where the token is not there yet and others may go on.
 
         Of those who ask in turn only the first makes a step; so nobody runs ahead of the one who waits for a place.
+        What breaks there is raised for those alone whom it concerns.
         """
         request = self.request(prompt, sampling, **more)
         with self._turn:
@@ -198,11 +202,13 @@ class Engine:
         try:
             for at in range(sampling.max_tokens):
                 while at == len(request.tokens):
+                    if request.failed is not None:
+                        raise request.failed
                     with self._turn:
                         if at == len(request.tokens) and seen == self.stats.steps:
                             self.streams.step()
                         seen = self.stats.steps
-                    if at == len(request.tokens):
+                    if at == len(request.tokens) and request.failed is None:
                         yield None
                 yield request.tokens[at]
                 if request.tokens[at].stopped_by is not None:
@@ -230,6 +236,8 @@ class Engine:
         too_long: deque[Request] = deque()
         while len(scheduler):
             for request in scheduler.step():
+                if request.failed is not None:
+                    raise request.failed
                 if then is None or (more := then(request)) is None:
                     continue
                 if len(more.prompt) + more.sampling.max_tokens - 1 <= slots:
@@ -255,7 +263,8 @@ class Engine:
         room = self.context - len(prompt) + 1
         # a seed of its own, so that an answer can be had again, and go on where it was interrupted
         seed = secrets.randbits(31) if sampling.seed is None else sampling.seed
-        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room), seed=seed)
+        most, least = min(sampling.max_tokens, room), min(sampling.min_tokens, room)
+        sampling = replace(sampling, max_tokens=most, min_tokens=least, seed=seed)
         check_ids(sampling, self.model.config.vocab_size)
         if sampling.constraint is not None:
             check(sampling.constraint, self.tokenizer)

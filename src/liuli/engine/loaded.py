@@ -27,8 +27,8 @@ class Model:
 
     path: a model folder, or an adapter in one. device: default is the GPU where there is one, else the CPU. dtype:
     default is bfloat16 on a GPU and with packed weights, float32 elsewhere; on a CPU bfloat16 gains nothing where a
-    single answer is written. weights, compiled: of the Engine. draft: "lookup", or the folder of a smaller model with
-    the same tokenizer, foretells tokens. Raises LiuliError for a folder that cannot be used so.
+    single answer is written. draft: "lookup", or the folder of a smaller model with the same tokenizer, foretells
+    tokens. weights, how: of the Engine (compiled, prefix_int8). Raises LiuliError for a folder that cannot be used so.
     """
 
     def __init__(
@@ -38,8 +38,8 @@ class Model:
         dtype: torch.dtype | None = None,
         *,
         weights: Kind | None = None,
-        compiled: bool = False,
         draft: str = "",
+        **how: Any,
     ) -> None:
         self.path = Path(path)
         place = pick_device(device)
@@ -50,8 +50,8 @@ class Model:
             merge(self.transformer, self.path)
         self.tokenizer = Tokenizer.load(base)
         drafter = self._drafter(draft, place, kind) if draft else None
-        self.engine = Engine(self.transformer, self.tokenizer, weights=weights, compiled=compiled, drafter=drafter)
-        if compiled:
+        self.engine = Engine(self.transformer, self.tokenizer, weights=weights, drafter=drafter, **how)
+        if self.engine.compiled:
             self.engine.warm_up()
 
     def _drafter(self, draft: str, place: torch.device, kind: torch.dtype) -> Drafter:

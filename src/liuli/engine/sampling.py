@@ -25,6 +25,8 @@ BARRED = -100.0
 """A bias that forbids a token, as OpenAI documents it."""
 FEW = 256
 """Tokens that are ranked before all are: enough for most top-p, and sorting a vocabulary costs ten times as much."""
+FLOOR = 1e-6
+"""Of temperature, top-p and typical-p: float32 makes infinities or nothing of less, and one token is left anyway."""
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,7 @@ class Sampler:
         old = torch.nn.functional.pad(self.uniform_BN, (0, longest - self.uniform_BN.shape[1]))
         self.uniform_BN = torch.cat((old, torch.stack(padded).to(self.device))) if padded else old
 
-    def select(self, order: list[int]) -> None:
+    def select(self, order: Sequence[int]) -> None:
         """Keep these rows, in this order."""
         index = torch.tensor(order, dtype=torch.int64, device=self.device)
         self.uniform_BN, self.written_B1 = self.uniform_BN[index], self.written_B1[index]
@@ -379,7 +381,8 @@ def _numbers(s: Sampling) -> tuple[float, ...]:
     greedy, least = s.temperature == 0, math.inf if s.ignore_eos else s.min_tokens
     drawn = (1.0, math.inf, 1.0, 1.0, 0.0)
     if not greedy:
-        drawn = (s.temperature, s.top_k or math.inf, s.typical_p, s.top_p, s.min_p)
+        temperature, typical_p, top_p = (max(each, FLOOR) for each in (s.temperature, s.typical_p, s.top_p))
+        drawn = (temperature, s.top_k or math.inf, typical_p, top_p, s.min_p)
     return (*drawn, s.repetition_penalty, s.presence_penalty, s.frequency_penalty, least, greedy)
 
 

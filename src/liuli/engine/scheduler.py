@@ -62,9 +62,8 @@ class _Reading:
 class Scheduler:
     """Rows for `rows` answers of at most `slots` tokens, prompt included, and a queue for more.
 
-    most_waiting: requests beyond so many are refused. prefix_bytes: memory for prefixes kept, 0: none; prefix_int8:
-    keep them in bytes. patient: begin new prompts only when a quarter of the rows is free, which gives more tokens a
-    second when all requests are there from the beginning.
+    prefix_bytes: memory for prefixes kept, 0: none; prefix_int8: keep them in bytes. patient: begin new prompts only
+    when a quarter of the rows is free: more tokens a second when all requests are there from the beginning.
     """
 
     def __init__(
@@ -73,7 +72,6 @@ class Scheduler:
         rows: int,
         slots: int,
         *,
-        most_waiting: int | None = None,
         prefix_bytes: int = 0,
         prefix_int8: bool = False,
         patient: bool = False,
@@ -81,19 +79,12 @@ class Scheduler:
     ) -> None:
         config, self.engine, self.model = engine.model.config, engine, engine.model
         dtype, device = engine.dtype, engine.device
-        self.slots, self.most_waiting, self.patient, self.chunk = slots, most_waiting, patient, chunk
+        self.slots, self.patient, self.chunk = slots, patient, chunk
         per_row = 2 * config.layers * slots * config.kv_heads * config.head_size * dtype.itemsize
         self.rows = max(1, min(rows, CACHE_BYTES // per_row))
         with torch.inference_mode():
-            self.cache = KeyValueCache(
-                layers=config.layers,
-                rows=self.rows,
-                slots=slots + 1,  # never full: a compiled step need not tell a whole row from a part of it
-                kv_heads=config.kv_heads,
-                head_size=config.head_size,
-                dtype=dtype,
-                device=device,
-            )
+            # never full: a compiled step need not tell a whole row from a part of it
+            self.cache = KeyValueCache.of(config, rows=self.rows, slots=slots + 1, dtype=dtype, device=device)
             blocks = prefix_bytes // PrefixCache.bytes_per_block(self.cache, prefix_int8)
             self.prefixes = PrefixCache(self.cache, blocks, prefix_int8) if blocks else None
         # tokens are drawn in float64, which Apple's GPUs lack
@@ -105,6 +96,7 @@ class Scheduler:
         self.running: list[Request] = []
         self.lengths: list[int] = []  # tokens in the cache, by row
         self.reading: _Reading | None = None
+        self.begun: list[Request] = []  # whose prompts this step reads
         self.waiting: list[tuple[int, int, Request]] = []  # a heap: priority, then who came first
         self.arrivals = itertools.count()
         self.stats = Stats()
@@ -114,35 +106,40 @@ class Scheduler:
         return len(self.running) + len(self.waiting) + (self.reading is not None)
 
     def submit(self, request: Request) -> None:
-        """Take a request. Raises LiuliError when it could never fit, or too many wait."""
+        """Take a request. Raises LiuliError when it could never fit."""
         if _slots(request) > self.slots:
             raise LiuliError(
                 f"prompt and answer may have {self.slots} tokens together, {_slots(request)} are asked for",
                 f"prompt {request.number}",
                 "shorten the prompt or ask for fewer tokens",
             )
-        if self.most_waiting is not None and len(self.waiting) >= self.most_waiting:
-            raise LiuliError(f"{len(self.waiting)} requests are waiting already", "engine", "try again in a moment")
         if request.arrival is None:
             request.arrival = next(self.arrivals)
         heapq.heappush(self.waiting, (-request.priority, request.arrival, request))
 
     @torch.inference_mode()
     def step(self) -> list[Request]:
-        """One token or more for every running request, and the first for new ones. Returns those that ended."""
+        """One token or more for every running request, and the first for new ones. Returns those that ended.
+
+        What breaks ends with `failed` those it can be the fault of: of prompts read together each is read again by
+        itself first; of what is written together nobody knows whose it is. The others go on, and so does the scheduler.
+        """
+        self.stats.steps += 1
+        there = [*self.running, *([self.reading.request] if self.reading else ())]
         with _evaluating(self.model):
-            self._refresh()
-            self._forget_cancelled()
-            self._make_room()
-            self.stats.steps += 1
-            if self.running:
-                drafts = self._drafts()
-                if any(drafts):
-                    self._verify(drafts)
-                else:
-                    self._write_one()
-            self._read()
-            return self._leave()
+            try:
+                self._refresh()
+                self._forget_cancelled()
+                self._make_room()
+                if self.running:
+                    drafts = self._drafts()
+                    if any(drafts):
+                        self._verify(drafts)
+                    else:
+                        self._write_one()
+                return self._read() + self._leave()
+            except Exception as error:
+                return self._recover([], [*there, *self.running] or [each for *_, each in self.waiting], error)
 
     @torch.inference_mode()
     def preempt(self, request: Request) -> None:
@@ -266,12 +263,28 @@ class Scheduler:
         each = READ_TOKENS if self.patient or not R else W * W // (2 * R)
         return min(READ_TOKENS, self.chunk * max(1, each))
 
-    def _read(self) -> None:
-        """Read prompts, a bounded number of tokens; each one that is read to its end gets a row and a first token."""
+    def _read(self) -> list[Request]:
+        """Read prompts, a bounded number of tokens; each one that is read to its end gets a row and a first token.
+        Returns one that cannot be read."""
+        rows, self.begun = range(len(self.running)), [self.reading.request] if self.reading else []
+        try:
+            self._read_some()
+        except Exception as error:
+            if not self.begun:
+                raise
+            again = self.begun if len(self.begun) > 1 else []
+            failed = self._recover(rows, [] if again else self.begun, error)
+            for request in again:
+                request.alone = True
+                self.submit(request)
+            return failed
+        return []
+
+    def _read_some(self) -> None:
         most = budget = self._budget()
         ready: list[Request] = []
         parts: list[Tensor] = []
-        while budget > 0:
+        while budget > 0 and not (ready and ready[-1].alone):
             if self.reading is not None:
                 budget -= self._read_on(budget, ready, parts)
                 continue
@@ -303,12 +316,13 @@ class Scheduler:
             chain = self.prefixes.find(tokens[:-1], request.salt) if self.prefixes is not None else []
             known = len(chain) * BLOCK
             least, most, longest = min(least, known), max(most, known), max(longest, len(tokens))
-            alone = len(tokens) - known > min(budget, LONGEST)
+            alone = request.alone or len(tokens) - known > min(budget, LONGEST)
             if group and (alone or most - least > PASS or (longest - least) * (len(group) + 1) > budget):
                 break
             if begun and len(tokens) - known > budget:
                 break
             heapq.heappop(self.waiting)
+            self.begun.append(request)
             if not alone:
                 group.append((request, chain))
                 continue
@@ -407,6 +421,22 @@ class Scheduler:
             order.pop()
         if self.reading is not None:
             self.cache.copy([len(self.running)], len(order), self.reading.done)
+        self._select(order)
+
+    def _recover(self, rows: Sequence[int], requests: Iterable[Request], error: Exception) -> list[Request]:
+        """Back to these rows: what else was begun is forgotten, and so is the shelf, which may be half written. Of the
+        requests those that have not ended fail; they are returned."""
+        failed = [request for request in dict.fromkeys(requests) if request.stopped_by is None]
+        for request in failed:
+            request.failed, request.cancelled = error, True  # where it waits, too, it is forgotten
+        self.reading = None
+        if self.prefixes is not None:
+            self.prefixes.clear()
+        self._select(rows)
+        return failed
+
+    def _select(self, order: Sequence[int]) -> None:
+        """Only these rows stay, in this order."""
         self.running = [self.running[row] for row in order]
         self.lengths = [self.lengths[row] for row in order]
         index = torch.tensor(order, dtype=torch.int64, device=self.engine.device)

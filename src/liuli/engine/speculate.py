@@ -52,15 +52,7 @@ class DraftModel:
     def __init__(self, model: Transformer, rows: int = 64, most: int = MOST) -> None:
         c, self.model, self.most = model.config, model.eval(), most
         self.device = model.embedding.weight.device
-        self.cache = KeyValueCache(
-            layers=c.layers,
-            rows=rows,
-            slots=c.context,
-            kv_heads=c.kv_heads,
-            head_size=c.head_size,
-            dtype=model.dtype,
-            device=self.device,
-        )
+        self.cache = KeyValueCache.of(c, rows=rows, slots=c.context, dtype=model.dtype, device=self.device)
         self.rows: dict[Request, tuple[int, int]] = {}  # the row and how many tokens are in it; the oldest first
 
     @torch.inference_mode()

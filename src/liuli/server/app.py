@@ -51,14 +51,15 @@ def create_app(
     loaded: int = 2,
     store: str | Path | None = None,
     prompts: Path | None = None,
+    seconds: float = 0,
 ) -> FastAPI:
     """The ASGI application that serves a model folder or a run folder.
 
     host: the address it will listen on, which decides the Host headers it answers to. load: how a model folder becomes
     a voice. elsewhere: the one model to talk to, which lies in no folder here. more: other model folders; loaded: how
     many models are in memory at most. store: path or URL for keys, chats and
-    judgements, by default in the run folder. prompts: what is to be judged. The app's `state` has the desk, and
-    `logins` for its page.
+    judgements, by default in the run folder. prompts: what is to be judged. seconds: that an answer may take; 0: any
+    time. The app's `state` has the desk, and `logins` for its page.
     Raises UsageError when `path` is neither.
     """
     keeper = Keeper(path, load, elsewhere, more, loaded)
@@ -66,7 +67,7 @@ def create_app(
     kept = Store(place) if place else None
     keys, logins, limits, metrics = Keys(kept), Logins(), Limits(), Metrics(keeper.reused)
     worker = Measured(Worker(died=keeper.forget), metrics, limits)
-    desk = Desk(keeper, cast(Worker, worker), before=share_cores(keeper))
+    desk = Desk(keeper, cast(Worker, worker), before=share_cores(keeper), seconds=seconds)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -145,6 +146,7 @@ def add_page(app: FastAPI) -> None:
 
     if (PAGE / "assets").is_dir():
         app.mount("/assets", StaticFiles(directory=PAGE / "assets"))
+
     @app.get("/icon.svg")
     def icon() -> Response:  # no parameters: what a route's function takes, a query may set
         return FileResponse(PAGE / "icon.svg")

@@ -27,8 +27,8 @@ from liuli.server.openapi import describes
 from liuli.server.replies import TextChoice, TextCompletion, TextLogprobs, Usage
 from liuli.server.streaming import DONE, batches, respond, sse
 from liuli.server.wire import IGNORED, MOST_CHOICES, Drawn, StreamOptions, TokenId, read_body, salt_of
+from liuli.server.worker import WAITING_AT_MOST
 
-MOST_PROMPTS = 256
 Prompt = str | list[TokenId]
 
 
@@ -53,8 +53,10 @@ class CompletionRequest(Drawn):
         """Each prompt; ApiError for none or too many."""
         listed = isinstance(self.prompt, list) and not (self.prompt and isinstance(self.prompt[0], int))
         prompts: list[Any] = self.prompt if listed else [self.prompt]  # type: ignore[assignment]
-        if not 0 < len(prompts) <= MOST_PROMPTS:
-            raise ApiError(400, f"`prompt` takes 1 to {MOST_PROMPTS} prompts.", param="prompt")
+        most = WAITING_AT_MOST // self.each
+        if not 0 < len(prompts) <= most:
+            message = f"`prompt` takes 1 to {most} prompts: {WAITING_AT_MOST} completions, {self.each} of each."
+            raise ApiError(400, message, param="prompt")
         return prompts
 
     @property

@@ -10,21 +10,23 @@ from __future__ import annotations
 import json
 import math
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
 from liuli.assistant.voices import Ended, Event, ModelVoice, Voice
 from liuli.engine import TOOLS, Sampling, TextStream, Token
-from liuli.engine.chat import spare
+from liuli.engine.chat import spare, trimmed
 from liuli.engine.constraints import Constraint, check
 from liuli.errors import LiuliError, UsageError
 from liuli.server.errors import ApiError
 from liuli.server.runs import ModelFile
 from liuli.server.voices import Keeper
-from liuli.server.worker import Busy, Worker
+from liuli.server.worker import ASIDE, Busy, Worker
 from liuli.text import Message
 
 T = TypeVar("T")
@@ -54,11 +56,23 @@ class Started:
     prompt: tuple[Token, ...] = ()
 
 
-class Desk:
-    """One keeper of models, one worker. before: called in the worker's thread when an answer begins."""
+@dataclass(frozen=True)
+class Looked(Generic[T]):
+    """What was asked for instead of an answer, and how many tokens were read for it."""
 
-    def __init__(self, keeper: Keeper, worker: Worker, before: Callable[[], object] = lambda: None) -> None:
-        self.keeper, self.worker, self.before = keeper, worker, before
+    value: T
+    tokens: int = 0
+
+
+class Desk:
+    """One keeper of models, one worker. before: called in the worker's thread when an answer begins. seconds: that an
+    answer may take from the question on, then it is cut with "length"; 0: any time.
+    """
+
+    def __init__(
+        self, keeper: Keeper, worker: Worker, before: Callable[[], object] = lambda: None, seconds: float = 0
+    ) -> None:
+        self.keeper, self.worker, self.before, self.seconds = keeper, worker, before, seconds or math.inf
 
     async def work(
         self,
@@ -79,6 +93,8 @@ class Desk:
             if found is None:
                 raise missing(self.keeper, stage)
             with self.keeper.lent(found[0]):
+                if found[1].blocks:
+                    yield ASIDE
                 yield from make(*found)
 
         stream = self.worker.run(begin)
@@ -96,15 +112,18 @@ class Desk:
         finally:
             await stream.aclose()  # type: ignore[attr-defined]
 
-    async def ask(self, stage: str, question: Callable[[ModelVoice], T]) -> T:
-        """One value from a model that is here (not behind another server), found in the worker's thread."""
+    async def ask(self, stage: str, question: Callable[[ModelVoice], T], read: Callable[[T], int] = lambda _: 0) -> T:
+        """One value from a model that is here (not behind another server), found in the worker's thread. read: how many
+        tokens that took."""
+        return await self._look(stage, lambda voice: Looked(value := question(own(voice)), read(value)))
 
-        def make(model: ModelFile, voice: Voice) -> Generator[T, None, None]:
-            yield question(own(voice))
+    async def _look(self, stage: str, look: Callable[[Voice], Looked[T]]) -> T:
+        def make(model: ModelFile, voice: Voice) -> Generator[Looked[T], None, None]:
+            yield look(voice)
 
         stream = self.work(stage, make)
         try:
-            return await anext(stream)
+            return (await anext(stream)).value
         finally:
             await stream.aclose()  # type: ignore[attr-defined]
 
@@ -116,17 +135,10 @@ class Desk:
         constraint = sampling.constraint
         if not (constraint or sampling.logit_bias or sampling.stop_tokens):
             return
-        voices: list[Voice] = []
-
-        def find(model: ModelFile, voice: Voice) -> Generator[None, None, None]:
-            voices.append(voice)
-            yield
-
-        async for _ in self.work(stage, find):
-            pass
-        if not isinstance(voices[0], ModelVoice):
+        voice: Voice = await self._look(stage, Looked)
+        if not isinstance(voice, ModelVoice):
             return  # who writes the answer checks what it is asked
-        tokenizer = voices[0].tokenizer
+        tokenizer = voice.tokenizer
         for field, ids in (
             ("logit_bias", [id for id, _ in sampling.logit_bias]),
             ("stop_token_ids", sampling.stop_tokens),
@@ -134,7 +146,8 @@ class Desk:
             check_ids(ids, tokenizer.vocab_size, field)
         if constraint:
             try:
-                await run_in_threadpool(check, constraint, tokenizer)
+                for form in (constraint, replace(constraint, required=False)):  # the latter after a call
+                    await run_in_threadpool(check, form, tokenizer)
             except UsageError as error:
                 raise ApiError(400, error.what, param=ASKED_BY.get(constraint.kind)) from None
 
@@ -156,16 +169,17 @@ class Desk:
         what was read before.
         """
         seed = secrets.randbits(31) if sampling.seed is None else sampling.seed
+        deadline = time.monotonic() + self.seconds
 
         def make(model: ModelFile, voice: Voice) -> Generator[Started | Event | None, None, None]:
             kept, prompt_tokens = fit(voice, messages, trim)
-            room = voice.context - prompt_tokens
-            fitted = replace(sampling, seed=seed, max_tokens=min(sampling.max_tokens, room))
+            fitted = fit_answer(sampling, seed, voice.context - prompt_tokens)
             yield Started(prompt_tokens, len(messages) - len(kept), seed, model.about(), voice.bytes_of)
             if isinstance(voice, ModelVoice):
-                said = voice.reply(kept, replace(fitted, constraint=fitted.constraint or calls_of(tools)), tools, salt)
+                formed = replace(fitted, constraint=fitted.constraint or calls_of(tools))
+                said = voice.reply(kept, formed, tools, salt=salt, deadline=deadline)
             else:
-                said = honoured(voice.reply(kept, fitted, tools))
+                said = honoured(voice.reply(kept, fitted, tools), deadline)
             for event in said:
                 yield event
                 if isinstance(event, Message) and any(call.name in declared for call in event.tool_calls):
@@ -191,28 +205,43 @@ class Desk:
         their log-probabilities and so many alternatives.
         """
         seed = secrets.randbits(31) if sampling is None or sampling.seed is None else sampling.seed
+        deadline = time.monotonic() + self.seconds
 
         def make(model: ModelFile, found: Voice) -> Generator[Started | Event | None, None, None]:
             voice = own(found)
             tokens = prompt_ids(voice, prompt, bos)
             silent = int(bos and isinstance(prompt, str))
             told = () if echo is None else tuple(echoed(voice, tokens, echo)[silent:])
+            # the last token needs no place of its own: nothing is computed after it
+            fitted = sampling and fit_answer(sampling, seed, voice.context - len(tokens) + 1)
             yield Started(len(tokens), 0, seed, model.about(), voice.bytes_of, told)
-            if sampling is None:
+            if fitted is None:
                 yield Ended("length", 0)
                 return
-            # the last token needs no place of its own: nothing is computed after it
-            room = voice.context - len(tokens) + 1
-            fitted = replace(sampling, seed=seed, max_tokens=min(sampling.max_tokens, room))
-            yield from voice.write(tokens, fitted, salt)
+            yield from voice.write(tokens, fitted, salt=salt, deadline=deadline)
 
         return self.work(stage, make, sampling)
 
 
-def honoured(events: Generator[T, None, None]) -> Generator[T, None, None]:
-    """The events of another engine, which may not know all that ours does: that is the request's fault."""
+def fit_answer(sampling: Sampling, seed: int, room: int) -> Sampling:
+    """Sampling of an answer that has so many tokens of room; ApiError if it must be longer."""
+    if sampling.min_tokens > room:
+        message = f"`min_tokens` is {sampling.min_tokens}; after this prompt there is room for {room} tokens."
+        raise ApiError(400, message, param="min_tokens")
+    return replace(sampling, seed=seed, max_tokens=min(sampling.max_tokens, room))
+
+
+def honoured(events: Generator[Event | None, None, None], deadline: float) -> Generator[Event | None, None, None]:
+    """The events of another engine, up to the deadline. It is the request's fault to ask what only ours can do."""
+    count = 0
     try:
-        yield from events
+        with closing(events):
+            for event in events:
+                yield event
+                count += isinstance(event, Token)
+                if time.monotonic() > deadline and not isinstance(event, Ended):
+                    yield Ended("length", count)
+                    return
     except UsageError as error:
         raise ApiError(400, error.what, code="unsupported_value") from None
 
@@ -276,21 +305,21 @@ def fit(voice: Voice, messages: Sequence[Message], trim: bool) -> tuple[list[Mes
 
     With `trim` the oldest turns go first; the system message and the last question stay.
     """
-    kept = list(messages)
     least = max(1, min(64, voice.context // 4))
-    while True:
-        room = voice.context - (spare(kept, voice.context, least) if trim else 1)
-        if (tokens := voice.prompt_tokens(kept)) <= room:
-            return kept, tokens
-        first = 1 if kept[0].role == "system" else 0
-        turn = next((i for i in range(first + 1, len(kept)) if kept[i].role == "user"), None)
-        if not trim or turn is None:
-            question = kept[first:]
-            by_system = trim and first and question and voice.prompt_tokens(question) <= room
-            raise ApiError(
-                400,
-                f"The messages are {tokens} tokens long; this model reads at most {voice.context} with its answer.",
-                param="messages",
-                code="system_too_long" if by_system else "context_length_exceeded",
-            )
-        del kept[first:turn]
+
+    def fits(kept: list[Message], tokens: int) -> bool:
+        return tokens <= voice.context - (spare(kept, voice.context, least) if trim else 1)
+
+    kept, tokens = list(messages), voice.prompt_tokens(messages)
+    if trim and not fits(kept, tokens):
+        kept, tokens = trimmed(messages, voice.prompt_tokens, fits)
+    if not fits(kept, tokens):
+        question = kept[kept[0].role == "system" :]
+        by_system = trim and 0 < len(question) < len(kept) and fits(question, voice.prompt_tokens(question))
+        raise ApiError(
+            400,
+            f"The messages are {tokens} tokens long; this model reads at most {voice.context} with its answer.",
+            param="messages",
+            code="system_too_long" if by_system else "context_length_exceeded",
+        )
+    return kept, tokens

@@ -12,6 +12,8 @@ import base64
 import math
 import struct
 from collections.abc import Sequence
+from functools import partial
+from operator import itemgetter
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -68,7 +70,7 @@ async def embed(desk: Desk, asked: EmbeddingRequest) -> EmbeddingList:
     stage, read = stage_of(desk, asked.model), 0
     vectors = []
     for text in asked.inputs():
-        tokens, vector = await desk.ask(stage, lambda voice, text=text: vector_of(voice, text))  # type: ignore[misc]
+        tokens, vector = await desk.ask(stage, partial(vector_of, text=text), read=itemgetter(0))
         read += tokens
         vectors.append(shortened(vector, asked.dimensions))
     packed = asked.encoding_format == "base64"

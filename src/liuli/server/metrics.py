@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from liuli.assistant.voices import Ended
 from liuli.engine import Token
-from liuli.server.desk import Started
+from liuli.server.desk import Looked, Started
 from liuli.server.errors import ApiError, error_response
 from liuli.server.limits import ASKER, Limits
 from liuli.server.worker import Worker
@@ -189,12 +189,16 @@ class Watch:
             self.metrics.running.inc()
         elif isinstance(event, Ended):
             self.tokens, self.ended = event.tokens, event.stopped_by
+        elif isinstance(event, Looked):
+            self.prompt_tokens, self.ended = event.tokens, ""
 
     def close(self) -> None:
         """It is over, however it ended."""
         now = time.monotonic()
         (self.metrics.running if self.running else self.metrics.waiting).dec()
         self.metrics.prompt_tokens.inc(self.prompt_tokens)
+        if not self.ended:  # it was no answer
+            return
         self.metrics.answer_tokens.inc(self.tokens)
         self.metrics.ended.labels(self.ended).inc()
         if self.ended in ("cancelled", "error"):

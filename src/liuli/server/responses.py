@@ -42,7 +42,8 @@ from liuli.server.wire import (
 )
 from liuli.text import Message, ToolCall
 
-KEPT = 1000  # responses; each holds its conversation, which the context bounds
+KEPT, KEPT_CHARACTERS = 1000, 2**25  # responses, each with its conversation
+Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
 
 
 # --- what comes in ---------------------------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ class ResponseRequest(InputRequest, Drawn):
     stream_options: StreamTold | None = None
     include: list[Literal["message.output_text.logprobs"]] | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    metadata: dict[str, str] | None = Field(default=None, max_length=16)
+    metadata: Metadata | None = Field(default=None, max_length=16)
 
     ignored = tuple(name for name in IGNORED if name != "metadata")
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -198,16 +199,20 @@ class Stored:
 
 
 class Shelf:
-    """The newest responses, by their ids."""
+    """The newest responses, by their ids. most, most_characters: of all of them, as they are written down."""
 
-    def __init__(self, most: int = KEPT) -> None:
-        self.most = most
+    def __init__(self, most: int = KEPT, most_characters: int = KEPT_CHARACTERS) -> None:
+        self.most, self.most_characters = most, most_characters
         self.kept: OrderedDict[str, Stored] = OrderedDict()
+        self.sizes: dict[str, int] = {}
 
     def put(self, stored: Stored) -> None:
-        self.kept[stored.response["id"]] = stored
-        while len(self.kept) > self.most:
-            self.kept.popitem(last=False)
+        self.kept[stored.response["id"]], self.sizes[stored.response["id"]] = stored, len(repr(stored))
+        while len(self.kept) > self.most or sum(self.sizes.values()) > self.most_characters:
+            self.drop(next(iter(self.kept)))
+
+    def drop(self, id: str) -> None:
+        del self.kept[id], self.sizes[id]
 
     def get(self, id: str, user: str, param: str | None = None) -> Stored:
         """What was stored; ApiError 404, the same for another user's as for none."""
@@ -271,7 +276,7 @@ def response_routes(desk: Desk) -> APIRouter:
     @routes.delete("/{id}", **describes(None, Deleted))
     async def delete(request: Request, id: str) -> Deleted:
         shelf.get(id, user_of(request))
-        del shelf.kept[id]
+        shelf.drop(id)
         return {"id": id, "object": "response", "deleted": True}
 
     return routes

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,6 @@ from liuli.errors import LiuliError, UsageError
 from liuli.server.runs import check_servable, store_of
 
 if TYPE_CHECKING:
-    from liuli.assistant.voices import Voice
     from liuli.server.keys import Keys
 
 PORT = 8365
@@ -67,31 +66,25 @@ def serve(
     host: str = "127.0.0.1",
     port: int = PORT,
     store: str | Path | None = None,
-    prompts: Path | None = None,
     drain: int = 30,
-    load: Callable[[Path], Voice] | None = None,
-    elsewhere: str = "",
-    more: Sequence[Path] = (),
-    loaded: int = 2,
     ready: Callable[[str], None] = print,
+    **options: Any,
 ) -> None:
     """Serve a model folder or a run folder until SIGTERM or Ctrl-C; answers then have `drain` seconds to end.
 
-    port: 0 takes a free one. store, prompts, load, elsewhere, more, loaded: see `create_app`. ready: called with the
-    page's address once requests are answered. Raises LiuliError when the port is taken, UsageError when `path` cannot
-    be served or is open to the network without a key, DamagedError for a damaged model.
+    port: 0 takes a free one. store, options: see `create_app`. ready: called with the page's address once requests are
+    answered. Raises LiuliError when the port is taken, UsageError when `path` cannot be served or is open to the
+    network without a key, DamagedError for a damaged model.
     """
     check_servable(path)
     has_keys = check_keys(path, store, host)
     with bind(host, port) as sock:
         import uvicorn
 
-        from liuli.assistant.voices import ModelVoice
         from liuli.server.app import create_app
         from liuli.server.connection import Server, settings
 
-        models: dict[str, Any] = {"load": load or ModelVoice, "elsewhere": elsewhere, "more": more, "loaded": loaded}
-        app = create_app(path, host=host, store=store, prompts=prompts, **models)
+        app = create_app(path, host=host, store=store, **options)
         # what was imported stays: to look through it again, as Python would now and then, stops all for a quarter of a
         # second. Not so models, which come and go
         gc.freeze()

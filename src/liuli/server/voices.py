@@ -9,9 +9,8 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,7 +49,7 @@ class Keeper:
         self._more = folders_by_name(self.name, more)
         # by when they were used, the longest ago first; never changed, only replaced: other threads read it
         self._loaded: dict[ModelFile, Voice] = {}
-        self._lent: Counter[ModelFile] = Counter()  # answers that are being written
+        self._lent: list[ModelFile] = []  # one for each answer that is being written
         self._broken: set[tuple[Path, float]] = set()
 
     def newest(self) -> ModelFile | None:
@@ -100,7 +99,7 @@ class Keeper:
 
     def _make_room(self) -> None:
         newest = self.newest()  # goes last: it is the one that is asked for without a name
-        idle = sorted((model for model in self._loaded if not self._lent[model]), key=lambda model: model == newest)
+        idle = sorted((model for model in self._loaded if model not in self._lent), key=lambda model: model == newest)
         if len(self._loaded) < self.at_most:
             return
         if not idle:
@@ -112,11 +111,12 @@ class Keeper:
     @contextmanager
     def lent(self, model: ModelFile) -> Iterator[None]:
         """While a model is writing it stays in memory."""
-        self._lent[model] += 1
+        self._lent.append(model)
         try:
             yield
         finally:
-            self._lent[model] = max(0, self._lent[model] - 1)
+            with suppress(ValueError):  # it was forgotten; an answer that blocks ends in a thread of its own
+                self._lent.remove(model)
 
     def forget(self) -> None:
         """Unload everything: who knows in which state a dead thread left it."""

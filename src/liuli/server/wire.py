@@ -80,7 +80,9 @@ class CallIn(Strict):
 
 
 class MessageIn(Strict):
-    """A message of the conversation. What clients send back of our own answers is accepted and not read."""
+    """A message of the conversation. What clients send back of our own answers is accepted and not read; nor is `name`,
+    for which the prompt has no place.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[PartIn] | None = None
@@ -117,7 +119,10 @@ def plain(content: str | list[PartIn] | None) -> str:
 
 
 class FunctionSpec(Strict):
-    """A tool's declaration. Without `parameters`, a tool that the server has itself is run by the server."""
+    """A tool's declaration. Without `parameters`, a tool that the server has itself is run by the server.
+
+    `strict` or not, a call keeps to the parameters.
+    """
 
     name: ToolName
     description: str | None = None
@@ -146,7 +151,7 @@ class ChosenTool(Strict):
 
 
 class SchemaIn(Strict):
-    """OpenAI's json_schema format. `strict` or not, the answer keeps to the schema."""
+    """OpenAI's json_schema format. `strict` or not, the answer keeps to the schema; the model sees no `description`."""
 
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
     description: str | None = None
@@ -261,7 +266,7 @@ class Drawn(Strict):
     top_k: int | None = Field(default=None, ge=0, le=1_000_000)
     min_p: Probability | None = None
     typical_p: float | None = Field(default=None, gt=0, le=1)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=10)
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(default=None, max_length=1024)
@@ -284,11 +289,15 @@ class Drawn(Strict):
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stop) > 16 or any(not text or len(text) > 200 for text in stop):
             raise ApiError(400, "`stop` takes up to 16 strings of 1 to 200 characters.", param="stop")
+        max_tokens = max_tokens or self.max_tokens or max(DEFAULT_TOKENS, self.min_tokens or 0)
+        if (self.min_tokens or 0) > max_tokens:
+            message = f"`min_tokens` is {self.min_tokens}, but the answer may have {max_tokens} tokens."
+            raise ApiError(400, message, param="min_tokens")
         simple = ("temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
                   "frequency_penalty", "min_tokens", "ignore_eos")  # fmt: skip
         return Sampling(
             **{name: value for name in simple if (value := getattr(self, name)) is not None},
-            max_tokens=max_tokens or self.max_tokens or DEFAULT_TOKENS,
+            max_tokens=max_tokens,
             seed=None if self.seed is None else self.seed % 2**31,
             stop=tuple(stop),
             alternatives=alternatives,
@@ -299,7 +308,7 @@ class Drawn(Strict):
 
     def biases(self) -> tuple[tuple[int, float], ...]:
         """`logit_bias` with its keys as the token ids that they are."""
-        wrong = [key for key in self.logit_bias or {} if not re.fullmatch(r"[0-9]{1,9}", key)]
+        wrong = [key for key in self.logit_bias or {} if not re.fullmatch(r"0|[1-9][0-9]{0,8}", key)]
         if wrong:
             raise ApiError(400, f"`logit_bias` has a key that is no token id: {wrong[0]!r}.", param="logit_bias")
         return tuple((int(key), value) for key, value in (self.logit_bias or {}).items())
@@ -331,7 +340,7 @@ class Knobs(Drawn):
 
 
 class StreamOptions(Strict):
-    """Options of a streamed answer."""
+    """Options of a streamed answer. include_obfuscation is not read: chunks of many tokens hide their lengths."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None

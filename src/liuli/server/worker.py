@@ -1,8 +1,8 @@
 """One thread that does all generating: any number of answers take turns in it, one token each.
 
-In: functions that make a generator; None from it is no value, but gives others their turn. Out: the values, in the
-event loop that asked, as they come. It knows nothing of models or HTTP. Leaving the `async for` early cancels the work
-at the next token.
+In: functions that make a generator; None from it is no value, but gives others their turn; after ASIDE it may block,
+and goes on in a thread of its own. Out: the values, in the event loop that asked, as they come. It knows nothing of
+models or HTTP. Leaving the `async for` early cancels the work at the next token.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 LOG = logging.getLogger("liuli.server")
 T = TypeVar("T")
 WAITING_AT_MOST = 128  # twice as many as the engine writes at once
+ASIDE: Any = object()
 PAUSE_SECONDS = 0.0015  # between what an answer tells, for each answer in the turn: 64 of them, a tenth of a second
 
 
@@ -37,6 +38,7 @@ class _Job(Generic[T]):
     events: asyncio.Queue[T | _End] = field(default_factory=asyncio.Queue)
     generator: Generator[T | None, None, None] | None = None
     cancelled: bool = False
+    aside: bool = False
     said: list[T | _End] = field(default_factory=list)  # and not told yet
     told: float = 0.0  # when it was told last, and how often
     tellings: int = 0
@@ -50,7 +52,9 @@ class _Job(Generic[T]):
                 return False
             if self.generator is None:
                 self.generator = self.make()
-            if (value := next(self.generator)) is not None:
+            if (value := next(self.generator)) is ASIDE:
+                self.aside = True
+            elif value is not None:
                 self.said.append(value)
             return True
         except StopIteration:
@@ -124,6 +128,8 @@ class Worker:
                 yield event
         finally:
             job.cancelled = True
+            if job.aside:  # nobody waits until it has noticed
+                self._drop([job])
 
     def close(self) -> None:
         """Cancel everything and end the thread."""
@@ -143,8 +149,8 @@ class Worker:
             self._work()
         except BaseException:  # nothing a model does gets here: the interpreter is ending the thread
             LOG.exception("the thread that writes answers died; a new one begins")
-            with self._wake:
-                dead, self._jobs = self._jobs, []
+            dead = [job for job in self._jobs if not job.aside]
+            self._drop(dead)
             for job in dead:
                 job.said.append(_End(RuntimeError("the thread that wrote this answer died")))
             _told(dead, dead)
@@ -154,12 +160,25 @@ class Worker:
     def _work(self) -> None:
         while True:
             with self._wake:
-                while not self._jobs and not self._closed:
+                while not (turn := [job for job in self._jobs if not job.aside]) and not self._closed:
                     self._wake.wait()
-                if not self._jobs:
-                    return
-                turn = list(self._jobs)
+            if not turn:
+                return
             over = {job for job in turn if not job.step()}
             _told(turn, over)
-            with self._wake:
-                self._jobs = [job for job in self._jobs if job not in over]
+            for job in turn:
+                if job.aside and job not in over:
+                    threading.Thread(target=self._alone, args=(job,), name="liuli-answer", daemon=True).start()
+            self._drop(over)
+
+    def _alone(self, job: _Job[Any]) -> None:
+        """The rest of one job that blocks."""
+        goes_on = True
+        while goes_on:
+            goes_on = job.step()
+            _told([job], [job])
+        self._drop([job])
+
+    def _drop(self, jobs: Collection[_Job[Any]]) -> None:
+        with self._wake:
+            self._jobs = [job for job in self._jobs if job not in jobs]
