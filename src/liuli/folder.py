@@ -52,6 +52,12 @@ class ModelFolder:
         return read_tensors(_weight_files(self.path), device)
 
 
+def context_in(config: Mapping[str, Any]) -> int | None:
+    """Tokens of a model's context, by its config.json: Hugging Face's name for it, or a racer's."""
+    found: int | None = config.get("max_position_embeddings", config.get("context"))
+    return found
+
+
 def read_model_folder(path: str | Path, verify: bool = True, tokenizer: bool = True) -> ModelFolder:
     """Open a model folder; every way in which it can be wrong is an error that says what to do.
 

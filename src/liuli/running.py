@@ -25,8 +25,7 @@ from liuli.errors import LiuliError, UsageError
 from liuli.evals import read_held_out
 from liuli.evals.bits import bits_by_language
 from liuli.files import lock
-from liuli.folder import read_model_folder
-from liuli.model import ModelConfig
+from liuli.folder import context_in, read_model_folder
 from liuli.plan import make_plan
 from liuli.recipe import Recipe, option_values, read_recipe
 from liuli.stages.pretrain import Shape, pretrain
@@ -145,8 +144,7 @@ def tell_skipped(read: ReadReport, log: RunLog) -> None:
 
 def context_of(config: dict[str, Any]) -> int:
     """Tokens a row may have: the model's context, at most 2,048."""
-    known = ModelConfig.__dataclass_fields__["context"].default
-    return int(min(2048, config.get("context", config.get("max_position_embeddings", known))))
+    return min(2048, context_in(config) or 2048)
 
 
 def demand_one_process(title: str) -> None:

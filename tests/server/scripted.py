@@ -75,6 +75,9 @@ class ScriptedVoice:
                 yield Message(role="tool", content=result, tool_call_id="c1")
                 text = f"The result is {result}."
             elif question.startswith("call "):  # of a tool that the client declared
+                if "calculator" in tools:  # after one that the server runs
+                    yield Message("assistant", "let me see", (ToolCall("calculator", '{"expression": "1+1"}', "c0"),))
+                    yield Message("tool", "2", tool_call_id="c0")
                 name, _, arguments = question.removeprefix("call ").partition(" ")
                 yield from tokens("one moment", 3, self.pause)
                 yield Message(role="assistant", content="one moment", tool_calls=(ToolCall(name, arguments, "call_0"),))

@@ -180,12 +180,15 @@ class Desk:
                 said = voice.reply(kept, formed, tools, salt=salt, deadline=deadline)
             else:
                 said = honoured(voice.reply(kept, fitted, tools), deadline)
+            spent = 0
             for event in said:
                 yield event
-                if isinstance(event, Message) and any(call.name in declared for call in event.tool_calls):
-                    said.close()
-                    yield Ended("call", written(voice, event))
-                    return
+                if isinstance(event, Message) and event.tool_calls:
+                    spent += written(voice, event)
+                    if any(call.name in declared for call in event.tool_calls):
+                        said.close()
+                        yield Ended("call", spent)
+                        return
 
         return self.work(stage, make, sampling)
 

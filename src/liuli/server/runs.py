@@ -14,6 +14,7 @@ from typing import Any
 
 from liuli.assistant import default_store
 from liuli.errors import UsageError
+from liuli.folder import context_in
 
 POINTS_AT_MOST = 300  # of one stage's curve; a chart is about as many pixels wide
 SAMPLES_AT_MOST = 60
@@ -127,7 +128,7 @@ def _model(path: Path, stage: str, step: int, finished: bool) -> ModelFile | Non
     config = read_json(path / "config.json") or {}
     if "score_offsets" in config:
         return None
-    return ModelFile(path, stage, step, finished, made, config.get("max_position_embeddings"))
+    return ModelFile(path, stage, step, finished, made, context_in(config))
 
 
 @dataclass

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from liuli.assistant.voices import ModelVoice, Voice
 from liuli.errors import LiuliError, UsageError
+from liuli.folder import context_in
 from liuli.model.adapters import adapters_of
 from liuli.server.errors import ApiError
 from liuli.server.runs import ModelFile, check_servable, is_model_folder, models_in, read_json
@@ -158,7 +159,7 @@ class Keeper:
 def model_file(path: Path) -> ModelFile:
     """A model folder that lies in no run, or is served as if it did not."""
     about, config = (read_json(path / name) or {} for name in ("liuli.json", "config.json"))
-    made, context = (path / "config.json").stat().st_mtime, config.get("max_position_embeddings")
+    made, context = (path / "config.json").stat().st_mtime, context_in(config)
     return ModelFile(path, str(about.get("stage", "")), int(about.get("step") or 0), True, made, context)
 
 
