@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer
 from click.testing import CliRunner
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from llm.cli import cli
 from pydantic import BaseModel, ConfigDict
 
 import liuli
+from liuli.cli import app
+from liuli.evals.skills import Item, ask
 from tests.server.scripted import LiveServer
 from tests.server.test_real_model import own_logprobs
 
@@ -100,3 +104,75 @@ def test_lm_eval_generates_by_chat_until(real: LiveServer) -> None:
     told = judge.generate_until([Instance("generate_until", {}, (asked, settings), 0)])
     own = liuli.load(real.path).generate([{"role": "user", "content": "hello"}], temperature=0, max_tokens=12)
     assert told == [own.text]
+
+
+def lm_eval_scores(real: LiveServer, name: str, path: str, docs: list[dict[str, str]], **task: Any) -> dict[str, Any]:
+    """What lm-eval says of the model on these documents, by a task of its own kind."""
+    import lm_eval
+    from datasets import Dataset, DatasetDict
+
+    task |= {"custom_dataset": lambda **_: DatasetDict(test=Dataset.from_list(docs)), "test_split": "test"}
+    found = lm_eval.simple_evaluate(
+        model=name,
+        model_args={
+            "base_url": f"{real.url}/v1/{path}",
+            "model": "model",
+            "max_retries": 1,
+            "tokenizer_backend": "remote" if "chat" not in name else None,
+            "max_length": 512,
+            "custom_prefix_token_id": 0,  # ours is 0, which it takes for none
+        },
+        tasks=[{"task": "ours", **task}],
+        apply_chat_template="chat" in name,
+        bootstrap_iters=0,
+        log_samples=False,
+    )
+    assert found is not None
+    scores: dict[str, Any] = found["results"]["ours"]
+    return scores
+
+
+def test_lm_eval_reads_a_text_with_the_bits_per_byte_of_liuli_eval(real: LiveServer, tmp_path: Path) -> None:
+    texts = ["hello world, how are you?", "你好，世界！", "12*7, how?"]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    command = ["eval", str(real.path), "--text", str(tmp_path / "texts.jsonl"), "--seconds", "5", "--json"]
+    done = CliRunner().invoke(typer.main.get_command(app), command)
+    assert done.exit_code == 0, done.output
+    ours = json.loads(done.stdout)["bits"]["all"]["per_byte"]
+    scores = lm_eval_scores(
+        *(real, "local-completions", "completions", [{"text": text} for text in texts]),
+        output_type="loglikelihood_rolling",
+        doc_to_text="",
+        doc_to_target="{{text}}",
+        metric_list=[{"metric": "bits_per_byte"}],
+    )
+    assert scores["bits_per_byte,none"] == pytest.approx(ours, rel=1e-4)
+
+
+def test_lm_eval_finds_as_many_answers_right_as_liuli_eval(real: LiveServer) -> None:
+    """The model speaks at random; what it says to every other question is made the right answer."""
+    engine = liuli.load(real.path).engine
+    items: list[Item] = [
+        {
+            "messages": [{"role": "user", "content": f"hello {number}"}],
+            "check": "exact",
+            "accept": ["no"],
+            "answer": "no",
+            **{"skill": "ours", "language": "en", "split": "names"},
+        }
+        for number in range(6)
+    ]
+    for item, result in zip(items[::2], ask(engine, items[::2], 12), strict=True):
+        item["accept"] = [result.said[-1]["content"]]
+    ours = [result.right for result in ask(engine, items, 12)]
+    assert ours == [True, False] * 3
+    scores = lm_eval_scores(
+        *(real, "local-chat-completions", "chat/completions"),
+        [{"question": item["messages"][0]["content"], "answer": item["accept"][0]} for item in items],
+        output_type="generate_until",
+        doc_to_text="{{question}}",
+        doc_to_target="{{answer}}",
+        generation_kwargs={"until": [], "max_gen_toks": 12, "temperature": 0},
+        metric_list=[{"metric": "exact_match", "ignore_case": True}],
+    )
+    assert scores["exact_match,none"] == sum(ours) / len(ours)
