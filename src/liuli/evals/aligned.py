@@ -155,11 +155,17 @@ def _against_kl(records: list[Facts]) -> str:
     )
     if len(known) < 10:
         return ""
-    score, truth = ([(float(r["kl"]), float(r[name])) for r in known] for name in ("score", "true_score"))
+    names = ("member_score", "score", "true_score")
+    alone, score, truth = ([(float(r["kl"]), float(r[name])) for r in known if finite(r.get(name))] for name in names)
     lines = [Line(smooth(score, 0.2), 1, "dashed"), Line(truth, 0, "faint"), Line(smooth(truth, 0.2), 0)]
+    lines += [Line(smooth(alone, 0.2), 2, "dashed")] if alone else []
     chart = plot(lines, y_text=number, x_text=number, large=True)
     title = both("Score (dashed) and true worth against KL", "打分（虚线）与真实价值，按 KL")
-    return f'<div class="card"><h3>{title}</h3>{chart}<small>{_fall(truth)}</small></div>'
+    note = both(
+        "Violet: the ensemble's score, which practice follows. Amber: what its first member alone would have given.",
+        "紫色：集成的打分，练习时依据的就是它。琥珀色：只用第一个成员时的打分。",
+    )
+    return f'<div class="card"><h3>{title}</h3>{chart}<small>{note if alone else ""} {_fall(truth)}</small></div>'
 
 
 def _fall(truth: list[Point]) -> str:

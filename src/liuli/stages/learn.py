@@ -277,6 +277,7 @@ def round_figures(e: Experience, reward: Reward) -> dict[str, float]:
         figures["true_score"] = float(reward.truth_B.nanmean())
     if reward.members_EB is not None:
         figures["disagreement"] = float(reward.members_EB.std(0, correction=0).mean())
+        figures["member_score"] = float(reward.members_EB[0].mean())
     return figures
 
 
