@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from liuli.engine import Model
 from liuli.errors import LiuliError, UsageError
 from liuli.model import Transformer, qwen3, racer, save
 from liuli.model.adapters import adapters_of, base_of, merge
+from liuli.model.convert import export_tensors
 from liuli.text import Tokenizer
 
 peft = pytest.importorskip("peft", reason="the judge is not installed: pip install peft")
@@ -68,6 +70,33 @@ def test_a_merged_adapter_gives_pefts_logits(folder: Path, name: str, options: d
     assert (ours_TV - wanted_TV).abs().max() < 1e-4
     assert (Model(folder, device="cpu").logits(tokens) - wanted_TV).abs().max() > 0.05  # it did something
     assert adapters_of(folder)[name] == folder / "adapters" / name
+
+
+def test_merged_and_beside_the_weights_an_adapter_does_the_same_in_float64(folder: Path) -> None:
+    """Numbers of few bits, whose sums and products float32 holds whole: what is left is the arithmetic's own."""
+    adapt(folder, "exact")
+    file = folder / "adapters" / "exact" / "adapter_model.safetensors"
+    parts = {name: (part * 64).round() / 64 for name, part in load_file(file).items()}
+    save_file(parts, file, {"format": "pt"})
+    model = Model(folder, device="cpu").transformer
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_((weight * 1024).round() / 1024)
+    base = {name: tensor.double() for name, tensor in export_tensors(model).items()}
+    merge(model, file.parent)
+    x = torch.randn(50, 100, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    adapted = 0
+    for name, merged in export_tensors(model).items():
+        A, B = (parts.get(f"base_model.model.{name.removesuffix('.weight')}.lora_{side}.weight") for side in "AB")
+        if A is None or B is None:
+            assert torch.equal(merged.double(), base[name])
+            continue
+        adapted += 1
+        x_ND = x[:, : merged.shape[1]]
+        beside = x_ND @ base[name].T + 8 / 4 * ((x_ND @ A.double().T) @ B.double().T)
+        torch.testing.assert_close(x_ND @ merged.double().T, beside, rtol=0, atol=1e-10)
+        assert torch.linalg.matrix_rank(merged.double() - base[name]) <= 4
+    assert adapted == 2 * len(LINEAR)
 
 
 def test_an_adapter_that_is_not_the_plain_sum_or_another_models_is_refused(folder: Path, tmp_path: Path) -> None:

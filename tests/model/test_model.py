@@ -83,11 +83,17 @@ def test_no_token_sees_a_later_one_or_another_document(config):
     assert torch.equal(model(later)[:, :15], model(tokens)[:, :15])
 
 
-def test_separate_documents_give_the_logits_of_each_alone():
-    model = build(SMALL[0])
+@pytest.mark.parametrize("config", SMALL)
+def test_separate_documents_give_the_logits_of_each_alone(config):
+    model = build(config).double()
+    frequencies = config.rope_base ** (-torch.arange(0, config.head_size, 2).double() / config.head_size)
+    angles = torch.arange(config.context).double()[:, None] * frequencies.repeat(2)
+    model.cos_TE, model.sin_TE = angles.cos(), angles.sin()  # of float32 they would differ by 1e-8 at other places
     tokens = torch.randint(0, 97, (1, 20))
     packed = model(tokens, documents_BT=(torch.arange(20) >= 8).long()[None])
-    torch.testing.assert_close(packed[:, 8:], model(tokens[:, 8:]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(packed[:, :8], model(tokens[:, :8]), atol=1e-10, rtol=0)
+    torch.testing.assert_close(packed[:, 8:], model(tokens[:, 8:]), atol=1e-10, rtol=0)
+    assert (model(tokens)[:, 8:] - packed[:, 8:]).abs().max() > 0.1  # as one document they are something else
 
 
 def test_eager_rms_norm_has_the_gradient_of_the_plain_form():

@@ -75,6 +75,7 @@ def test_a_reward_model_learns_what_is_preferred_and_its_scores_are_normal(model
 
 def test_a_reward_model_that_is_no_better_than_chance_is_refused() -> None:
     check_better_than_chance({"accuracy": 0.6, "held_out": 400.0}, "here")
+    check_better_than_chance({"pairs": 40.0}, "here")  # it was never examined
     with pytest.raises(LiuliError, match="no better than chance"):
         check_better_than_chance({"accuracy": 0.54, "held_out": 400.0}, "here")
 

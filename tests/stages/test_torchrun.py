@@ -33,7 +33,9 @@ main()
 SHORT = "--steps 3 --option max_tokens=8 --option most_drift=1 --option trace_every=1"
 STAGES = {
     "ppo": f"judge talks.jsonl OUT {SHORT} --option answers=10 --option minibatches=1",
+    "grpo": f"OUT --tasks talks.jsonl --reward judge {SHORT} --option answers=8 --option group=4 --option minibatches=1",
     "dpo": "pairs.jsonl --out OUT --option pairs=5",
+    "kto": "thumbs.jsonl --out OUT --option kind=kto --option pairs=5",
 }
 
 
@@ -56,6 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = {
         "pairs.jsonl": [{"prompt": q, "chosen": a, "rejected": b} for q, a, b in said],
         "talks.jsonl": [{"prompt": q, "completion": a} for q, a, _ in said],
+        "thumbs.jsonl": [{"prompt": q, "completion": s, "label": s == a} for q, a, b in said for s in (a, b)],
     }
     for name, rows in lines.items():
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -67,7 +70,7 @@ def run(folder: Path, stage: str, processes: int) -> subprocess.CompletedProcess
     """One stage in so many processes, into `folder/PROCESSES/STAGE`."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] * (processes > 1)
     given = STAGES[stage].replace("OUT", f"{processes}/{stage}").split()
-    command = [sys.executable, *launch, "program.py", stage, "model", *given]
+    command = [sys.executable, *launch, "program.py", stage.replace("kto", "dpo"), "model", *given]
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )

@@ -91,6 +91,34 @@ def test_a_batch_cut_in_micro_batches_has_the_gradient_of_the_whole():
     assert (wrong - right).norm() / right.norm() > 0.05
 
 
+class Bigrams(torch.nn.Module):
+    """The smallest language model, in float64: a row of logits for each token."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.randn(60, 60, dtype=torch.float64))
+
+
+def surprise(model, batch):
+    log_probs = torch.log_softmax(model.logits, 1)[batch.tokens_BT, batch.targets_BT]
+    return -(batch.weights_BT * log_probs).sum()
+
+
+@pytest.mark.parametrize("micro_rows", [8, 3, 1])
+def test_the_loops_gradient_is_softmax_less_target_over_all_targets_of_the_step(micro_rows, monkeypatch):
+    model, steps = Bigrams(), []
+    monkeypatch.setattr("liuli.train.loop.grad_norm", lambda model: torch.ones(()))  # it takes no float64
+    keep = SimpleNamespace(step=lambda scale: steps.append(model.logits.grad.clone()), zero_grad=model.zero_grad)
+    run = Training(model, keep, Deal(), surprise, Pace(steps=1), LoopOptions(micro_rows=micro_rows), MACHINE, bos=0)
+    run.take_step()
+    batch = as_tuple(run.last_batch)
+    tokens, targets, weights = (torch.from_numpy(batch[n]).flatten() for n in range(3))
+    slopes_NV = torch.softmax(model.logits.detach(), 1)[tokens] - torch.nn.functional.one_hot(targets, 60)
+    slopes_NV *= weights[:, None].double() / weights.double().sum()
+    wanted = torch.zeros(60, 60, dtype=torch.float64).index_add(0, tokens, slopes_NV)
+    torch.testing.assert_close(steps[0], wanted, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("kept", [0.0, 0.4, 1.0])
 def test_a_head_on_the_targets_alone_gives_the_same_loss_and_gradient(kept):
     model, dealt = Transformer(CONFIG), next(Deal())
