@@ -165,10 +165,18 @@ def test_repeated_share_counts_four_grams_seen_before() -> None:
     assert repeated_share([1, 2, 3]) == 0.0
 
 
-def test_speed_is_measured_with_end_tokens_ignored_and_put_back(folder: Path) -> None:
+def test_speed_is_measured_with_end_tokens_ignored_and_put_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Model(folder).engine
-    stops = engine.stops
+    stops, generate, read = engine.stops, engine.generate, list[int]()
+
+    def counted(prompts: list[list[int]], sampling: Any) -> Any:
+        if len(prompts[0]) > 2:
+            read.append(len(set(map(tuple, prompts))))  # equal prompts would be read once
+        return generate(prompts, sampling)
+
+    monkeypatch.setattr(engine, "generate", counted)
     figures = speed(engine, seconds=0.1)
+    assert set(read) == {8}
     assert engine.stops == stops
     assert figures["parameter_bytes"] == 4 * sum(p.numel() for p in engine.model.parameters())  # float32
     assert figures["peak_rss_bytes"] > 50e6  # torch alone takes more

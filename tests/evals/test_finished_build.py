@@ -86,6 +86,26 @@ def test_some_lessons_of_each_language_are_held_out_of_all_training(tmp_path: Pa
     assert not trained & set(held) and len(trained & read) > 0.3 * len(set(written))
 
 
+def test_a_build_that_dies_while_it_writes_its_tokenizer_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Build(Recipe(name="small", layers=1, width=64, vocab=300), tmp_path, quiet=True)
+    made.keep(layers=1, vocab_size=300, tokens=1e5)
+    make(tmp_path / "curriculum", seed=0, size=100_000)
+    save = Tokenizer.save
+
+    def dies(self: Tokenizer, folder: Path) -> None:
+        save(self, folder)
+        raise MemoryError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(Tokenizer, "save", dies)
+        made.tokenizer()
+    assert not (tmp_path / "tokenizer").exists()
+    made.tokenizer()
+    assert Tokenizer.load(tmp_path / "tokenizer").vocab_size == 300
+
+
 def test_the_users_text_is_not_mixed_with_lessons_where_it_is_measured(tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": f"It is the {n}th."}) + "\n" for n in range(900)))
     made = Build(Recipe(name="small", text=(str(tmp_path / "text.jsonl"),)), tmp_path, quiet=True)
