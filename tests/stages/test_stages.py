@@ -404,7 +404,7 @@ def test_dropout_in_the_policy_is_noticed(model: Path, tmp_path: Path, monkeypat
         return found.train()
 
     monkeypatch.setattr(room, "load", leaky)
-    with pytest.raises(LiuliError, match="is dropout on"):
+    with pytest.raises(LiuliError, match="dropout is on"):
         run_stage("grpo", model, tmp_path / "run", most_drift=10.0)
 
 

@@ -33,7 +33,7 @@ main()
 SHORT = "--steps 3 --option max_tokens=8 --option most_drift=1 --option trace_every=1"
 STAGES = {
     "ppo": f"judge talks.jsonl OUT {SHORT} --option answers=10 --option minibatches=1",
-    "grpo": f"OUT --tasks talks.jsonl --reward judge {SHORT} --option answers=8 --option group=4 --option minibatches=1",
+    "grpo": f"OUT --tasks talks.jsonl --reward judge {SHORT} --option answers=8 --option group=4",
     "dpo": "pairs.jsonl --out OUT --option pairs=5",
     "kto": "thumbs.jsonl --out OUT --option kind=kto --option pairs=5",
 }

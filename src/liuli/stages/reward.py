@@ -355,7 +355,7 @@ def check_better_than_chance(figures: dict[str, float], where: str | Path) -> No
     """Refuse a reward model that foretells comparisons no better than a coin (arXiv 2203.02155 reports 69.6%); one that
     was never examined passes."""
     n, share = figures.get("held_out", 0.0), figures.get("accuracy", 1.0)
-    if share <= 0.5 + 2 * math.sqrt(0.25 / max(1.0, n)):
+    if n and share <= 0.5 + 2 * math.sqrt(0.25 / n):
         raise LiuliError(
             f"this reward model is right about {share:.0%} of {n:.0f} held-out comparisons: no better than chance",
             where,
