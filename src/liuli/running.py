@@ -121,7 +121,7 @@ def tell_forgotten(model: Path, out: Path, log: RunLog) -> None:
         found = bits_by_language(own.transformer, own.tokenizer, known, context=own.engine.context, seconds=5)
         bits[name] = float(found.get("all", next(iter(found.values())))["per_byte"])
     log.figures(**bits)
-    log.say(f"{texts}: {bits['bits_before']:.3f} bits per byte before, {bits['bits_after']:.3f} after (what it forgot)")
+    log.say(f"what it forgot: {bits['bits_before']:.3f} bits per byte before, {bits['bits_after']:.3f} after ({texts})")
 
 
 def held_out_of(model: Path) -> Path | None:

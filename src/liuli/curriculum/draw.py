@@ -16,6 +16,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 HELD_ONE_IN = 12
+CAPITAL = re.compile("(?!I[ '’])[A-Z](?![A-Z])")  # one that a careless hand leaves out: not of I, nor of OK
 SMALL = 0.2  # of English questions: fewer, and what is rarely asked is not known in small letters
 CONTRACTED = re.compile(r"\b(What|Who|How|Where|I) [ia](?=[sm]\b)")  # What is, I am: what an apostrophe stands for
 SYMBOL = re.compile(r"(?<= )[A-Z][a-z]?\b")  # Fe, which is not fe
@@ -83,7 +84,7 @@ class Draw:
             form = CONTRACTED.sub(rf"\1{self.pick(APOSTROPHES)}", form)
         if not self.chance(0.12):
             return form
-        lower = form[0].isascii() and form[0].isalpha() and form[:2] not in ("I ", "I'") and self.chance(0.5)
+        lower = CAPITAL.match(form) and self.chance(0.5)
         form = form[0].lower() + form[1:] if lower else form
         return form[:-1] if form[-1] in "?？.。!！" else form
 
@@ -95,8 +96,7 @@ class Draw:
             question = re.sub("[“”《》]", self.pick(("", '"')) if "“" in question else "", question)
         if self.chance(0.08):
             question = re.sub(r"^(?:What is|Tell me) the (.+)[?.]$", r"\1", question)
-        small = not self.zh and not SYMBOL.search(question) and self.chance(SMALL)
-        return question.lower() if small else question
+        return question.lower() if not self.zh and not SYMBOL.search(question) and self.chance(SMALL) else question
 
     def name(self, invent: Callable[[], str]) -> str:
         """An invented name: a held-out one in the `names` split; elsewhere one with nothing held out in it."""

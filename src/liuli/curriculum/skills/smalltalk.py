@@ -27,7 +27,7 @@ def small_talk(kind: str) -> Callable[[Draw], Item]:
 
     def talk(draw: Draw) -> Item:
         forms, answer = draw.cycle(TALK[kind][draw.language])
-        return asked(draw.form(forms), answer, check="exact")
+        return asked(draw.typed(draw.form(forms)), answer, check="exact")
 
     return talk
 
@@ -36,7 +36,7 @@ def pleasantry(draw: Draw) -> Item:
     """Any small talk that may stand in the middle of a conversation."""
     kind = draw.pick(("identity", "feelings", "feelings", "farewell"))
     forms, answer = draw.pick(pleasantries(draw.language)[kind])
-    return asked(draw.form(forms), answer, check="exact")
+    return asked(draw.typed(draw.form(forms)), answer, check="exact")
 
 
 def pleasantries(language: str) -> dict[str, Pairs]:
