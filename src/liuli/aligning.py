@@ -15,13 +15,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from liuli.build import messages_of, practice_items, split_by_prompt, worths
-from liuli.curriculum import judge, key_of, practice, seed_of
+from liuli.build import messages_of, practice_items, split_by_prompt, unexamined, worths
+from liuli.curriculum import judge, practice
 from liuli.curriculum.skills import skills as all_skills
 from liuli.engine import Model
 from liuli.errors import LiuliError, UsageError
 from liuli.evals.proportion import wilson
-from liuli.files import folder_hash, read_lines, write_file
+from liuli.files import folder_hash, write_file
 from liuli.folder import read_model_folder
 from liuli.recipe import option_values
 from liuli.running import context_of, end, own_run, tell_forgotten, tell_skipped
@@ -289,12 +289,11 @@ def exercises(
         raise UsageError("what is to be learned comes from one place", "--tasks", "give --tasks FILE or --skill NAME")
     report, known = ReadReport(), dict[str, Any]()
     truth: Truth | None
-    if skills:
+    if tasks is None:
         items = items_of(skills, model, seed)
         asked, truth = [messages_of(item["messages"]) for item in items], graded(items)
         known["skills"] = list(skills)
     elif judge_folder is None:
-        assert tasks is not None
         given = list(read_tasks([tasks], skip_bad, report))
         if any(task.tests for task in given) and not run_python:
             fix = "give --run-python, where what a model writes can do no harm"
@@ -302,7 +301,6 @@ def exercises(
         asked, truth = [task.prompt for task in given], checked(given)
         known |= {"tasks": str(tasks), "answers_hash": content_hash(*(task.answer + task.tests for task in given))}
     else:
-        assert tasks is not None
         asked, truth = questions(tasks, skip_bad, report)
     tell_skipped(report, log)
     if judge_folder is not None:
@@ -317,10 +315,8 @@ def items_of(skills: Sequence[str], model: Path, seed: int) -> list[dict[str, An
     if unknown := set(skills) - set(all_skills()):
         raise UsageError(f"there is no skill {min(unknown)!r}", "--skill", "liuli curriculum show lists them")
     lessons = model.resolve().parent / "curriculum"
-    if not (lessons / "eval.jsonl").exists():
-        return practice(seed + 1, 400, only=skills)
-    examined = {key_of(item) for item in read_lines(lessons / "eval.jsonl")}
-    return practice(seed + 1, 400, without=examined, only=skills, classroom=seed_of(lessons))
+    draw = unexamined(lessons) if (lessons / "eval.jsonl").exists() else practice
+    return draw(seed + 1, 400, only=skills)
 
 
 def questions(path: Path, skip_bad: bool, report: ReadReport) -> tuple[list[Prompt], Truth | None]:

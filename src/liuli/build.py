@@ -406,9 +406,14 @@ def practice_items(curriculum: Path, seed: int) -> list[dict[str, Any]]:
 
     To three pages that hold the answer come two that do not: with fewer it pays to answer anyway, with more to refuse.
     """
-    examined = {key_of(item) for item in read_lines(curriculum / "eval.jsonl")}
-    draw = partial(practice, without=examined, classroom=seed_of(curriculum))
+    draw = unexamined(curriculum)
     return draw(seed + 1, PRACTICE, only=PRACTISED) + draw(seed + 2, PRACTICE // 3, only=("cite_none",))
+
+
+def unexamined(curriculum: Path) -> Callable[..., list[dict[str, Any]]]:
+    """`practice` on what these lessons told, without the questions of their examination."""
+    examined = {key_of(item) for item in read_lines(curriculum / "eval.jsonl")}
+    return partial(practice, without=examined, classroom=seed_of(curriculum))
 
 
 def messages_of(messages: Sequence[dict[str, Any]]) -> tuple[Message, ...]:

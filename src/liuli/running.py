@@ -128,9 +128,11 @@ def held_out_of(model: Path) -> Path | None:
     """The held-out text of the run that a model, or a model that it comes from, was built in."""
     for _ in range(16):  # generations
         texts = model.resolve().parent / "rows" / "held_out.jsonl"
-        parent = read_model_folder(model, verify=False).provenance.get("parent") if not texts.exists() else None
-        if texts.exists() or not parent or not Path(parent).is_dir():
-            return texts if texts.exists() else None
+        if texts.exists():
+            return texts
+        parent = read_model_folder(model, verify=False).provenance.get("parent")
+        if not parent or not Path(parent).is_dir():
+            return None
         model = Path(parent)
     return None
 
