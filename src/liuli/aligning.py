@@ -140,7 +140,7 @@ def dpo_here(
 ) -> None:
     """`liuli dpo`: from comparisons, or with kind=kto from thumbs."""
     options = options_of(DPOOptions, budget, changes)
-    with own_run(out, "learning from comparisons", quiet, (model, *data), divided=True) as log:
+    with own_run(out, "learning from comparisons", quiet, (model, *data)) as log:
         tokenizer, context = facts_of(model)
         if options.kind == "kto":
             report = ReadReport()
@@ -178,7 +178,7 @@ def ppo_here(
     if bool(options.ptx) != (texts is not None):
         raise UsageError("the pretraining loss needs its weight and its rows", "ptx", "--option ptx=0.5 --replay ROWS")
     inputs = (model, judge_folder, prompts, texts)
-    with own_run(out, "learning what the reward model likes", quiet, inputs, divided=True) as log:
+    with own_run(out, "learning what the reward model likes", quiet, inputs) as log:
         report = ReadReport()
         asked, truth = questions(prompts, skip_bad, report)
         tell_skipped(report, log)
@@ -202,7 +202,7 @@ def grpo_here(
 ) -> None:
     """`liuli grpo`: on tasks with known answers, on skills of the classroom, or on a reward model."""
     options = options_of(GRPOOptions, budget, changes)
-    with own_run(out, "learning from its own answers", quiet, (model, tasks, judge_folder), divided=True) as log:
+    with own_run(out, "learning from its own answers", quiet, (model, tasks, judge_folder)) as log:
         source = exercises(model, tasks, skills, judge_folder, options.seed, run_python, skip_bad, log, options.combine)
         asked, earn, known = source
         figures = grpo(model, asked, out, reward=earn, options=options, log=log, data=known)
@@ -232,7 +232,7 @@ def best_here(
         raise UsageError("the chosen answers are lines of JSON", out, f"name it {out.name}.jsonl")
     if pairs and n < 2:
         raise UsageError("one answer has nothing to be compared with", "--n", "give 2 or more")
-    with own_run(out, "drawing and choosing answers", quiet, (model, tasks, judge_folder)) as log:
+    with own_run(out, "drawing and choosing answers", quiet, (model, tasks, judge_folder), divided=False) as log:
         asked, earn, _ = exercises(model, tasks, skills, judge_folder, seed, run_python, skip_bad, log)
         least = -math.inf if judge_folder is not None else 1.0  # where the right answer is known, no other is learned
         engine = Model(model, dtype=measure_machine().compute_dtype).engine

@@ -33,7 +33,7 @@ from liuli.stages.sft import sft
 from liuli.stages.training import TrainOptions, begun_with, checkpoints_of
 from liuli.text import ReadReport, Rows, Tokenizer, pack_conversations, read_conversations, render_many
 from liuli.train import FitResult, RunLog, StageState
-from liuli.train.parallel import join, leave, rank
+from liuli.train.parallel import from_first, join, leave, rank
 
 STOPPED = "\nStopped. The same command goes on where this one was."
 
@@ -58,7 +58,7 @@ def pretrain_here(
     options = train_options(budget, changes)
     with own_run(out, "pretraining", quiet, (rows, tokenizer)) as log:
         begun = begun_with(checkpoints_of(log.folder, out.name))
-        shape = choose_shape(rows, tokenizer, Shape(preset, depth, width), options, begun)
+        shape = from_first(choose_shape, rows, tokenizer, Shape(preset, depth, width), options, begun)
         finish(log, out, pretrain(rows, tokenizer, out, shape=shape, options=options, log=log))
 
 
@@ -98,15 +98,20 @@ def sft_here(
     with own_run(out, "fine-tuning", quiet, (model, data, replay)) as log:
         rows = data
         if not (data / "index.json").exists():
-            tokenizer, T = Tokenizer.load(model), context_of(config.config)
-            rows = log.folder / f"{out.name}-rows"
-            read = ReadReport()
-            rendered = render_many(read_conversations([data], skip_bad, read), tokenizer)
-            pack_conversations(rendered, T, rows, vocab_size=tokenizer.vocab_size, replace=True)
+            folder = log.folder / f"{out.name}-rows"
+            rows, read = from_first(packed, data, model, context_of(config.config), folder, skip_bad)
             tell_skipped(read, log)
         result = sft(model, rows, out, options=options, log=log, replay=replay)
         tell_forgotten(model, out, log)
         finish(log, out, result)
+
+
+def packed(data: Path, model: Path, T: int, rows: Path, skip_bad: bool) -> tuple[Path, ReadReport]:
+    """Conversations as rows of T tokens, in the folder `rows`."""
+    tokenizer, read = Tokenizer.load(model), ReadReport()
+    rendered = render_many(read_conversations([data], skip_bad, read), tokenizer)
+    pack_conversations(rendered, T, rows, vocab_size=tokenizer.vocab_size, replace=True)
+    return rows, read
 
 
 def tell_forgotten(model: Path, out: Path, log: RunLog) -> None:
@@ -157,13 +162,13 @@ def demand_one_process(title: str) -> None:
 
 @contextmanager
 def own_run(
-    out: Path, title: str, quiet: bool, inputs: Sequence[Path | None] = (), divided: bool = False
+    out: Path, title: str, quiet: bool, inputs: Sequence[Path | None] = (), divided: bool = True
 ) -> Iterator[RunLog]:
     """The run of a stage by itself, in the parent of what it writes. Its log begins once the folder is locked, so that
     a refused second process leaves the first one's alone, and says how the stage ended. UsageError where `out` is one
     of the inputs or holds something, unless an unfinished run of its name goes on.
 
-    divided: the stage knows how to share its work out among the processes that torchrun starts; the first writes.
+    divided: the stage shares its work out among the processes that torchrun starts; the first writes.
     """
     if out.resolve() in {given.resolve() for given in inputs if given is not None}:
         raise UsageError("What is read cannot be written over", out, "choose another name for what is made")

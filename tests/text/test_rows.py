@@ -212,7 +212,7 @@ def test_one_integer_resumes_anywhere(rows: Rows) -> None:
 def test_every_epoch_deals_every_row_once_in_a_new_order(rows: Rows) -> None:
     loader = Loader(rows, len(rows), seed=3)
     first, second = next(loader).tokens_BT, next(loader).tokens_BT
-    assert loader.epoch == 2 and not np.array_equal(first, second)
+    assert not np.array_equal(first, second)
     for dealt in (first, second):
         assert sorted(map(tuple, dealt.tolist())) == sorted(map(tuple, rows.tokens[:, :-1].tolist()))
     assert not np.array_equal(first, next(Loader(rows, len(rows), seed=4)).tokens_BT)

@@ -20,7 +20,18 @@ from liuli.stages.experience import Experience, Step, select, update
 from liuli.stages.ppo import PPOOptions, ppo_experience
 from liuli.stages.rollout import ModelActor, Rollouts, parts, score_all
 from liuli.train import Optimizer, OptimizerOptions, TensorBatch, next_token
-from liuli.train.parallel import Shared, from_each, from_first, gathered, join, leave, load_gathered, own_rows, sharded
+from liuli.train.parallel import (
+    Shared,
+    from_each,
+    from_first,
+    gathered,
+    join,
+    leave,
+    load_gathered,
+    own_rows,
+    sharded,
+    summed,
+)
 from tests.engine.conftest import make_model
 
 ADAM = OptimizerOptions(kind="adamw", adam_lr=1e-3, adam_eps=1e-5)
@@ -146,12 +157,17 @@ def six_steps(case: str, spread: bool) -> dict[str, Any]:
     return {"weights": gathered(dict(module.state_dict())), "optimizer": gathered(optimizer.state())}
 
 
-def muon() -> str:
-    try:
-        sharded(make_model("qwen3"), OptimizerOptions(kind="muon"))
-    except LiuliError as error:
-        return error.what
-    return "taken"
+def muon(own: slice, state: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Two steps of Muon on some rows of text, from a state if one is given; the state in the end."""
+    model = make_model("qwen3")
+    optimizer = sharded(model, OptimizerOptions(matrix_decay=0.1, adam_eps=1e-5))
+    if state is not None:
+        load_gathered(model, optimizer, state["weights"], state["optimizer"])
+    for _ in range(2):
+        text_loss(model, TEXT[own]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step(1.0)
+        optimizer.zero_grad()
+    return {"weights": gathered(dict(model.state_dict())), "optimizer": gathered(optimizer.state())}
 
 
 def worker(rank: int, ranks: int, port: int, folder: str) -> None:
@@ -164,7 +180,9 @@ def worker(rank: int, ranks: int, port: int, folder: str) -> None:
     found["half"] = go_on(CASES[2], None, spread=True)
     found["gone on"] = go_on(CASES[2], found["half"], spread=True)
     found["all at once"] = six_steps(CASES[2], spread=True)
-    found["muon"] = muon()
+    own = slice(rank, None, ranks)
+    found["muon"] = muon(own, muon(own))
+    found["sum"] = summed(1.0, rank)
     found["made"] = from_first(lambda: f"by rank {rank}")
     found["dealt"] = from_each(5, lambda numbers: [f"{number} by rank {rank}" for number in numbers])
     try:
@@ -247,6 +265,7 @@ def test_the_usual_mistakes_are_noticed(ranks: list[dict[str, Any]], wrong: str)
 
 def test_what_the_first_process_makes_or_fails_at_all_processes_get(ranks: list[dict[str, Any]]) -> None:
     assert [rank["made"] for rank in ranks] == ["by rank 0"] * 2
+    assert [rank["sum"] for rank in ranks] == [[2.0, 1.0]] * 2
     assert [rank["failed"] for rank in ranks] == ["no server"] * 2
     assert [rank["failed in one"] for rank in ranks] == ["no server"] * 2
     assert [rank["dealt"] for rank in ranks] == [[f"{number} by rank {number % 2}" for number in range(5)]] * 2
@@ -275,8 +294,20 @@ def test_each_row_has_one_rank(count: int, ranks: int) -> None:
     assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
 
 
-def test_muon_is_refused_for_shards(ranks: list[dict[str, Any]]) -> None:
-    assert all("whole matrices" in rank["muon"] for rank in ranks)
+def test_muon_moves_shards_as_whole_matrices_and_goes_on_from_what_was_kept(
+    ranks: list[dict[str, Any]],
+) -> None:
+    every = slice(None)
+    expected, begun = muon(every, muon(every)), make_model("qwen3").state_dict()
+    matrices = [name for name, x in begun.items() if "blocks" in name and x.dim() == 2]
+    for rank in ranks:
+        found = rank["muon"]["weights"]
+        for name in matrices:
+            right = expected["weights"][name] - begun[name]
+            assert apart({"": found[name] - begun[name]}, {"": right}) < 1e-4 and right.norm() > 0.05
+        kept, right = rank["muon"]["optimizer"]["muon"], expected["optimizer"]["muon"]
+        assert kept.keys() == right.keys()
+        assert all(apart(kept[key], right[key]) < 1e-4 for key in right)
 
 
 def test_without_torchrun_there_is_one_process_that_makes_everything(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from liuli.stages.training import begin, checkpoints_of, content_hash, origin_of
 from liuli.text import Judged, Tokenizer, as_messages, render
 from liuli.text.chat import Messages
 from liuli.train import Pace, RunLog, one_rate, schedule
-from liuli.train.parallel import across, from_first, gathered, load_gathered, ranks, sharded
+from liuli.train.parallel import across, from_first, gathered, load_gathered, sharded, whole
 from liuli.train.preference import dpo_loss, kto_loss, mismatched_kl
 from liuli.train.steps import run_steps
 
@@ -155,12 +155,10 @@ def dpo(
         gain_B = log_probs(held_out.answers) - tested_B
         right_P = gain_B[held_out.chosen_P] > gain_B[held_out.rejected_P]
         figures |= {"held_out": float(len(held_out)), "held_out_accuracy": float(right_P.float().mean())}
-    whole = model if ranks() == 1 else load(model_folder)
-    if whole is not model:
-        whole.load_state_dict(gathered(model.state_dict()))
-    whole.compute_dtype = None
+    learned = whole(model)
+    learned.compute_dtype = None
     provenance = origin | {"options": asdict(options), "figures": figures, "seed": options.seed, "step": done}
-    from_first(write_model, whole.cpu(), out, tokenizer, Path(model_folder), provenance)
+    from_first(write_model, learned.cpu(), out, tokenizer, Path(model_folder), provenance)
     remove(checkpoints)
     return figures
 

@@ -30,7 +30,7 @@ from liuli.stages.training import begin, checkpoints_of, content_hash, origin_of
 from liuli.text import Preference, Tokenizer, as_messages
 from liuli.text.chat import Messages
 from liuli.train import Machine, Optimizer, OptimizerOptions, Pace, RunLog, measure_machine, schedule
-from liuli.train.parallel import load_gathered
+from liuli.train.parallel import from_first, gathered, load_gathered, ranks, sharded
 from liuli.train.preference import Combine, combine, pairwise_loss
 from liuli.train.steps import run_steps
 
@@ -157,21 +157,26 @@ def reward(
     sums = {"pairs_hash": content_hash(train), "prompts_hash": content_hash(*asked)}
     origin = origin_of("reward", model_folder, {"pairs": len(train)} | sums)
     began, checkpoints = time.monotonic(), checkpoints_of(log.folder, out.name)
-    machine = begin(checkpoints, options, origin)
+    machine = from_first(begin, checkpoints, options, origin)
     model, steps, seen = train_scores(model_folder, train, options, machine, log, checkpoints)
     figures = {"seconds": time.monotonic() - began, "pairs": float(len(train)), "skipped": float(train.skipped)}
     figures |= {"steps": float(steps), "seen": float(seen)}
-    if held_out is not None:
-        figures |= examine(model, held_out)  # before its scores are scaled: then they are log-odds
     drawn = Batches(len(asked), min(len(asked), OWN_ANSWERS), options.seed)[0]  # of all kinds, however they are sorted
-    normalise(model, own_answers(model_folder, [asked[number] for number in drawn], tokenizer, options.seed, machine))
-    save_scalar(
-        model,
-        out,
-        tokenizer_folder=model_folder,
-        provenance=origin | {"options": asdict(options), "figures": figures, "seed": options.seed, "step": steps},
-        special={"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad},
-    )
+    own = own_answers(model_folder, [asked[number] for number in drawn], tokenizer, options.seed, machine)
+
+    def end() -> dict[str, float]:
+        found = figures | (examine(model, held_out) if held_out is not None else {})  # unscaled: these are log-odds
+        normalise(model, own)
+        save_scalar(
+            model,
+            out,
+            tokenizer_folder=model_folder,
+            provenance=origin | {"options": asdict(options), "figures": found, "seed": options.seed, "step": steps},
+            special={"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad},
+        )
+        return found
+
+    figures = from_first(end)
     remove(checkpoints)
     return figures
 
@@ -195,7 +200,7 @@ def train_scores(
         lookup_lr=options.adam_lr,
         adam_eps=1e-8,
     )
-    optimizer = Optimizer(model, rates, machine.compute_dtype)
+    optimizer = sharded(model, rates, machine.compute_dtype)
     by_prompt = pairs_by_prompt(data)
     prompts = min(options.prompts, len(by_prompt))
     pace = Pace.of(options.minutes, max(1, math.ceil(options.epochs * len(by_prompt) / prompts)), checkpoints)
@@ -211,12 +216,17 @@ def train_scores(
         one_step,
         pace,
         log=log,
-        state=lambda: {"model": dict(model.state_dict()), "optimizer": optimizer.state()},
+        state=lambda: gathered({"model": dict(model.state_dict()), "optimizer": optimizer.state()}),
         load_state=lambda state: load_gathered(model, optimizer, state["model"], state["optimizer"]),
         checkpoints=checkpoints,
         save_every_s=options.save_every_s,
         shown=("loss", "accuracy"),
     )
+    if ranks() > 1:
+        weights = gathered(model.state_dict())
+        model = ScalarModel(load(model_folder), options.members).to(machine.device)
+        model.load_state_dict(weights)
+        model.body.compute_dtype = machine.compute_dtype
     return model.eval(), steps, sum(len(by_prompt[prompt]) for step in range(steps) for prompt in batches[step])
 
 
@@ -244,7 +254,7 @@ def take_step(
     device = model.score.weight.device
     group = torch.unique(data.group_P[rows], return_inverse=True)[1].to(device)
     margin = data.margin_P[rows].to(device) if data.margin_P is not None else None
-    scores_BE = judged(model, answers, options.micro_tokens)
+    scores_BE = judged(model, answers, options.micro_tokens, shared=True)
     chosen_PE, rejected_PE = scores_BE[place[: len(rows)].to(device)], scores_BE[place[len(rows) :].to(device)]
     loss = torch.zeros((), device=device)
     for member in range(options.members):

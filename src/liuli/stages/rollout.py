@@ -27,7 +27,7 @@ from liuli.model.scalar import ScalarModel
 from liuli.text import Message, Tokenizer, parse_answer, render, render_many
 from liuli.text.chat import Messages, as_messages
 from liuli.text.pack import plan_whole
-from liuli.train.parallel import from_each
+from liuli.train.parallel import divided, from_each
 
 ATTENTION = 480
 """Length of a row, in tokens, at which attention costs as much as all else; measured with 3M parameters."""
@@ -380,14 +380,20 @@ def score_all(actor: Actor, rollouts: Rollouts, tokens: int = 8192, least: int =
     return Scores(*whole)
 
 
-def judged(judge: ScalarModel, answers: Rollouts, tokens: int = 8192) -> Tensor:
-    """The members' scores of each answer (B, E), part by part, with gradients: what is read after its last token."""
-    device, found = judge.score.weight.device, []
-    for part in map(answers.part, parts(answers.lengths_B, tokens)):
+def judged(judge: ScalarModel, answers: Rollouts, tokens: int = 8192, shared: bool = False) -> Tensor:
+    """The members' scores of each answer (B, E), part by part, with gradients: what is read after its last token.
+
+    shared: all processes ask this at once, and each reads some of every part.
+    """
+    device = judge.score.weight.device
+
+    def scores(part: Rollouts) -> Tensor:
         packed = pack(part)
         last_B = packed.place_BT.gather(1, part.lengths_B[:, None] - 1).squeeze(1)
-        found.append(packed.through(judge, device)[last_B.to(device)])
-    return torch.cat(found)
+        return packed.through(judge, device)[last_B.to(device)]
+
+    pieces = map(answers.part, parts(answers.lengths_B, tokens))
+    return torch.cat([divided(piece, scores) if shared else scores(piece) for piece in pieces])
 
 
 @torch.no_grad()

@@ -22,13 +22,13 @@ from liuli.train import (
     LoopOptions,
     Machine,
     Objective,
-    Optimizer,
     OptimizerOptions,
     Pace,
     RunLog,
     fit,
     measure_machine,
 )
+from liuli.train.parallel import from_first, rank, ranks, sharded, whole
 
 # What every snapshot is asked, so that one can watch it learn. Two languages, from easy to hard.
 PROMPTS = (
@@ -116,10 +116,10 @@ COMPILE_SAVES = 0.2  # of the time of a step: 0.09 on Zen 4, 0.23 on Zen 5, whos
 
 
 def wants_compile(options: TrainOptions, machine: Machine, seconds: float) -> bool:
-    """Whether compiling pays: there is a compiler and the time saved is clearly more than the time it takes."""
+    """Whether compiling pays: there is a compiler, weights are no shards, and it saves clearly more than it takes."""
     if options.compile != "auto":
         return options.compile == "yes"
-    return machine.compiler and COMPILE_SAVES * seconds > 1.5 * COMPILE_SECONDS
+    return machine.compiler and ranks() == 1 and COMPILE_SAVES * seconds > 1.5 * COMPILE_SECONDS
 
 
 # options that may change within a run
@@ -194,7 +194,8 @@ def rows_per_step(options: TrainOptions, T: int) -> int:
 
 
 def make_pace(options: TrainOptions, model: Transformer, T: int, journal: Path | None) -> Pace:
-    """The budget as a pace: seconds stay seconds, tokens and FLOPs become the fewest steps that use them up."""
+    """The budget as a pace: seconds stay seconds, tokens and FLOPs (of all processes) become the fewest steps that use
+    them up."""
     if options.minutes is not None:
         return Pace(seconds=options.minutes * 60, journal=journal)
     steps = options.steps
@@ -222,7 +223,8 @@ def train_model(
     """Train `model` (changed in place) on rows and write it to the folder `out`.
 
     Checkpoints go to run/checkpoints/NAME and snapshots to run/snapshots/NAME-STEP, where run is the log's folder and
-    NAME that of `out`; a run that is killed goes on from there. UsageError where it was begun with other options.
+    NAME that of `out`; a run that is killed goes on from there. Processes that torchrun started share each batch.
+    UsageError where it was begun with other options, and for a batch that cannot be shared.
     """
     checkpoints = checkpoints_of(log.folder, out.name)
     read = {"rows": rows.folder} | ({"replay_rows": replay.folder} if replay is not None else {})
@@ -232,15 +234,17 @@ def train_model(
     # the tokenizer's folder is the parent model's in fine-tuning
     facts |= {name: found[:12] for name, found in (sums | {"tokenizer": folder_hash(tokenizer_folder)}).items()}
     seconds = 60 * (options.minutes or 0.0)
-    machine, compiled = decide(checkpoints, options, facts, lambda machine: wants_compile(options, machine, seconds))
+    pays = lambda machine: wants_compile(options, machine, seconds)  # noqa: E731
+    machine, compiled = from_first(decide, checkpoints, options, facts, pays)
     pace = make_pace(options, model, rows.T, checkpoints / "pace.jsonl")
     model.to(machine.device)
     model.compute_dtype = machine.compute_dtype
     torch.manual_seed(options.seed)
     batch_rows = rows_per_step(options, rows.T)
-    optimizer = Optimizer(model, optimizer_options(options), machine.compute_dtype)
+    loader = Loader(rows, batch_rows, options.seed, rank(), ranks(), replay=replay, share=options.replay)
+    optimizer = sharded(model, optimizer_options(options), machine.compute_dtype)
     loop = LoopOptions(
-        micro_rows=min(batch_rows, max(1, options.micro_tokens // rows.T)),
+        micro_rows=min(batch_rows // ranks(), max(1, options.micro_tokens // rows.T)),
         compile=compiled,
         # packed documents that see one another cost much at this size: 1.50 against 1.33 nats (docs/notebook.md)
         separate_documents=True,
@@ -254,7 +258,7 @@ def train_model(
     result = fit(
         model,
         optimizer,
-        Loader(rows, batch_rows, options.seed, replay=replay, share=options.replay),
+        loader,
         objective,
         pace,
         log=log,
@@ -266,16 +270,11 @@ def train_model(
         on_snapshot=snapshots.take,
     )
     figures = {"loss": result.loss, "bpb": result.bpb, "tokens_per_s": result.tokens_per_s, "seconds": result.seconds}
-    write_model(
-        model,
-        out,
-        tokenizer,
-        tokenizer_folder,
-        provenance
-        | {"options": asdict(options), "figures": figures, "step": result.steps, "tokens": result.tokens}
-        | {"seed": options.seed},
-    )
-    snapshots.ask(result.steps)
+    provenance |= {"options": asdict(options), "figures": figures, "step": result.steps, "tokens": result.tokens}
+    provenance |= {"seed": options.seed}
+    written = whole(model)
+    from_first(write_model, written, out, tokenizer, tokenizer_folder, provenance)
+    from_first(snapshots.ask, result.steps, written)
     remove(checkpoints)
     return result
 
@@ -332,16 +331,19 @@ class Snapshots:
 
     def take(self, step: int) -> None:
         """Write the snapshot of this step, drop older ones, ask it the prompts."""
+        from_first(self._keep, step, whole(self.model))
+
+    def _keep(self, step: int, model: Transformer) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self.stage}-{step:08d}"
-        write_model(self.model, path, self.tokenizer, self.tokenizer_folder, self.provenance | {"step": step})
+        write_model(model, path, self.tokenizer, self.tokenizer_folder, self.provenance | {"step": step})
         for old in sorted(self.folder.glob(f"{self.stage}-*"))[: -self.KEEP]:
             remove(old)
-        self.ask(step)
+        self.ask(step, model)
 
-    def ask(self, step: int) -> None:
-        """The answers of the model as it is now, greedy, to samples.jsonl."""
-        engine = Engine(self.model, self.tokenizer)
+    def ask(self, step: int, model: Transformer | None = None) -> None:
+        """The answers of the model as it is now (whole, if it is held in shards), greedy, to samples.jsonl."""
+        engine = Engine(model or self.model, self.tokenizer)
         asked = [(language, [Message("user", text)]) for language, text in PROMPTS]
         asked = [
             (language, messages)

@@ -51,7 +51,9 @@ class Loader:
             what = f"a share of {share} of a batch of {batch_rows} rows is {again} of them"
             raise UsageError(what, "replay", "give another share, or larger batches")
         if batch_rows < 1 or batch_rows % world or again % world:
-            raise UsageError(f"a batch of {batch_rows} rows cannot be shared by {world} processes", fix="a multiple")
+            parts = f"{batch_rows} rows" + (f", {again} of them replayed," if again else "")
+            fix = "make batch_tokens, and what is replayed, a multiple of them"
+            raise UsageError(f"a batch of {parts} cannot be shared by {world} processes", fix=fix)
         if not 0 <= rank < world:
             raise UsageError(f"process {rank} of {world} does not exist", fix="ranks count from 0")
         if replay is not None and replay.T != rows.T:
@@ -76,11 +78,6 @@ class Loader:
         self.position += self.batch_rows
         tokens, weights = (np.concatenate(parts) for parts in zip(*dealt, strict=True))
         return Batch(tokens[:, :-1], tokens[:, 1:], weights, self.position)
-
-    @property
-    def epoch(self) -> int:
-        """How many times all rows have been dealt."""
-        return self.position // len(self.rows)
 
 
 class _Deck:

@@ -2,7 +2,8 @@
 
 Promises: a run that is killed at any moment and started again ends in the same weights, bit for bit, on the CPU; a step
 with a non-finite loss or gradient changes nothing, and three in a row go back to the last checkpoint. Ctrl-C ends a run
-between two steps and loses none.
+between two steps and loses none. Several processes (train/parallel.py) take the step that one would take: each has its
+rows of the batch, the first alone looks at the clock and at checkpoints.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from liuli.train.loss import Objective, TensorBatch
 from liuli.train.machine import Machine, keep_freed_memory
 from liuli.train.optimizer import Optimizer, grad_norm
 from liuli.train.pace import Pace, schedule
+from liuli.train.parallel import from_first, gathered, load_gathered, ranks, summed
 
 BAD_STEPS_ALLOWED = 2  # non-finite steps in a row that are only skipped; one more rolls back
 ROLL_BACKS_ALLOWED = 2  # to one checkpoint: what three tries do not pass, a fourth does not either
@@ -88,8 +90,8 @@ class Training:
 
     def state(self) -> dict[str, Any]:
         return {
-            "model": dict(self.model.state_dict()),
-            "optimizer": self.optimizer.state(),
+            "model": gathered(dict(self.model.state_dict())),
+            "optimizer": gathered(self.optimizer.state()),
             "rng": {
                 "torch": torch.get_rng_state(),
                 "device": _device_state(self.machine.device),
@@ -113,22 +115,23 @@ class Training:
 
     def load_weights(self, state: dict[str, Any]) -> None:
         """Model and optimizer only: what a roll-back takes from a checkpoint."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state(state["optimizer"])
+        load_gathered(self.model, self.optimizer, state["model"], state["optimizer"])
 
     def take_step(self) -> tuple[float, float, float]:
         """One optimizer step: mean loss (nats a target), number of targets, gradient norm (inf: skipped)."""
         batch = next(self.loader)
-        targets = float(batch.weights_BT.sum())
+        (targets,) = summed(float(batch.weights_BT.sum()))
         rows = len(batch.tokens_BT)
         micro = self.options.micro_rows or rows
         total = 0.0
         for start in range(0, rows, micro):
             part = to_tensors(batch, slice(start, start + micro), self.machine.device, self._separator())
             loss = self.objective(self.model, part) / targets
-            loss.backward()  # type: ignore[no-untyped-call]
+            # of the mean over processes that sharding takes, the sum is wanted
+            (loss * ranks()).backward()  # type: ignore[no-untyped-call]
             total += loss.item()
-        norm = grad_norm(self.model).item()
+        total, square = summed(total, grad_norm(self.model).item() ** 2)
+        norm = math.sqrt(square)
         if math.isfinite(total) and math.isfinite(norm):
             o = self.options
             self.optimizer.step(schedule(self.pace.progress, o.warmup, o.decay, o.floor))
@@ -139,14 +142,14 @@ class Training:
             norm = math.inf
         self.optimizer.zero_grad()
         self.step += 1
-        self.tokens += batch.tokens_BT.size
+        self.tokens += batch.tokens_BT.size * ranks()
         self.last_batch = batch
         return total, targets, norm
 
     def peak_share(self, tokens_per_s: float) -> float:
-        """Of the machine's matmul rate, what the model's FLOPs come to at this speed."""
+        """Of the matmul rate of all processes, what the model's FLOPs come to at this speed."""
         flops = flops_per_token(self.model.config, self.loader.rows.T)["model"]
-        return tokens_per_s * flops / self.machine.rate
+        return tokens_per_s * flops / self.machine.rate / ranks()
 
     def _separator(self) -> int | None:
         return self.bos if self.options.separate_documents else None
@@ -179,32 +182,41 @@ def fit(
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     run = Training(model, optimizer, loader, objective, pace, options, machine, bos)
     if checkpoints is not None:
-        found = load_checkpoint(checkpoints, warn=log.warn)
+        found = from_first(load_checkpoint, checkpoints, log.warn)
         if found is not None:
             run.load_state(found[1])
             log.event("continued from checkpoint", step=run.step)
             log.say(f"continuing from step {run.step}")
     model.train()
     window = Window(bytes_per_id)
-    saved = shown = time.monotonic()
+    stepped = saved = shown = time.monotonic()
+
+    def now(finite: bool) -> tuple[bool, bool, bool]:
+        """Whether to take a snapshot, to save, to stop."""
+        stop = stopping.is_set()
+        snapshot = on_snapshot is not None and time.monotonic() - shown > options.snapshot_every_s
+        # no checkpoint after a bad step: it would be a new place to go back to, for ever, from a loss never finite
+        save = checkpoints is not None and (stop or (finite and due(run.step, saved, options)))
+        return snapshot, save, stop
+
     with patient() as stopping:
         while pace.progress < 1.0:
             loss, targets, norm = run.take_step()
-            pace.advance(run.step)
-            window.add(loss, targets, run.last_batch, pace.step_seconds[-1])
+            pace.progress = from_first(pace.advance, run.step)
+            window.add(loss, targets, run.last_batch, time.monotonic() - stepped)
+            stepped = time.monotonic()
             if run.bad_in_a_row > BAD_STEPS_ALLOWED:
                 roll_back(run, checkpoints, log)
             if run.step % options.figures_every_steps == 0 or pace.progress >= 1.0:
                 report(run, window, norm, log)
-            if on_snapshot is not None and time.monotonic() - shown > options.snapshot_every_s:
+            snapshot, save, stop = from_first(now, math.isfinite(norm))
+            if snapshot and on_snapshot is not None:
                 model.eval()
                 on_snapshot(run.step)
                 model.train()
                 shown = time.monotonic()
-            stop = stopping.is_set()
-            # none after a bad step: it would be a new place to go back to, for ever, from a loss that is never finite
-            if checkpoints is not None and (stop or (math.isfinite(norm) and due(run.step, saved, options))):
-                save_checkpoint(checkpoints, run.step, run.state())
+            if save:
+                from_first(save_checkpoint, checkpoints, run.step, run.state())
                 saved = time.monotonic()
             if stop:
                 raise KeyboardInterrupt
@@ -267,7 +279,7 @@ def due(step: int, saved: float, options: LoopOptions) -> bool:
 
 def roll_back(run: Training, checkpoints: Path | None, log: RunLog) -> None:
     """Weights and optimizer of the last checkpoint; the data goes on from here, so the bad rows are left behind."""
-    found = load_checkpoint(checkpoints, warn=log.warn) if checkpoints is not None else None
+    found = from_first(load_checkpoint, checkpoints, log.warn) if checkpoints is not None else None
     if found is None or run.rolled_back.count(found[0]) >= ROLL_BACKS_ALLOWED:
         why = (
             "there is no checkpoint to go back to" if found is None else f"going back to step {found[0]} does not help"
@@ -307,8 +319,8 @@ class Window:
     def add(self, loss: float, targets: float, batch: Batch, seconds: float) -> None:
         count = 0.0
         if self.bytes_per_id is not None:
-            count = float((self.bytes_per_id[batch.targets_BT] * batch.weights_BT).sum())
-        self.steps.append((loss * targets, targets, count, batch.tokens_BT.size, seconds))
+            (count,) = summed(float((self.bytes_per_id[batch.targets_BT] * batch.weights_BT).sum()))
+        self.steps.append((loss * targets, targets, count, batch.tokens_BT.size * ranks(), seconds))
 
     def _sums(self) -> tuple[float, float, float]:
         finite = [step for step in self.steps[-self.LENGTH :] if math.isfinite(step[0])]

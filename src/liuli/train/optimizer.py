@@ -1,11 +1,14 @@
 """Muon for the matrices inside blocks, AdamW for all else.
 
 Matrices of one shape are stacked, so that a step is a handful of batched matrix multiplications whatever the number of
-layers. State is plain tensors in a dict, ready for a checkpoint.
+layers. State is plain tensors in a dict, ready for a checkpoint. Of weights that are shards (train/parallel.py) AdamW
+moves each process's own; Muon needs whole matrices, so each process has all gradients and momenta, orthogonalises some
+of the matrices, and takes its shard of every one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,9 +72,16 @@ def orthogonalise(matrices_NRC: Tensor, steps: int = 5) -> Tensor:
 class Optimizer:
     """`step(scale)` updates every weight from its gradient with all learning rates multiplied by `scale`."""
 
-    def __init__(self, model: nn.Module, options: OptimizerOptions, low: torch.dtype | None = None) -> None:
-        """low: the dtype in which Muon orthogonalises (bfloat16 where the machine is faster with it)."""
-        self.options, self.low = options, low or torch.float32
+    def __init__(
+        self,
+        model: nn.Module,
+        options: OptimizerOptions,
+        low: torch.dtype | None = None,
+        share: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor] = lambda matrices_NRC, make: make(matrices_NRC),
+    ) -> None:
+        """low: the dtype in which Muon orthogonalises (bfloat16 where the machine is faster with it). share: how
+        several processes make something of each matrix."""
+        self.options, self.low, self.share = options, low or torch.float32, share
         self.shapes: dict[tuple[int, int], list[nn.Parameter]] = {}
         self.muon_state: dict[str, dict[str, Tensor]] = {}
         groups: dict[str, list[nn.Parameter]] = {}
@@ -116,13 +126,15 @@ class Optimizer:
     def _muon_step(self, key: str, weights: list[nn.Parameter], scale: float) -> None:
         """Nesterov momentum, orthogonalisation, row-wise variance (NorMuon, arXiv 2510.05491), cautious decay."""
         o = self.options
-        grad = torch.stack([weight.grad if weight.grad is not None else torch.zeros_like(weight) for weight in weights])
+        grads = [weight.grad if weight.grad is not None else torch.zeros_like(weight) for weight in weights]
+        grad = torch.stack([_whole(grad) for grad in grads])
         state = self.muon_state.get(key)
         if state is None:
             state = {"momentum": torch.zeros_like(grad), "variance": torch.zeros_like(grad[..., :1])}
             self.muon_state[key] = state
         state["momentum"].lerp_(grad, 1 - o.momentum)
-        update = orthogonalise(grad.lerp_(state["momentum"], o.momentum).to(self.low), ITERATIONS).float()
+        nesterov = grad.lerp_(state["momentum"], o.momentum).to(self.low)
+        update = self.share(nesterov, lambda matrices_NRC: orthogonalise(matrices_NRC, ITERATIONS)).float()
         norm = torch.linalg.vector_norm(update, dim=(-2, -1), keepdim=True)
         state["variance"].lerp_(update.square().mean(-1, keepdim=True), 0.1)
         update.mul_(torch.rsqrt(state["variance"] + 1e-10))
@@ -132,10 +144,10 @@ class Optimizer:
         rate = o.matrix_lr * scale * max(1.0, rows / columns) ** 0.5
         if o.matrix_decay:
             # decay only where it agrees with the update (cautious weight decay, arXiv 2510.12402)
-            held = torch.stack([*weights])
+            held = torch.stack([_whole(weight) for weight in weights])
             update.addcmul_((update * held > 0).to(update.dtype), held, value=o.matrix_decay)
         for weight, change in zip(weights, update, strict=True):
-            weight.sub_(change, alpha=rate)
+            weight.sub_(_shard_of(change, weight), alpha=rate)
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on, as a nested dict of tensors and numbers."""
@@ -155,6 +167,21 @@ def _copied(values: dict[str, Any], device: torch.device | None = None) -> dict[
     return {key: value.to(device, copy=True) if isinstance(value, Tensor) else value for key, value in values.items()}
 
 
+def _whole(x: Tensor) -> Tensor:
+    """A tensor, put together where each process holds a shard of it."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
+
+
+def _shard_of(whole: Tensor, like: Tensor) -> Tensor:
+    """This process's shard of what all of them hold, cut as `like` is."""
+    if not hasattr(like, "full_tensor"):
+        return whole
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+
+
 def group_of(name: str, weight: nn.Parameter, kind: str) -> str:
     """Which rule updates a weight: "muon", "embedding", "head", "lookup", "critic", "matrix" or "vector"."""
     name = name.removeprefix("body.")  # of a reward model
@@ -172,8 +199,9 @@ def group_of(name: str, weight: nn.Parameter, kind: str) -> str:
 
 
 def grad_norm(model: nn.Module) -> Tensor:
-    """L2 norm of all gradients together (float32 scalar)."""
+    """L2 norm of all gradients together (float32 scalar), or of this process's shards of them."""
     grads = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    grads = [grad.to_local() if hasattr(grad, "to_local") else grad for grad in grads]
     norms: list[Tensor] = list(torch._foreach_norm(grads))
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms), dtype=torch.float32)
     return total

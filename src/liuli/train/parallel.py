@@ -1,10 +1,11 @@
-"""Learning from rewards in several processes: torchrun starts them, FSDP2 shards the weights, each scores some rows.
+"""Training in several processes: torchrun starts them, FSDP2 shards the weights, each takes some rows.
 
-Applied from outside: neither the model nor the algorithm knows of it. Every process holds the whole round (tokens, log-
-probabilities, advantages: small numbers), so whitening, groups, the weights of tokens and all figures are those of one
-process; only the drawing of answers and the passes through the model are divided. `Shared` is an actor like any other:
-it scores its own rows and gets the others' numbers from the other processes, so a loss made of it is the loss of the
-whole step, whichever rank asks, and its gradient, summed over the ranks, is the whole gradient.
+Applied from outside: neither the model nor the algorithm knows of it. The loop over text (`fit`) gives each process its
+rows of a batch. Where answers are scored every process holds the whole round (tokens, log-probabilities, advantages:
+small numbers), so whitening, groups, the weights of tokens and all figures are those of one process; only the drawing
+of answers and the passes through the model are divided. `Shared` is an actor like any other: it scores its own rows
+and gets the others' numbers from the other processes, so a loss made of it is the loss of the whole step, whichever
+rank asks, and its gradient, summed over the ranks, is the whole gradient.
 
 In one process, without torchrun, each function here does the plain thing, so that a stage is written once.
 
@@ -23,7 +24,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from liuli.errors import LiuliError
 from liuli.model import Transformer
 from liuli.train.optimizer import Optimizer, OptimizerOptions
 
@@ -124,18 +124,12 @@ def from_each(count: int, make: Callable[[Sequence[int]], Sequence[Made]]) -> li
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
-def sharded(module: nn.Module, options: OptimizerOptions) -> Optimizer:
+def sharded(module: nn.Module, options: OptimizerOptions, low: torch.dtype | None = None) -> Optimizer:
     """Shard the weights of a module (a policy, or policy and critic in a ModuleDict) over all processes, and the
-    optimizer of the shards. Weights stay float32; the model itself casts them where it uses them.
-
-    Raises LiuliError for Muon: it makes whole matrices orthogonal, and a shard is not one.
+    optimizer of the shards (low: see Optimizer). Weights stay float32; the model itself casts them where it uses them.
     """
     if ranks() == 1:
-        return Optimizer(module, options)
-    if options.kind != "adamw":
-        raise LiuliError(
-            "Muon needs whole matrices, and here each process holds a shard of them", "optimizer", 'use kind = "adamw"'
-        )
+        return Optimizer(module, options, low)
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # slow to import, and seldom used
 
     for body in [part for part in module.modules() if isinstance(part, Transformer)]:
@@ -146,7 +140,28 @@ def sharded(module: nn.Module, options: OptimizerOptions) -> Optimizer:
         fully_shard(root, reshard_after_forward=False)
         if isinstance(root, Transformer):
             register_fsdp_forward_method(root, "hidden")
-    return Optimizer(module, options)
+    return Optimizer(module, options, low, share=dealt)
+
+
+def dealt(x_N: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+    """make(x_N) (N, …), of which each process makes its own and gets the rest; without gradients."""
+    index_N = own_rows(len(x_N), rank(), ranks())
+    every = torch.zeros_like(x_N)
+    if len(index_N):
+        every[index_N] = make(x_N[index_N])
+    dist.all_reduce(every)
+    return every
+
+
+def whole(model: Transformer) -> Transformer:
+    """A model whose weights are here: itself, or of shards a copy, which all processes must ask for."""
+    if not any(hasattr(weight, "full_tensor") for weight in model.parameters()):
+        return model
+    with torch.random.fork_rng(devices=[]):  # first weights are drawn; whoever trains on must not notice
+        copy = Transformer(model.config)
+    copy.load_state_dict(gathered(model.state_dict()))
+    copy.compute_dtype = model.compute_dtype
+    return copy.to(model.embedding.weight.device).eval()
 
 
 def gathered(state: Any) -> Any:
@@ -179,7 +194,7 @@ def load_gathered(module: nn.Module, optimizer: Optimizer, weights: dict[str, An
         index: {key: own(value, held[int(index)]) for key, value in moments.items()}
         for index, moments in state["adam"].items()
     }
-    optimizer.load_state({"adam": adam, "muon": {}})
+    optimizer.load_state({"adam": adam, "muon": state["muon"]})
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -190,34 +205,57 @@ def own_rows(count: int, number: int, of: int) -> Tensor:
     return torch.arange(count)[number::of]
 
 
-@dataclass(frozen=True)
-class Shared(Generic[R, S]):
-    """An actor that scores its share of the rows and gets the rest from the other processes; all must call it alike.
+def divided(rows: R, make: Callable[[R], Tensor]) -> Tensor:
+    """make(rows) (B, …), of which each process makes its own rows and gets the rest; all must call it alike.
 
     Values are the same on every rank. Gradients flow through this rank's rows alone, times the number of ranks, for
     FSDP2 (and DDP) take the mean over ranks where the sum is wanted. Another loss, added beside (PPO-ptx), is thus
-    averaged: give each rank rows of its own. Step.micro_tokens counts the tokens of a pass on all ranks together.
+    averaged: give each rank rows of its own.
     """
+    if ranks() == 1:
+        return make(rows)
+    B = len(rows.tokens_BT)
+    index_N = own_rows(B, rank(), ranks())
+    idle = len(index_N) == 0  # must still go through the model, where the others wait for its shards
+    index_N = torch.zeros(1, dtype=torch.int64) if idle else index_N
+    own = make(rows.part(index_N))
+    index_N = index_N.to(own.device)
+    every = own.new_zeros(B, *own.shape[1:])
+    if not idle:
+        every[index_N] = own.detach()
+    dist.all_reduce(every)  # every row comes from one rank: the sum adds zeros to it
+    if own.requires_grad:
+        nothing = (own - own.detach()) * (0 if idle else ranks())  # zero, with the gradient of the rows
+        every = every.index_add(0, index_N, nothing)
+    return every
+
+
+def summed(*numbers: float) -> list[float]:
+    """Numbers, each summed over all processes; all must call it alike."""
+    if ranks() == 1:
+        return list(numbers)
+    total = torch.tensor(numbers, dtype=torch.float64)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+@dataclass(frozen=True)
+class Shared(Generic[R, S]):
+    """An actor that scores its share of the rows (`divided`). Step.micro_tokens counts the tokens of a pass on all
+    ranks together."""
 
     actor: Scorer[R, S]
 
     def score(self, rollouts: R) -> S:
-        B, T = rollouts.tokens_BT.shape
-        index_N = own_rows(B, rank(), ranks())
-        idle = len(index_N) == 0  # must still go through the model, where the others wait for its shards
-        index_N = torch.zeros(1, dtype=torch.int64) if idle else index_N
-        own = self.actor.score(rollouts.part(index_N))
-        own_SNT = torch.stack(tuple(own))
-        index_N = index_N.to(own_SNT.device)
-        whole_SBT = own_SNT.new_zeros(len(own), B, T)
-        if not idle:
-            whole_SBT[:, index_N, : own_SNT.shape[2]] = own_SNT.detach()
-        dist.all_reduce(whole_SBT)  # every row comes from one rank: the sum adds zeros to it
-        if own_SNT.requires_grad:
-            nothing_SNT = (own_SNT - own_SNT.detach()) * (0 if idle else ranks())  # zero, with the gradient of the rows
-            short = T - own_SNT.shape[2]
-            whole_SBT = whole_SBT.index_add(1, index_N, nn.functional.pad(nothing_SNT, (0, short)))
-        return type(own)(*whole_SBT)
+        T, made = rollouts.tokens_BT.shape[1], list[S]()
+
+        def numbers(own: R) -> Tensor:
+            made.append(self.actor.score(own))
+            own_SNT = torch.stack(tuple(made[0]))
+            return nn.functional.pad(own_SNT, (0, T - own_SNT.shape[2])).movedim(1, 0)
+
+        every_BST = divided(rollouts, numbers)
+        return type(made[0])(*every_BST.unbind(1))
 
 
 def across(actor: Scorer[R, S]) -> Scorer[R, S]:
