@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sqlite3
 import threading
 import weakref
@@ -18,7 +19,9 @@ import torch
 
 from liuli.files import folder_hash
 from liuli.model import Transformer, qwen3, save
+from liuli.server import voices
 from liuli.server.app import create_app
+from liuli.server.runs import models_in
 from liuli.server.voices import Keeper
 from liuli.text import Tokenizer
 from tests.server.scripted import LiveServer, ScriptedVoice, make_model, make_run, set_status
@@ -104,6 +107,29 @@ def test_two_voices_are_in_memory_at_most(tmp_path: Path) -> None:
     make_model(keeper.path / "snapshots" / "dpo-00000010")  # older than the finished stage: nothing changes
     assert keeper.voice() and len(alive) == 4
     assert keeper.loaded("dpo") and keeper.loaded("aligned") and not keeper.loaded("chat")
+
+
+def test_a_run_is_looked_through_again_only_when_something_in_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, looked = aligned_run(tmp_path / "laptop", "chat"), []
+    monkeypatch.setattr(voices, "models_in", lambda path: looked.append(path) or models_in(path))
+
+    def settle() -> None:
+        for path in (run, *run.rglob("*")):
+            os.utime(path, (1e9, 1e9 + len(looked)))
+
+    keeper = Keeper(run, ScriptedVoice)
+    settle()
+    assert all(keeper.voice("chat") for _ in range(9)) and len(looked) == 1
+    make_model(run / "aligned")  # seen at once, and as long as what it says could be of the same moment
+    assert [model.stage for model in keeper.models()] == ["aligned", "chat"]
+    (run / "aligned" / "tokenizer.json").unlink()
+    assert [model.stage for model in keeper.models()] == ["chat"]
+    settle()
+    assert keeper.models() and (count := len(looked)) and keeper.models() and len(looked) == count
+    (run / "aligned" / "tokenizer.json").write_text("{}")
+    assert [model.stage for model in keeper.models()] == ["aligned", "chat"]
 
 
 def test_models_are_loaded_and_used_in_one_thread(tmp_path: Path) -> None:

@@ -149,6 +149,7 @@ class Said:
     steps: list[dict[str, Any]] = field(default_factory=list)
     calls: list[CallOut] = field(default_factory=list)
     finish: Literal["stop", "length", "tool_calls"] | None = None
+    over: bool = False
     prompt_tokens: int = 0
     tokens: int = 0
     seed: int = 0
@@ -165,7 +166,7 @@ class Said:
             self.prompt_tokens, self.bytes_of, self.seed = event.prompt_tokens, event.bytes_of, event.seed
             self.fingerprint = fingerprint(event)
         elif isinstance(event, Ended):
-            self.tokens, self.finish = event.tokens, finish_reason(event)
+            self.tokens, self.finish, self.over = event.tokens, finish_reason(event), True
         elif any(call.name in declared for call in event.tool_calls):
             self.calls += [call_out(call) for call in event.tool_calls[:most_calls]]
         else:
@@ -220,7 +221,10 @@ class Reply:
     async def chunks(
         self, firsts: Sequence[Started | Event], answers: Sequence[AsyncIterator[Started | Event]]
     ) -> AsyncIterator[bytes]:
-        """Server-sent events: role, content …, finish for each answer; then usage if asked for; then [DONE]."""
+        """Server-sent events: role, content …, finish for each answer; then usage if asked for; then [DONE].
+
+        The first go out with the first token, the last with the last one: each sending costs as much as many tokens.
+        """
         with_usage = bool(self.asked.stream_options and self.asked.stream_options.include_usage)
         for index, first in enumerate(firsts):
             self.take(index, first)
@@ -231,16 +235,17 @@ class Reply:
             choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
             return sse({**base, "choices": [choice]})
 
-        yield b"".join(
-            chunk(index, {"role": "assistant", "content": "", "refusal": None}) for index in range(len(self.said))
-        )
+        parts = [chunk(index, {"role": "assistant", "content": "", "refusal": None}) for index in range(len(self.said))]
         async for batch in batches(answers):
             for index, event in batch:
                 self.take(index, event)
-            parts = [chunk(index, **part) for index in {index for index, _ in batch} for part in self.news(index)]
-            if parts:
+            news = [chunk(index, **part) for index in {index for index, _ in batch} for part in self.news(index)]
+            parts += news
+            if news and not all(said.over for said in self.said):
                 yield b"".join(parts)
-        yield (sse({**base, "choices": [], "usage": self.usage()}) if with_usage else b"") + DONE
+                parts = []
+        parts.append(sse({**base, "choices": [], "usage": self.usage()}) if with_usage else b"")
+        yield b"".join(parts) + DONE
 
     def news(self, index: int) -> list[dict[str, Any]]:
         """What an answer has said since the last time, in the order that clients read it; it is forgotten then."""

@@ -95,8 +95,8 @@ def models_in(run: Path) -> list[ModelFile]:
     """
     stages = [str(stage.get("name")) for stage in (read_json(run / "status.json") or {}).get("stages", [])]
     order = {name: place for place, name in enumerate(stages)}
-    found = [_model(path, path.name, 0, True) for path in _folders(run) if is_model_folder(path)]
-    for path in _folders(run / "snapshots"):
+    found = [_model(path, path.name, 0, True) for path in folders_in(run) if is_model_folder(path)]
+    for path in folders_in(run / "snapshots"):
         stage, _, step = path.name.rpartition("-")
         if step.isdigit() and is_model_folder(path):
             found.append(_model(path, stage, int(step), False))
@@ -112,7 +112,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _folders(path: Path) -> list[Path]:
+def folders_in(path: Path) -> list[Path]:
+    """The folders in a folder, but hidden ones."""
     try:
         return [child for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")]
     except OSError:

@@ -19,9 +19,10 @@ from liuli.errors import LiuliError, UsageError
 from liuli.folder import context_in
 from liuli.model.adapters import adapters_of
 from liuli.server.errors import ApiError
-from liuli.server.runs import ModelFile, check_servable, is_model_folder, models_in, read_json
+from liuli.server.runs import ModelFile, check_servable, folders_in, is_model_folder, models_in, read_json
 
 LOG = logging.getLogger("liuli.server")
+SETTLED_SECONDS = 1.0  # a file's time is only so exact: what has just changed may change again unseen
 FRESH_SECONDS = 90.0  # a run whose status.json is older than this is not training any more
 BEFORE_CHAT = "pretrain"  # the stage whose model goes on with any text: it talks while there is no better one
 
@@ -52,6 +53,7 @@ class Keeper:
         self._loaded: dict[ModelFile, Voice] = {}
         self._lent: list[ModelFile] = []  # one for each answer that is being written
         self._broken: set[tuple[Path, float]] = set()
+        self._found: tuple[tuple[float, ...], list[ModelFile]] = ((), [])  # in the run, and when it had changed last
 
     def newest(self) -> ModelFile | None:
         """The model to serve, or None before the first one exists; reads folder names only."""
@@ -138,7 +140,14 @@ class Keeper:
             return [self._elsewhere]
         if self.run is None:
             return [model_file(self.path)]
-        return [model for model in models_in(self.run) if (model.path, model.made) not in self._broken]
+        return [model for model in self._in_run(self.run) if (model.path, model.made) not in self._broken]
+
+    def _in_run(self, run: Path) -> list[ModelFile]:
+        """`models_in`, which reads dozens of files, only where something has changed: every answer asks."""
+        times = tuple(changed_at(path) for path in (run / "status.json", run, *folders_in(run)))
+        if times != self._found[0] or time.time() - max(times) < SETTLED_SECONDS:
+            self._found = times, models_in(run)
+        return self._found[1]
 
     def _best(self, wanted: str) -> ModelFile | None:
         if not wanted:
@@ -154,6 +163,14 @@ class Keeper:
             return time.time() - (self.path / "status.json").stat().st_mtime < FRESH_SECONDS
         except OSError:
             return False
+
+
+def changed_at(path: Path) -> float:
+    """When a file or a folder changed last, in seconds; 0 where there is none."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def model_file(path: Path) -> ModelFile:
