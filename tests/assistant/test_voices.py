@@ -510,11 +510,10 @@ def test_answers_under_way_at_once_do_not_disturb_each_other(llama: LlamaCppEngi
     live = list(range(len(prompts)))
     while live:
         for at in list(live):
-            token = next(streams[at], None)
-            if token is None:
+            try:
+                got[at] += [token.id for token in [next(streams[at])] if token is not None]
+            except StopIteration:
                 live.remove(at)
-            else:
-                got[at].append(token.id)
     assert got == want
     llama_reads = llama._spare[-1].ids
     assert len(llama._spare) <= 4 and llama_reads  # contexts are kept for the next turn, and not without end

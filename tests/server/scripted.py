@@ -52,7 +52,7 @@ class ScriptedVoice:
 
     def reply(
         self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str]
-    ) -> Generator[Token | Message | Ended, None, None]:
+    ) -> Generator[Token | Message | Ended | None, None, None]:
         self.asked.append((list(messages), sampling, list(tools)))
         question = messages[-1].content
         try:
@@ -94,8 +94,9 @@ class ScriptedVoice:
                 text = f"You said 你好 {question} at {len(self.asked)}."
             count = 0
             for token in tokens(text, sampling.max_tokens, self.pause, sampling.alternatives):
-                count += 1
+                count += token is not None
                 yield token
+            assert token is not None
             yield Ended(token.stopped_by or "end", count)
         except GeneratorExit:
             self.closed += 1
@@ -107,8 +108,8 @@ def pieces(text: str) -> list[str]:
     return [text[i : i + 4] for i in range(0, len(text), 4)]
 
 
-def tokens(text: str, at_most: int, pause: float, alternatives: int = 0) -> Generator[Token, None, None]:
-    """The text as tokens, each as likely as 0.6, and a last token without text that ends it."""
+def tokens(text: str, at_most: int, pause: float, alternatives: int = 0) -> Generator[Token | None, None, None]:
+    """The text as tokens, a turn each and each as likely as 0.6, and a last token without text that ends it."""
     shares = [0.6, 0.15, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002][:alternatives]
     for i, piece in enumerate([*pieces(text), ""]):
         if pause:
@@ -116,6 +117,7 @@ def tokens(text: str, at_most: int, pause: float, alternatives: int = 0) -> Gene
         names = [piece or "<|end|>", " else", "\n", " 别的", " so", " it", " may", " be"]
         others = tuple(Alternative(1000 * n + i, names[n], math.log(p)) for n, p in enumerate(shares))
         over = "length" if i + 1 == at_most else None if piece else "end"
+        yield None
         yield Token(i, piece, math.log(0.6), others, stopped_by=over)
         if over:
             return

@@ -48,7 +48,7 @@ def test_the_figures_are_what_happened(live: LiveServer) -> None:
     assert found["liuli_time_to_first_token_seconds_count{}"] == 4
     assert found["liuli_time_per_output_token_seconds_count{}"] == found["liuli_answer_seconds_count{}"] == 3
     mean = found["liuli_time_per_output_token_seconds_sum{}"] / 3
-    assert 0.002 <= mean < 0.01  # the voice takes two milliseconds for a token
+    assert 0.001 < mean < 0.01  # the voice takes two milliseconds for a token; the first may be noticed late
     assert found["liuli_answer_seconds_sum{}"] >= 60 * 0.002
     assert found["liuli_answers_running{}"] == found["liuli_answers_waiting{}"] == 0
     assert found["process_resident_memory_bytes{}"] > 50e6

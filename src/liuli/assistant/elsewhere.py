@@ -177,13 +177,15 @@ class LlamaCppEngine:
             model = load_gguf(self.lib, str(Path(made) / "model.gguf"))
         self.model = _Owned(model, self.lib.llama_model_free, f"a model of {folder}")
 
-    def poll(self, prompt: Sequence[int], sampling: Sampling, **more: Any) -> Generator[Token, None, None]:
-        """The tokens of one answer as they are written; closing the iterator stops the work. more: for our engine."""
+    def poll(self, prompt: Sequence[int], sampling: Sampling, **more: Any) -> Generator[Token | None, None, None]:
+        """The tokens of one answer as they are written, None before each: others may go on. Closing the iterator stops
+        the work. more: for our engine."""
         request = self.rules.request(prompt, sampling)
         sampler = Sampler(self.vocab_size, torch.device("cpu"), self.tokenizer.stops, self.tokenizer)
         sampler.add([request.sampling], [request.prompt])
         with self._reader(request.ids) as reader:
             while request.stopped_by is None:
+                yield None
                 logits_1V = torch.from_numpy(reader.read(request.ids)).unsqueeze(0)
                 with torch.inference_mode():
                     id = int(sampler(logits_1V + self.ban_V))

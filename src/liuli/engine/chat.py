@@ -59,7 +59,7 @@ def reply(
 def polled_reply(
     engine: Streams, messages: Messages, sampling: Sampling, tools: Mapping[str, Tool] = TOOLS, **more: Any
 ) -> Generator[Token | Message | None, None, tuple[str, int]]:
-    """`reply`, for one thread that serves many: None where nothing is there yet and others may go on.
+    """`reply`, for one thread that serves many: None where what comes next is not there yet, and others may go on.
 
     Returns why it ended and how many tokens were written in all, also those that are not shown.
     """
@@ -83,8 +83,8 @@ def polled_reply(
             tokens.append(token)
             if token.stopped_by is not None:
                 last = replace(token, text="") if hidden else token
-            else:
-                yield None if hidden else token
+            elif not hidden:
+                yield token
         written += len(tokens)
         message = parse_answer([token.id for token in tokens], engine.tokenizer)
         if last is not None and not (calls_made < MAX_CALLS and _calls(message, last)):

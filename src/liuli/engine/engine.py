@@ -190,26 +190,25 @@ class Engine:
             yield from (token for token in polled if token is not None)
 
     def poll(self, prompt: Sequence[int], sampling: Sampling, **more: Any) -> Generator[Token | None, None, None]:
-        """`stream`, for one thread that serves many: None where the token is not there yet and others may go on.
+        """`stream`, for one thread that serves many: None where the next token is not there yet, and others may go on.
 
-        Of those who ask in turn only the first makes a step; so nobody runs ahead of the one who waits for a place.
-        What breaks there is raised for those alone whom it concerns.
+        Of those who ask in turn only the first makes a step; so nobody runs ahead of the one who waits for a place, and
+        nobody lags behind. What breaks there is raised for those alone whom it concerns.
         """
         request = self.request(prompt, sampling, **more)
         with self._turn:
             self.streams.submit(request)
-        seen = -1  # steps made when it last looked
+            seen = self.stats.steps  # made when it last looked
         try:
             for at in range(sampling.max_tokens):
                 while at == len(request.tokens):
                     if request.failed is not None:
                         raise request.failed
+                    yield None
                     with self._turn:
                         if at == len(request.tokens) and seen == self.stats.steps:
                             self.streams.step()
                         seen = self.stats.steps
-                    if at == len(request.tokens) and request.failed is None:
-                        yield None
                 yield request.tokens[at]
                 if request.tokens[at].stopped_by is not None:
                     return

@@ -1,8 +1,8 @@
-"""One thread that does all generating: any number of answers take turns in it, one token each.
+"""One thread that does all generating: any number of answers take turns in it.
 
-In: functions that make a generator; None from it is no value, but gives others their turn; after ASIDE it may block,
-and goes on in a thread of its own. Out: the values, in the event loop that asked, as they come. It knows nothing of
-models or HTTP. Leaving the `async for` early cancels the work at the next token.
+In: functions that make a generator; a turn takes all its values up to None, which says that what comes next is not
+there yet; after ASIDE it may block, and goes on in a thread of its own. Out: the values, in the event loop that asked,
+as they come. It knows nothing of models or HTTP. Leaving the `async for` early cancels the work at its next turn.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Job(Generic[T]):
     tellings: int = 0
 
     def step(self) -> bool:
-        """Advance by one value; False when the job is over."""
+        """Advance by a turn, aside by a value; False when the job is over."""
         try:
             if self.cancelled:
                 if self.generator is not None:
@@ -52,12 +52,13 @@ class _Job(Generic[T]):
                 return False
             if self.generator is None:
                 self.generator = self.make()
-            if (value := next(self.generator)) is ASIDE:
-                self.aside = True
-            elif value is not None:
-                self.said.append(value)
-            return True
-        except StopIteration:
+            for value in self.generator:
+                if value is ASIDE:
+                    self.aside = True
+                elif value is not None:
+                    self.said.append(value)
+                if self.aside or value is None:
+                    return True
             self.said.append(_End(None))
         except Exception as error:  # one failed answer must not end the others: it is raised where it was asked for
             self.said.append(_End(error))
