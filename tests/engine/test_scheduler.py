@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
+import math
 import random
 import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liuli.engine import Engine, KeyValueCache, Sampling
+from liuli.engine import scheduler as scheduler_module
 from liuli.engine.cache import BLOCK, PrefixCache
 from liuli.engine.engine import Request
 from liuli.engine.scheduler import Scheduler
@@ -262,7 +267,56 @@ def test_a_long_prompt_does_not_hold_up_who_is_being_answered() -> None:
         assert len(short.tokens) == before[0] + 1 and scheduler.stats.read - before[1] <= 8
 
 
-def test_many_who_wait_are_read_sooner_and_no_short_prompt_is_cut_in_two() -> None:
+def evenly(steps: int, each: float) -> list[int]:
+    """How many prompts come at each step."""
+    return [math.floor((step + 1) * each) - math.floor(step * each) for step in range(steps)]
+
+
+def lost(arrivals: list[int], R: int, one_pass: float, reads: Callable[[int], bool]) -> float:
+    """Steps lost by all: those who wait for company, and the R who are held up by each pass."""
+    waiting, cost = 0, 0.0
+    for came in arrivals:
+        waiting += came
+        cost += waiting
+        if waiting and reads(waiting):
+            waiting, cost = 0, cost + R * one_pass
+    return cost
+
+
+def the_rule(R: int, one_pass: float) -> Callable[[int], bool]:
+    """Whether the scheduler reads now, of so many who wait; a step takes a second."""
+    held: Any = SimpleNamespace(running=[0] * R, waiting=[], patient=False, reading=None, chunk=256)
+    held.waited, held.pass_seconds = 0.0, one_pass
+
+    def reads(W: int) -> bool:
+        held.waiting, held.waited = [0] * W, held.waited + W
+        return Scheduler._budget(held) > 0
+
+    return reads
+
+
+@pytest.mark.parametrize(("R", "one_pass"), [(44, 0.5), (30, 1.3), (60, 0.1), (3, 1.0), (0, 1.0)])
+def test_prompts_wait_for_company_as_long_as_it_pays(R: int, one_pass: float) -> None:
+    for each in (0.05, 0.3, 0.7, 1.0):
+        arrivals = evenly(2000, each)
+        best = min(lost(arrivals, R, one_pass, lambda waiting, least=least: waiting >= least) for least in range(1, 65))
+        near = 1.1 if each > 0.2 and R * one_pass > 20 else 2  # steps are whole: the best number may lie between two
+        assert lost(arrivals, R, one_pass, the_rule(R, one_pass)) <= near * best + R * one_pass
+    draw = random.Random(0)
+    for chance in (0.02, 0.1, 0.5):  # however they come: at most twice what one who knows the future would lose
+        arrivals = [draw.choice((0, 1, 1, 5)) if draw.random() < chance else 0 for _ in range(300)]
+        ahead = [0.0] * 301  # the least that is lost from a step on where nobody waits
+        for step in reversed(range(300)):
+            waiting, cost, found = 0, 0.0, math.inf
+            for end in range(step, 300):
+                waiting, cost = waiting + arrivals[end], cost + waiting + arrivals[end]
+                found = min(found, cost + R * one_pass * (waiting > 0) + ahead[end + 1])
+            ahead[step] = found
+        assert lost(arrivals, R, one_pass, the_rule(R, one_pass)) <= 2 * ahead[0] + R * one_pass
+
+
+def test_many_who_wait_are_read_sooner_and_no_short_prompt_is_cut_in_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler_module, "PASS", 0)  # a pass costs nothing: nobody waits for company
     engine = the_engine()
     scheduler = Scheduler(engine, 9, CONTEXT, chunk=16)
     answered, *waiting = (engine.request([0, *[20 + n] * 9], Sampling(temperature=0, max_tokens=15)) for n in range(9))
@@ -298,7 +352,8 @@ def test_a_cancelled_answer_frees_its_row_within_one_step() -> None:
     assert len(engine.streams) == 0 and not engine.streams.running
 
 
-def test_streams_are_written_together() -> None:
+def test_streams_are_written_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler_module, "PASS", 0)
     engine = Engine(make_model("qwen3", CONTEXT), byte_tokenizer())
     prompts = [prompt for prompt, _ in the_pool()[:8]]
     streams = [engine.stream(prompt, Sampling(temperature=0, max_tokens=5)) for prompt in prompts]

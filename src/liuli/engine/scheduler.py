@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,6 +101,8 @@ class Scheduler:
         self.waiting: list[tuple[int, int, Request]] = []  # a heap: priority, then who came first
         self.arrivals = itertools.count()
         self.stats = Stats()
+        self.waited = 0.0  # seconds that prompts have waited for others since some were read, summed over them
+        self.pass_seconds = 0.0  # of a pass that reads hardly anything, as far as is known
 
     def __len__(self) -> int:
         """How many requests are being answered or waited for."""
@@ -132,11 +135,12 @@ class Scheduler:
                 self._forget_cancelled()
                 self._make_room()
                 if self.running:
-                    drafts = self._drafts()
+                    began, drafts = time.perf_counter(), self._drafts()
                     if any(drafts):
                         self._verify(drafts)
                     else:
                         self._write_one()
+                    self.waited += len(self.waiting) * (time.perf_counter() - began)
                 return self._read() + self._leave()
             except Exception as error:
                 return self._recover([], [*there, *self.running] or [each for *_, each in self.waiting], error)
@@ -255,11 +259,17 @@ class Scheduler:
     # --- reading
 
     def _budget(self) -> int:
-        """Tokens of prompts to read now.
+        """Tokens of prompts to read now; none while it pays to wait for more prompts.
 
+        A pass holds up each who is answered as long for one prompt as for a few. So prompts wait for one another until
+        they have waited, together, as long as all others would be held up: where they come evenly nothing loses less,
+        and however they come at most twice as much is lost as need be (the ski rental problem).
         A chunk more delays each who is answered once, and spares a step to each who waits: W * W / 2 of them in all.
         """
         W, R = len(self.waiting), len(self.running)
+        if W and not self.patient and self.reading is None and self.waited < R * self.pass_seconds:
+            return 0
+        self.waited = 0.0
         each = READ_TOKENS if self.patient or not R else W * W // (2 * R)
         return min(READ_TOKENS, self.chunk * max(1, each))
 
@@ -372,7 +382,10 @@ class Scheduler:
         padded = [[*tokens[start:], *([0] * (T - length))] for tokens, length in zip(first, lengths, strict=True)]
         before = torch.tensor([[tokens[start - 1]] for tokens in first], device=device) if start else None
         self.cache.begin(row, len(first), T, start, before)
+        began = time.perf_counter()
         x_BTD = self.model.hidden(torch.tensor(padded, dtype=torch.int64, device=device), self.cache)
+        found = (time.perf_counter() - began) * PASS / (PASS + T * len(first))
+        self.pass_seconds = min(found, self.pass_seconds or found)
         last_BD = x_BTD[torch.arange(len(first)), torch.tensor(lengths) - 1]
         self.stats.read += sum(lengths)
         if len(first) < len(group):
