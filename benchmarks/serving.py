@@ -34,7 +34,7 @@ from decode import SIZES, VOCABULARY, byte_tokenizer
 from liuli.engine import Model, Sampling
 from liuli.engine.quantise import KINDS
 from liuli.model import Transformer, qwen3, save
-from liuli.server.load import Load, bench, prompt
+from liuli.server.load import Load, bench, length, prompt
 from liuli.text import Message, render
 
 PARTS = ("load", "connections", "turn", "memory")
@@ -70,6 +70,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3, help="of load; the best is reported, and each one printed")
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
+    parser.add_argument("--spread", type=float, default=0.0, help="answers of tokens * (1 - spread to 1 + spread)")
     parser.add_argument("--connections", type=int, default=1000)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--weights", choices=KINDS)
@@ -97,7 +98,8 @@ def server(model: Path, flags: list[str]) -> Iterator[tuple[str, subprocess.Pope
 def under_load(options: argparse.Namespace, url: str) -> None:
     """Offline, all clients at once, and half of that rate; interleaved."""
     how = {"weights": options.weights, "compiled": options.compiled}
-    load = Load(url, clients=options.clients, requests=4 * options.clients, max_tokens=options.tokens, ignore_eos=True)
+    asked: dict[str, Any] = {"max_tokens": options.tokens, "spread": options.spread, "ignore_eos": True}
+    load = Load(url, clients=options.clients, requests=4 * options.clients, **asked)
     model = Model(options.model, **how)
     offline, served, rate = 0.0, 0.0, 0.0
     for _ in range(options.rounds):
@@ -107,7 +109,7 @@ def under_load(options: argparse.Namespace, url: str) -> None:
         offline, served = max(offline, alone), max(served, figures["tokens_per_s"])
         rate = max(rate, figures["requests_per_s"])
     print(f"best: {served / offline:.0%} of offline; {rate:.1f} answers/s")
-    half = bench(Load(url, requests=load.requests, max_tokens=options.tokens, ignore_eos=True, rate=rate / 2))
+    half = bench(Load(url, requests=load.requests, rate=rate / 2, **asked))
     first = half["first_token_s"]
     print(f"half load: first token p50 {1000 * first['p50']:.0f} ms, p99 {1000 * first['p99']:.0f} ms", flush=True)
 
@@ -116,14 +118,17 @@ def offline_speed(model: Model, load: Load) -> float:
     """Tokens a second of the engine alone over the same questions, all there from the beginning."""
     words = load.prompt_tokens
 
-    def tokens(number: int) -> list[int]:
-        return render([Message("user", prompt(load, words, number))], model.tokenizer, answer=True).tokens
+    def tokens(text: str) -> list[int]:
+        return render([Message("user", text)], model.tokenizer, answer=True).tokens
 
-    words = max(1, round(words * load.prompt_tokens / len(tokens(-1))))  # as bench does: a word is not a token
-    prompts = [tokens(number) for number in range(load.requests)]
+    # as bench does: a word is not a token
+    words = max(1, round(words * load.prompt_tokens / len(tokens(prompt(load, words, -1)))))
+    texts = [prompt(load, words, number) for number in range(load.requests)]
+    prompts = list(map(tokens, texts))
+    samplings = [Sampling(1.0, max_tokens=length(load, text), ignore_eos=True, seed=0) for text in texts]
     model.engine.generate(prompts[:2], Sampling(max_tokens=2))
     started = time.perf_counter()
-    answers = model.engine.generate(prompts, Sampling(1.0, max_tokens=load.max_tokens, ignore_eos=True, seed=0))
+    answers = model.engine.generate(prompts, samplings)
     return sum(len(answer.tokens) for answer in answers) / (time.perf_counter() - started)
 
 

@@ -329,6 +329,7 @@ def bench_serve(
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of a question, about.")] = 64,
     shared_prefix: Annotated[int, typer.Option(min=0, help="Of these tokens, how many all questions share.")] = 0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    spread: Annotated[float, typer.Option(help="Longest answers of (1 - this) to (1 + this) times that.")] = 0.0,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Answers as long as allowed.")] = False,
     warm_up: Annotated[int, typer.Option(min=1, help="Questions before the clock starts.")] = 4,
     seed: Annotated[int, typer.Option(help="Of the questions, their times and the answers.")] = 0,
@@ -339,7 +340,7 @@ def bench_serve(
     from liuli.server import load
 
     asked = load.Load(
-        url, model, clients, requests, rate, prompt_tokens, shared_prefix, max_tokens, ignore_eos, warm_up, seed
+        url, model, clients, requests, rate, prompt_tokens, shared_prefix, max_tokens, spread, ignore_eos, warm_up, seed
     )
     load.bench_here(asked, key, as_json)
 

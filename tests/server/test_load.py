@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from liuli.cli import app
 from liuli.errors import LiuliError, UsageError
-from liuli.server.load import Answer, Load, Reader, bench, prompt, spread
+from liuli.server.load import Answer, Load, Reader, bench, length, prompt, spread
 from tests.server.scripted import LiveServer, make_model
 
 
@@ -103,6 +103,15 @@ def test_prompts_share_what_is_asked_for_and_no_more() -> None:
     first, second = (prompt(load, 20, number).split() for number in (1, 2))
     assert first[:10] == second[:10] and first[10] != second[10]
     assert prompt(load, 20, 1).split() == first  # the same seed, the same questions
+
+
+def test_answers_have_the_lengths_that_were_asked_for() -> None:
+    load = Load("http://x", max_tokens=40, spread=0.5)
+    lengths = [length(load, prompt(load, 9, number)) for number in range(400)]
+    assert min(lengths) in (20, 21) and max(lengths) in (59, 60) and abs(sum(lengths) / 400 - 40) < 2
+    assert lengths == [length(load, prompt(load, 9, number)) for number in range(400)]
+    with pytest.raises(UsageError, match="spread"):
+        bench(Load("http://127.0.0.1:1", spread=1))
 
 
 def test_percentiles_are_nearest_ranks() -> None:

@@ -43,7 +43,8 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked. rate: questions a second, 0 for closed load. shared_prefix: of prompt_tokens, equal in all."""
+    """What is asked. rate: questions a second, 0 for closed load. shared_prefix: of prompt_tokens, equal in all.
+    spread: answers may have max_tokens * (1 - spread) to max_tokens * (1 + spread) tokens, evenly drawn."""
 
     url: str
     model: str = ""
@@ -53,6 +54,7 @@ class Load:
     prompt_tokens: int = 64
     shared_prefix: int = 0
     max_tokens: int = 64
+    spread: float = 0.0
     ignore_eos: bool = False
     warm_up: int = 4
     seed: int = 0
@@ -83,6 +85,8 @@ def bench(load: Load, key: str = "", told: Callable[[str], object] = lambda _: N
         raise UsageError(f"{load.url!r} is no address of a server.", "URL", "for example http://127.0.0.1:8365")
     if min(load.clients, load.requests, load.prompt_tokens, load.max_tokens) < 1 or not 0 <= load.rate < math.inf:
         raise UsageError("Clients, requests and tokens are whole numbers from 1 up, and a rate is a number from 0 up.")
+    if not 0 <= load.spread < 1:
+        raise UsageError(f"A spread of {load.spread} is out of range.", "--spread", "give a number from 0 to below 1")
     with ThreadPoolExecutor(1) as thread:  # a loop of its own, also where one is running already: in a notebook
         return thread.submit(asyncio.run, _bench(load, key, told)).result()
 
@@ -109,6 +113,11 @@ def prompt(load: Load, words: int, number: int) -> str:
     shared = words * min(load.shared_prefix, load.prompt_tokens) // load.prompt_tokens
     same, own = random.Random(load.seed), random.Random(f"{load.seed} {number}")
     return " ".join([*same.choices(WORDS, k=shared), f"{number}:", *own.choices(WORDS, k=words - shared)])
+
+
+def length(load: Load, text: str) -> int:
+    """How many tokens the answer to a question may have: the same each time it is asked."""
+    return max(1, round(load.max_tokens * (1 + load.spread * random.Random(text).uniform(-1, 1))))
 
 
 async def _closed(load: Load, key: str, prompts: Sequence[str]) -> list[Answer]:
@@ -147,7 +156,7 @@ class Line:
 async def ask(load: Load, key: str, text: str, due: float, line: Line | None = None) -> Answer:
     """One question, streamed; on a connection of its own where there is no line."""
     body: dict[str, Any] = {"model": load.model, "messages": [{"role": "user", "content": text}], "stream": True}
-    body |= {"stream_options": {"include_usage": True}, "max_tokens": load.max_tokens, "temperature": 1.0}
+    body |= {"stream_options": {"include_usage": True}, "max_tokens": length(load, text), "temperature": 1.0}
     body |= {"seed": load.seed} | ({"ignore_eos": True} if load.ignore_eos else {})
     answer = Answer(due)
     try:
