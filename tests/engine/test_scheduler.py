@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import random
 import time
@@ -360,6 +361,26 @@ def test_streams_are_written_together(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [[next(stream).id for stream in streams] for _ in range(5)]
     assert [list(ids) for ids in zip(*answers, strict=True)] == [answer[:5] for _, answer in the_pool()[:8]]
     assert engine.streams.stats.steps <= 5 + len(prompts)
+
+
+def test_nobody_is_told_less_than_is_written_whoever_ends_or_waits() -> None:
+    """Twelve answers of different lengths take turns in three rows; those who wait make steps, too."""
+    engine = Engine(make_model("qwen3", CONTEXT), byte_tokenizer(), rows=3)
+    asked = [(*the_pool()[n], 3 + 5 * n % 11) for n in range(12)]
+    told: dict[tuple[int, ...], list[int]] = {tuple(prompt): [] for prompt, *_ in asked}
+    live = [(prompt, engine.poll(prompt, Sampling(temperature=0, max_tokens=most))) for prompt, _, most in asked]
+    turns = 0
+    while live:
+        turns += 1
+        for prompt, stream in list(live):
+            news = list(itertools.takewhile(lambda token: token is not None, stream))
+            told[tuple(prompt)] += [token.id for token in news if token is not None]
+            if news and news[-1] is not None and news[-1].stopped_by is not None:
+                live.remove((prompt, stream))
+        for request in engine.streams.running:
+            assert len(told[tuple(request.prompt)]) == len(request.tokens)
+    assert engine.stats.steps >= turns - 1  # hardly a turn in which nobody makes a step
+    assert [told[tuple(prompt)] for prompt, *_ in asked] == [answer[:most] for _, answer, most in asked]
 
 
 BAD = 200  # a byte that no prompt of the pool holds

@@ -1,11 +1,12 @@
-"""An answer's work ends with its response, at whatever point the sending ends."""
+"""Answers take turns; an answer's work ends with its response, at whatever point the sending ends."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from liuli.engine import Token
 from liuli.server.streaming import AnswerStream, batches, begun
+from liuli.server.worker import Worker
 
 
 @pytest.mark.parametrize("sent", [0, 1, 2])
@@ -110,3 +112,35 @@ def test_one_answer_that_cannot_begin_closes_those_that_could() -> None:
 
     run(begin())
     assert closed == ["answer"] * 2
+
+
+def test_a_turn_takes_all_that_is_there_and_then_others_have_theirs() -> None:
+    order: list[str] = []
+    begin = threading.Event()
+
+    def first() -> Generator[str | None, None, None]:
+        begin.wait(5)  # until the second one is in the line
+        for word in ("a", "b", None, "c"):
+            order.append(f"first {word}")
+            yield word
+
+    def second() -> Generator[str | None, None, None]:
+        for word in (None, "d", "e"):
+            order.append(f"second {word}")
+            yield word
+
+    async def both() -> list[list[str | None]]:
+        worker = Worker()
+
+        async def told(make: Callable[[], Generator[str | None, None, None]]) -> list[str | None]:
+            return [word async for word in worker.run(make)]
+
+        answers = asyncio.gather(told(first), told(second))
+        await asyncio.sleep(0.05)
+        begin.set()
+        found = await answers
+        worker.close()
+        return found
+
+    assert asyncio.run(both()) == [["a", "b", "c"], ["d", "e"]]
+    assert order == [f"first {word}" for word in ("a", "b", None)] + ["second None", "first c", "second d", "second e"]
