@@ -101,7 +101,7 @@ class Scheduler:
         self.waiting: list[tuple[int, int, Request]] = []  # a heap: priority, then who came first
         self.arrivals = itertools.count()
         self.stats = Stats()
-        self.waited = 0.0  # seconds that prompts have waited for others since some were read, summed over them
+        self.waited = 0.0  # seconds that prompts with a place have waited since some were read, summed over them
         self.pass_seconds = 0.0  # of a pass that reads hardly anything, as far as is known
 
     def __len__(self) -> int:
@@ -140,7 +140,8 @@ class Scheduler:
                         self._verify(drafts)
                     else:
                         self._write_one()
-                    self.waited += len(self.waiting) * (time.perf_counter() - began)
+                    could = min(len(self.waiting), self.rows - len(self.running))
+                    self.waited += could * (time.perf_counter() - began)
                 return self._read() + self._leave()
             except Exception as error:
                 return self._recover([], [*there, *self.running] or [each for *_, each in self.waiting], error)
