@@ -127,7 +127,7 @@ class Optimizer:
         """Nesterov momentum, orthogonalisation, row-wise variance (NorMuon, arXiv 2510.05491), cautious decay."""
         o = self.options
         grads = [weight.grad if weight.grad is not None else torch.zeros_like(weight) for weight in weights]
-        grad = torch.stack([_whole(grad) for grad in grads])
+        grad = torch.stack([whole_tensor(grad) for grad in grads])
         state = self.muon_state.get(key)
         if state is None:
             state = {"momentum": torch.zeros_like(grad), "variance": torch.zeros_like(grad[..., :1])}
@@ -144,10 +144,10 @@ class Optimizer:
         rate = o.matrix_lr * scale * max(1.0, rows / columns) ** 0.5
         if o.matrix_decay:
             # decay only where it agrees with the update (cautious weight decay, arXiv 2510.12402)
-            held = torch.stack([_whole(weight) for weight in weights])
+            held = torch.stack([whole_tensor(weight) for weight in weights])
             update.addcmul_((update * held > 0).to(update.dtype), held, value=o.matrix_decay)
         for weight, change in zip(weights, update, strict=True):
-            weight.sub_(_shard_of(change, weight), alpha=rate)
+            weight.sub_(shard_of(change, weight), alpha=rate)
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on, as a nested dict of tensors and numbers."""
@@ -167,12 +167,12 @@ def _copied(values: dict[str, Any], device: torch.device | None = None) -> dict[
     return {key: value.to(device, copy=True) if isinstance(value, Tensor) else value for key, value in values.items()}
 
 
-def _whole(x: Tensor) -> Tensor:
+def whole_tensor(x: Tensor) -> Tensor:
     """A tensor, put together where each process holds a shard of it."""
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
-def _shard_of(whole: Tensor, like: Tensor) -> Tensor:
+def shard_of(whole: Tensor, like: Tensor) -> Tensor:
     """This process's shard of what all of them hold, cut as `like` is."""
     if not hasattr(like, "full_tensor"):
         return whole

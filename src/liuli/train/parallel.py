@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from liuli.model import Transformer
-from liuli.train.optimizer import Optimizer, OptimizerOptions
+from liuli.train.optimizer import Optimizer, OptimizerOptions, shard_of, whole_tensor
 
 Made = TypeVar("Made")
 
@@ -146,11 +146,7 @@ def sharded(module: nn.Module, options: OptimizerOptions, low: torch.dtype | Non
 def dealt(x_N: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
     """make(x_N) (N, …), of which each process makes its own and gets the rest; without gradients."""
     index_N = own_rows(len(x_N), rank(), ranks())
-    every = torch.zeros_like(x_N)
-    if len(index_N):
-        every[index_N] = make(x_N[index_N])
-    dist.all_reduce(every)
-    return every
+    return _of_all(make(x_N[index_N]) if len(index_N) else x_N[:0], index_N, len(x_N))
 
 
 def whole(model: Transformer) -> Transformer:
@@ -169,9 +165,7 @@ def gathered(state: Any) -> Any:
     All processes must call it."""
     if isinstance(state, dict):
         return {key: gathered(value) for key, value in state.items()}
-    if ranks() > 1 and isinstance(state, Tensor) and hasattr(state, "full_tensor"):
-        state = state.full_tensor()
-    return state.cpu() if isinstance(state, Tensor) else state
+    return whole_tensor(state).cpu() if isinstance(state, Tensor) else state
 
 
 def load_gathered(module: nn.Module, optimizer: Optimizer, weights: dict[str, Any], state: dict[str, Any]) -> None:
@@ -180,12 +174,10 @@ def load_gathered(module: nn.Module, optimizer: Optimizer, weights: dict[str, An
         module.load_state_dict(weights)
         optimizer.load_state(state)
         return
-    from torch.distributed.tensor import DTensor, distribute_tensor
 
     def own(whole: Any, like: Any) -> Any:
-        if not (isinstance(like, DTensor) and isinstance(whole, Tensor) and whole.shape == like.shape):
-            return whole
-        return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
+        fits = isinstance(whole, Tensor) and whole.shape == like.shape  # not so AdamW's count of steps
+        return shard_of(whole.to(like.device), like) if fits else whole
 
     current = module.state_dict()
     module.load_state_dict({name: own(whole, current[name]) for name, whole in weights.items()})
@@ -205,6 +197,14 @@ def own_rows(count: int, number: int, of: int) -> Tensor:
     return torch.arange(count)[number::of]
 
 
+def _of_all(own: Tensor, index_N: Tensor, count: int) -> Tensor:
+    """`count` rows, of which this process has made those of index_N. Each comes from one: the sum adds zeros to it."""
+    every = own.new_zeros(count, *own.shape[1:])
+    every[index_N] = own
+    dist.all_reduce(every)
+    return every
+
+
 def divided(rows: R, make: Callable[[R], Tensor]) -> Tensor:
     """make(rows) (B, …), of which each process makes its own rows and gets the rest; all must call it alike.
 
@@ -220,10 +220,8 @@ def divided(rows: R, make: Callable[[R], Tensor]) -> Tensor:
     index_N = torch.zeros(1, dtype=torch.int64) if idle else index_N
     own = make(rows.part(index_N))
     index_N = index_N.to(own.device)
-    every = own.new_zeros(B, *own.shape[1:])
-    if not idle:
-        every[index_N] = own.detach()
-    dist.all_reduce(every)  # every row comes from one rank: the sum adds zeros to it
+    told = slice(0 if idle else None)
+    every = _of_all(own.detach()[told], index_N[told], B)
     if own.requires_grad:
         nothing = (own - own.detach()) * (0 if idle else ranks())  # zero, with the gradient of the rows
         every = every.index_add(0, index_N, nothing)
