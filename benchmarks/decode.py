@@ -6,7 +6,7 @@ Tokens per second of decoding alone (the time of a run with one new token is tak
 64 tokens, and of reading one prompt of 512. Greedy, the best of the rounds for each. Before timing, ours and
 transformers' are shown to write the same tokens. llama.cpp takes part where llama-cpp-python is installed (built with
 CMAKE_ARGS="-DGGML_NATIVE=ON"). "of the memory": bytes of weights read a second with one prompt, as a share of what a
-plain sum over 256 MiB reads.
+plain sum over 256 MiB reads. Where the processor has no products in bfloat16, float32 takes its place.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from liuli.assistant.elsewhere import llama_cpp, load_gguf
 from liuli.engine import Engine, Sampling
-from liuli.engine.quantise import Kind
+from liuli.engine.quantise import Kind, multiplies_bfloat16
 from liuli.errors import UsageError
 from liuli.model import Transformer, parameter_count, qwen3, save
 from liuli.model.convert import export_config, export_tensors
@@ -112,20 +112,22 @@ def compare(size: str, options: argparse.Namespace, memory: float) -> None:
 def make_cases(model: Transformer, folder: Path, options: argparse.Namespace) -> list[Case]:
     parts = parameter_count(model.config)
     numbers = parts["blocks"] + VOCABULARY * model.config.width  # the tied embedding is read as the head
+    narrow = multiplies_bfloat16(torch.device("cpu"))
+    low, kind, size = (torch.bfloat16, "bf16", 2.0) if narrow else (torch.float32, "fp32", 4.0)
     cases = [
         Case("liuli fp32", ours(model, torch.float32), 4 * numbers),
-        Case("liuli bf16", ours(model, torch.bfloat16), 2 * numbers),
-        Case("liuli int8", ours(model, torch.bfloat16, "int8"), numbers),
-        Case("liuli int4", ours(model, torch.bfloat16, "int4"), 0.625 * numbers),
+        *([Case("liuli bf16", ours(model, low), size * numbers)] if narrow else []),
+        Case("liuli int8", ours(model, low, "int8"), numbers),
+        Case("liuli int4", ours(model, low, "int4"), 0.625 * numbers),
     ]
     if not options.no_compile:
         cases += [
-            Case("liuli bf16, compiled", ours(model, torch.bfloat16, compiled=True), 2 * numbers),
-            Case("liuli int8, compiled", ours(model, torch.bfloat16, "int8", compiled=True), numbers),
+            Case(f"liuli {kind}, compiled", ours(model, low, compiled=True), size * numbers),
+            Case("liuli int8, compiled", ours(model, low, "int8", compiled=True), numbers),
         ]
     cases += [
         Case("transformers fp32", theirs(model, torch.float32), 4 * numbers),
-        Case("transformers bf16", theirs(model, torch.bfloat16), 2 * numbers),
+        *([Case("transformers bf16", theirs(model, low), size * numbers)] if narrow else []),
     ]
     try:
         cases += [

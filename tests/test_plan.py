@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from liuli import plan, planning
 from liuli.errors import LiuliError
 from liuli.model import flops_per_token
 from liuli.plan import HEAD_SHARE, LADDER, Law, Run, candidates, fit_law, isoflop_svg, known_law, make_plan, sweep
+from liuli.stages.training import TrainOptions, wants_compile
 from liuli.text import Document, Tokenizer, make_rows
+from liuli.train.machine import Machine, measure_machine
 
 KNOWN = Law(0.8, 120.0, 0.4, 900.0, 0.5, "known")
 
@@ -59,6 +62,30 @@ def test_the_plan_is_the_rung_of_lowest_expected_loss_and_keeps_a_given_shape() 
     fixed = make_plan(1, layers=3, width=96, **options)
     assert (fixed.layers, fixed.width) == (3, 96)
     assert fixed.tokens == pytest.approx(fixed.tokens_per_s * 59, rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_on_its_own_it_compiles_what_is_long_and_in_bfloat16(dtype: str) -> None:
+    machine = Machine("cpu", "test", 2, dtype, 1e9, 1e9, 0, compiler=True)
+    assert wants_compile(TrainOptions(minutes=15), machine, 900) is (dtype == "bfloat16")
+    assert not wants_compile(TrainOptions(minutes=1), machine, 60)
+    assert wants_compile(TrainOptions(minutes=1, compile="yes"), machine, 60)
+
+
+@pytest.mark.parametrize(("narrow", "asked"), [(1e9, {128}), (4e11, {128, 2048})])
+def test_a_processor_slow_in_bfloat16_is_asked_for_a_small_product_only(
+    monkeypatch: pytest.MonkeyPatch, narrow: float, asked: set[int]
+) -> None:
+    sizes = set()
+
+    def rate(device: str, dtype: torch.dtype, size: int, seconds: float = 0.25) -> float:
+        sizes.add(size if dtype == torch.bfloat16 else 128)
+        return narrow if dtype == torch.bfloat16 else 1e11
+
+    monkeypatch.setattr("liuli.train.machine.matmul_rate", rate)
+    monkeypatch.setattr("liuli.train.machine.choose_device", lambda: "cpu")
+    machine = measure_machine.__wrapped__()
+    assert sizes == asked and machine.dtype == ("bfloat16" if narrow > 1e11 else "float32")
 
 
 def test_a_users_law_is_used_for_its_kind_and_a_broken_one_is_named(

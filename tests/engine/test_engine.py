@@ -11,6 +11,7 @@ import torch
 
 from liuli.engine import Engine, KeyValueCache, Sampling
 from liuli.engine.decode import Decoder
+from liuli.engine.quantise import KINDS, Kind, quantised_copy
 from liuli.engine.speculate import lookup
 from liuli.errors import LiuliError
 from liuli.model import Transformer
@@ -206,6 +207,28 @@ def test_decoding_step_computes_what_the_model_computes(
             wanted, found = model(fed, caches[0]).float(), decode(fed, caches[1])
             torch.testing.assert_close(found, wanted, atol=tolerance, rtol=0)
             lengths = [length + 1 for length in lengths]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("preset", ["qwen3", "racer"])
+@pytest.mark.parametrize("slow", [False, True])  # True: as on a processor without products in bfloat16
+def test_a_step_with_rounded_weights_computes_what_the_model_rounded_so_computes(
+    kind: Kind, preset: str, slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if slow:
+        monkeypatch.setattr("liuli.engine.quantise.multiplies_bfloat16", lambda _: False)
+    model = make_model(preset)
+    copy, decode = quantised_copy(model, kind), Decoder(model, kind)
+    caches = [new_cache(model, rows=3, dtype=model.dtype) for _ in range(2)]
+    fed_BT = torch.randint(16, 272, (3, 4))
+    with torch.inference_mode():
+        for at in range(4):
+            for cache in caches:
+                cache.follow(torch.full((3, 1), at), fed_BT[:, at - 1 : at] if at else torch.full((3, 1), -1), [at] * 3)
+            step = fed_BT[:, at : at + 1]
+            wanted, found = copy(step, caches[0]), decode(step, caches[1])
+            torch.testing.assert_close(found, wanted, atol=0.15, rtol=0)  # rows are rounded to 8 bits; logits reach 15
+            assert float((found - wanted).norm() / wanted.norm()) < 0.03
 
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])  # AdamW's fused kernel does not tell torch that it wrote

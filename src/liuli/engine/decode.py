@@ -78,14 +78,14 @@ class _Fed:
 class Decoder:
     """A few tokens a row through a model. Weights are copied; `fresh` says whether the model's are still the same.
 
-    weights: None keeps the model's numbers; "int8" and "int4" round them, and what flows between them is bfloat16.
+    weights: None keeps the model's numbers; "int8" and "int4" round them, and what they multiply to bfloat16.
     compiled: the step as machine code (compiled.py); where it was never made before, the first step takes seconds.
     """
 
     def __init__(self, model: Transformer, weights: Kind | None = None, compiled: bool = False) -> None:
         self.model, self.config = model, model.config
         self.weights = weights or ("bf16" if model.dtype == torch.bfloat16 else None)
-        self.dtype = model.dtype if weights is None else torch.bfloat16
+        self.dtype = model.dtype
         self.versions, self.compiled = weight_versions(model), compiled
         racer = self.config.preset == "racer"
         with torch.no_grad():

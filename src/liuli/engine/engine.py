@@ -29,7 +29,7 @@ from liuli.engine.sampling import Sampling, check_ids
 from liuli.engine.scheduler import PREFIX_BYTES, Scheduler, Stats
 from liuli.engine.speculate import MOST, Drafter
 from liuli.engine.stops import TextStream
-from liuli.errors import LiuliError, UsageError
+from liuli.errors import LiuliError
 from liuli.model import Transformer
 from liuli.text.tokenizer import Tokenizer
 
@@ -82,7 +82,8 @@ class Request:
 class Engine:
     """Writes answers with a model. rows: how many at once; more wait until a row is free.
 
-    weights: "int8" or "int4" rounds the matrices for writing (the model must compute in bfloat16, as "bf16" asks too).
+    weights: "bf16", "int8" or "int4" rounds the matrices for writing, which is fastest with a model in bfloat16 where
+    the machine multiplies it.
     compiled: fuse the step that writes, which takes some seconds the first time, a C++ compiler and a second copy of
     the matrices. drafter: what foretells tokens (speculate.py). prefix_bytes: memory for what streams have in common
     with earlier ones; prefix_int8: keep it in bytes, two to four times as much of it, no longer exactly.
@@ -109,9 +110,6 @@ class Engine:
             )
         if weights is not None:
             check_kind(weights)
-            if model.dtype != torch.bfloat16:
-                what = f"{weights} weights need a model in bfloat16, this one is in {model.dtype}"
-                raise UsageError(what, "engine", "load it so")
         self.model, self.tokenizer, self.rows, self.drafter = model, tokenizer, rows, drafter
         self.weights, self.compiled = weights, compiled
         self.prefix_bytes, self.prefix_int8 = prefix_bytes, prefix_int8

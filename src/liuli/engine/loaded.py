@@ -12,7 +12,7 @@ from torch import Tensor
 from liuli.engine.answer import Answer
 from liuli.engine.chat import fit
 from liuli.engine.engine import Engine
-from liuli.engine.quantise import Kind
+from liuli.engine.quantise import Kind, multiplies_bfloat16
 from liuli.engine.sampling import Sampling
 from liuli.engine.speculate import Drafter, DraftModel, lookup
 from liuli.errors import UsageError
@@ -26,9 +26,10 @@ class Model:
     """What `liuli.load` gives: logits of tokens, answers to messages.
 
     path: a model folder, or an adapter in one. device: default is the GPU where there is one, else the CPU. dtype:
-    default is bfloat16 on a GPU and with packed weights, float32 elsewhere; on a CPU bfloat16 gains nothing where a
-    single answer is written. draft: "lookup", or the folder of a smaller model with the same tokenizer, foretells
-    tokens. weights, how: of the Engine (compiled, prefix_int8). Raises LiuliError for a folder that cannot be used so.
+    default is bfloat16 on a GPU, and with packed weights where the processor multiplies it; else float32, since on a
+    CPU bfloat16 gains nothing where a single answer is written. draft: "lookup", or the folder of a smaller model with
+    the same tokenizer, foretells tokens. weights, how: of the Engine (compiled, prefix_int8). Raises LiuliError for a
+    folder that cannot be used so.
     """
 
     def __init__(
@@ -43,7 +44,8 @@ class Model:
     ) -> None:
         self.path = Path(path)
         place = pick_device(device)
-        kind = dtype or (torch.bfloat16 if place.type == "cuda" or weights else torch.float32)
+        narrow = place.type == "cuda" or (weights is not None and multiplies_bfloat16(place))
+        kind = dtype or (torch.bfloat16 if narrow else torch.float32)
         base = base_of(self.path)
         self.transformer = load(base, device=place, dtype=kind)
         if base != self.path:

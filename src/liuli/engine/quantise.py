@@ -1,17 +1,18 @@
 """Weights in 16, 8 or 4 bits: packed for the fastest products that torch has, and unpacked again to measure by.
 
-In: a matrix (O outputs, I inputs). Out: a `Packed` one that multiplies bfloat16 rows. It knows nothing of models but
+In: a matrix (O outputs, I inputs). Out: a `Packed` one that multiplies rows. It knows nothing of models but
 `quantised_copy`, which gives a Transformer with the rounded numbers in it, so that their cost in bits can be measured.
 
-    bf16   rounded to bfloat16, in the order in which oneDNN multiplies, which else is made anew for each product
+    bf16   rounded to bfloat16, in the order in which oneDNN multiplies, which else is made anew for each product; held
+           in float32 where a processor is no faster in bfloat16 (without AVX-512 it is a hundred times slower)
     int8   one scale for each output: w = scale_O * q, q from -127 to 127; 1 byte a weight
     int4   a scale and a zero for each 32 inputs of an output: w = scale * (q - 8) + zero, q from 0 to 15; 0.625 bytes
 
 With `integer` the activations of an int8 product are rounded to 8 bits too, row by row, and the sums are whole numbers:
 exact, so a row's result depends neither on its neighbours nor on the kernel, and a single row goes through whichever
 kernel this machine is faster with. Measured (docs/benchmarks.md): once torch.compile has fused the rounding it is the
-fastest for one row and from 16 rows on; without a compiler the rounding costs 9 µs and more, and weights alone in 8
-bits are faster for a few rows.
+fastest for one row and from 16 rows on, where a processor has instructions for it; without a compiler the rounding
+costs 9 µs and more, and weights alone in 8 bits are faster for a few rows.
 """
 
 from __future__ import annotations
@@ -60,9 +61,14 @@ class Packed:
         return self.weight.nbytes + self.scales.nbytes
 
     def matmul(self, x_BI: Tensor) -> Tensor:
-        """x @ weight.T, (B, O) bfloat16. Raises UsageError for another dtype: float32 rows take a path 27x as slow."""
-        if x_BI.dtype != torch.bfloat16:
-            raise UsageError(f"activations are {x_BI.dtype}", "quantised product", "give bfloat16")
+        """x @ weight.T, (B, O), in x's dtype; what is multiplied and what comes of it are rounded to bfloat16, but for
+        weights held in float32. The kernels for bytes are 27 times as slow for float32 rows."""
+        if self.kind == "bf16" and self.weight.dtype == torch.float32:
+            return F.linear(x_BI.float(), self.weight).to(x_BI.dtype)
+        return self._low(x_BI.to(torch.bfloat16)).to(x_BI.dtype)
+
+    def _low(self, x_BI: Tensor) -> Tensor:
+        """The same of rows in bfloat16."""
         on_cpu = self.weight.device.type == "cpu"
         if self.kind == "bf16" and self.weight.is_mkldnn:  # what torch.compile makes of a Linear layer
             made: Tensor = torch.ops.mkldnn._linear_pointwise(x_BI, self.weight, None, "none", [], "")
@@ -124,7 +130,14 @@ def pack(weight_OI: Tensor, kind: Kind, *, compiled: bool = False) -> Packed:
     check_kind(kind)
     if kind == "bf16":
         return pack_bf16(weight_OI, ordered=not compiled)
-    return pack_int4(weight_OI) if kind == "int4" and fits_int4(weight_OI) else pack_int8(weight_OI, integer=compiled)
+    if kind == "int4" and fits_int4(weight_OI):
+        return pack_int4(weight_OI)
+    return pack_int8(weight_OI, integer=compiled and not widening_pays(16))
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for products in bfloat16 (of processors: AVX-512, SVE)."""
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def pack_bf16(weight_OI: Tensor, *, ordered: bool = True) -> Packed:
@@ -133,7 +146,9 @@ def pack_bf16(weight_OI: Tensor, *, ordered: bool = True) -> Packed:
     Of the orders that it knows, the one for single rows gives a row the same numbers whatever its neighbours are.
     """
     weight = weight_OI.detach().to(torch.bfloat16).contiguous()
-    if ordered and weight.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not multiplies_bfloat16(weight.device):
+        weight = weight.float()
+    elif ordered and weight.device.type == "cpu":
         weight = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
     return Packed("bf16", weight_OI.shape[0], weight_OI.shape[1], weight, torch.empty(0, dtype=torch.bfloat16))
 
@@ -150,15 +165,16 @@ def pack_int8(weight_OI: Tensor, *, integer: bool = False) -> Packed:
 
 
 @cache
-def widening_pays() -> bool:
-    """Whether this machine multiplies one row sooner with bytes widened to floats than as whole numbers: it tries."""
-    weight_OI, row_1I = torch.ones(1024, 512, dtype=torch.int8), torch.ones(1, 512)
-    wide_1I, bytes_1I, scales_O = row_1I.bfloat16(), row_1I.to(torch.int8), torch.ones(1024, dtype=torch.bfloat16)
+def widening_pays(rows: int = 1) -> bool:
+    """Whether this machine multiplies rows sooner with bytes widened to floats than as whole numbers: it tries."""
+    weight_OI, x_BI = torch.ones(1024, 512, dtype=torch.int8), torch.ones(rows, 512)
+    wide_BI, bytes_BI, scales_O = x_BI.bfloat16(), x_BI.to(torch.int8), torch.ones(1024, dtype=torch.bfloat16)
     ways = (
-        lambda: torch.ops.aten._weight_int8pack_mm(wide_1I, weight_OI, scales_O),
-        lambda: torch._int_mm(bytes_1I, weight_OI.t()),
+        lambda: torch.ops.aten._weight_int8pack_mm(wide_BI, weight_OI, scales_O),
+        lambda: torch._int_mm(bytes_BI, weight_OI.t()),
     )
-    times = [[timeit.timeit(way, number=20) for way in ways] for _ in range(10)]  # in turn: the machine has its moods
+    number = max(1, 20 // rows)
+    times = [[timeit.timeit(way, number=number) for way in ways] for _ in range(10)]  # in turn: machines have moods
     widening, whole = map(min, zip(*times, strict=True))
     return bool(widening < whole)
 

@@ -145,9 +145,9 @@ def attention(q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, mask_BTS: Tensor, 
     return weights @ v_BHSE, weights
 
 
-def query_blocks(T: int) -> list[slice]:
+def query_blocks(T: int, short: int = 256) -> list[slice]:
     """Queries that look at once: all of a short text, where blocks gain nothing; four blocks, for each is compiled."""
-    size = T if T <= 256 else max(128, -(-T // 4))
+    size = T if T <= short else max(128, -(-T // 4))
     return [slice(start, min(T, start + size)) for start in range(0, T, size)]
 
 
@@ -175,7 +175,8 @@ class CausalAttentionEager(torch.autograd.Function):
         B, H, T, E = q.shape
         q, k, v = (heads.reshape(B * H, T, E) for heads in (q, k, v))
         mixed, kept = torch.empty_like(q), []
-        for own in query_blocks(T):
+        ctx.blocks = query_blocks(T, short=128 if q.dtype == torch.float32 else 256)  # products cost more in float32
+        for own in ctx.blocks:
             seen = slice(own.stop)
             keys, hidden = k[:, seen].transpose(1, 2), mask[:, own, seen]
             if len(mask) == 1:
@@ -195,7 +196,7 @@ class CausalAttentionEager(torch.autograd.Function):
         q, k, v, *kept = ctx.saved_tensors
         grad, shape = grads[0].reshape(q.shape), grads[0].shape
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for own, weights in zip(query_blocks(q.shape[1]), kept, strict=True):
+        for own, weights in zip(ctx.blocks, kept, strict=True):
             seen = slice(own.stop)
             # d score = weight * (d weight - sum of weight * d weight)
             grad_weights = torch.bmm(grad[:, own], v[:, seen].transpose(1, 2))

@@ -112,14 +112,17 @@ def check_option(
 
 
 COMPILE_SECONDS = 30.0  # what torch.compile takes before the first step
-COMPILE_SAVES = 0.2  # of the time of a step: 0.09 on Zen 4, 0.23 on Zen 5, whose matrix units are twice as fast
+# of the time of a step in bfloat16: 0.09 on Zen 4, 0.23 on Zen 5, whose matrix units are twice as fast. In float32, of
+# processors without AVX-512, nothing (measured): products take nearly all of it
+COMPILE_SAVES = 0.2
 
 
 def wants_compile(options: TrainOptions, machine: Machine, seconds: float) -> bool:
     """Whether compiling pays: there is a compiler, weights are no shards, and it saves clearly more than it takes."""
     if options.compile != "auto":
         return options.compile == "yes"
-    return machine.compiler and ranks() == 1 and COMPILE_SAVES * seconds > 1.5 * COMPILE_SECONDS
+    can = machine.compiler and machine.dtype == "bfloat16" and ranks() == 1
+    return can and COMPILE_SAVES * seconds > 1.5 * COMPILE_SECONDS
 
 
 # options that may change within a run
