@@ -661,9 +661,10 @@ def curriculum_show(
 def main() -> None:
     """Run a command; an error the user can act on is one message and exit code 1 or 2, never a traceback."""
     # An idle thread spins for some microseconds, then sleeps. Spinning on and on, two torch programs on the same cores
-    # (a build and its page) stall one another tenfold; without spinning a training step takes 30% longer (measured).
+    # (a build and its page) stall one another tenfold; without spinning a training step takes 30% longer. Between the
+    # small products of a step that writes lies more Python: whoever sleeps there is woken too late (all measured).
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "4000" if sys.argv[1:2] in (["serve"], ["chat"]) else "1000")
     try:
         app(standalone_mode=True)
     except LiuliError as error:
