@@ -185,6 +185,10 @@ class Build:
                 f"plan: {p['preset']}, {p['layers']} layers of {p['width']}, vocabulary {p['vocab_size']:,}, "
                 f"{p['parameters'] / 1e6:.1f}M parameters, {p['tokens'] / 1e6:.1f}M tokens"
             )
+            wanted = 4 * p["parameters"]  # about what builds had that know their facts (docs/benchmarks.md)
+            if p["tokens"] < wanted:
+                more = f"--minutes {r.minutes * wanted / p['tokens']:.0f}, if there is time"
+                self.log.say(f"knowing its facts takes it {wanted / 1e6:.0f}M tokens: {more}")
         return self.plan
 
     def curriculum(self) -> None:

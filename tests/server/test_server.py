@@ -16,7 +16,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from liuli import running
+from liuli import cli, running
 from liuli.cli import app as command
 from liuli.errors import LiuliError, UsageError
 from liuli.server.app import create_app
@@ -29,6 +29,21 @@ from tests.server.scripted import LiveServer, make_model, make_run, set_status, 
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     with LiveServer(make_model(tmp_path_factory.mktemp("models") / "tiny")) as server:
         yield server
+
+
+@pytest.mark.parametrize(("name", "pauses"), [("serve", "4000"), ("chat", "4000"), ("build", "1000")])
+def test_idle_threads_wait_longer_where_answers_are_written(
+    monkeypatch: pytest.MonkeyPatch, name: str, pauses: str
+) -> None:
+    monkeypatch.setattr(cli, "app", lambda **_: None)
+    monkeypatch.setattr(sys, "argv", ["liuli", name])
+    for given, found in ((None, pauses), ("77", "77")):
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        monkeypatch.setenv("GOMP_SPINCOUNT", given or "")  # and put back after the test
+        if not given:
+            monkeypatch.delenv("GOMP_SPINCOUNT")
+        cli.main()
+        assert os.environ["GOMP_SPINCOUNT"] == found
 
 
 def chat(live: LiveServer, text: str, **more: object) -> list[dict[str, object]]:

@@ -147,7 +147,7 @@ def attention(q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, mask_BTS: Tensor, 
 
 def query_blocks(T: int, short: int = 256) -> list[slice]:
     """Queries that look at once: all of a short text, where blocks gain nothing; four blocks, for each is compiled."""
-    size = T if T <= short else max(128, -(-T // 4))
+    size = max(128, -(-T // 4)) if short < T else T
     return [slice(start, min(T, start + size)) for start in range(0, T, size)]
 
 
