@@ -187,7 +187,7 @@ class Build:
             )
             wanted = 4 * p["parameters"]  # about what builds had that know their facts (docs/benchmarks.md)
             if p["tokens"] < wanted:
-                more = f"--minutes {r.minutes * wanted / p['tokens']:.0f}, or a smaller model (layers=3 width=128)"
+                more = f"--minutes {r.minutes * wanted / p['tokens']:.0f}, or less: layers=3 width=128 vocab=2560"
                 self.log.say(f"knowing its facts takes it {wanted / 1e6:.0f}M tokens: {more}")
         return self.plan
 
