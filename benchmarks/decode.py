@@ -112,22 +112,22 @@ def compare(size: str, options: argparse.Namespace, memory: float) -> None:
 def make_cases(model: Transformer, folder: Path, options: argparse.Namespace) -> list[Case]:
     parts = parameter_count(model.config)
     numbers = parts["blocks"] + VOCABULARY * model.config.width  # the tied embedding is read as the head
-    narrow = multiplies_bfloat16(torch.device("cpu"))
-    low, kind, size = (torch.bfloat16, "bf16", 2.0) if narrow else (torch.float32, "fp32", 4.0)
+    dtypes = {"fp32": torch.float32}
+    if multiplies_bfloat16(torch.device("cpu")):
+        dtypes["bf16"] = torch.bfloat16
+    kind, low = list(dtypes.items())[-1]
     cases = [
-        Case("liuli fp32", ours(model, torch.float32), 4 * numbers),
-        *([Case("liuli bf16", ours(model, low), size * numbers)] if narrow else []),
+        *(Case(f"liuli {name}", ours(model, dtype), dtype.itemsize * numbers) for name, dtype in dtypes.items()),
         Case("liuli int8", ours(model, low, "int8"), numbers),
         Case("liuli int4", ours(model, low, "int4"), 0.625 * numbers),
     ]
     if not options.no_compile:
         cases += [
-            Case(f"liuli {kind}, compiled", ours(model, low, compiled=True), size * numbers),
+            Case(f"liuli {kind}, compiled", ours(model, low, compiled=True), low.itemsize * numbers),
             Case("liuli int8, compiled", ours(model, low, "int8", compiled=True), numbers),
         ]
     cases += [
-        Case("transformers fp32", theirs(model, torch.float32), 4 * numbers),
-        *([Case("transformers bf16", theirs(model, low), size * numbers)] if narrow else []),
+        Case(f"transformers {name}", theirs(model, dtype), dtype.itemsize * numbers) for name, dtype in dtypes.items()
     ]
     try:
         cases += [

@@ -279,7 +279,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     be_quiet()
     prompt, answer = options.prompt, options.answer
-    narrow = measure_machine().dtype == "bfloat16"  # else TRL in bfloat16 would take minutes a step
+    trl = {"trl fp32": False}  # whether in autocast, which takes minutes a step where bfloat16 is slow
+    if measure_machine().dtype == "bfloat16":
+        trl["trl bf16"] = True
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         tokenizer = make_model(folder)
@@ -292,8 +294,7 @@ def main() -> None:
                 options.pairs,
                 {
                     "liuli": our_dpo(folder, pairs, tokenizer, prompt + answer),
-                    "trl fp32": their_dpo(folder, pairs, prompt + answer, False),
-                    **({"trl bf16": their_dpo(folder, pairs, prompt + answer, True)} if narrow else {}),
+                    **{name: their_dpo(folder, pairs, prompt + answer, low) for name, low in trl.items()},
                 },
             ),
             "GRPO": (
@@ -301,8 +302,7 @@ def main() -> None:
                 {
                     "liuli": our_grpo(folder, asked, tokenizer, answer, False),
                     "liuli compiled": our_grpo(folder, asked, tokenizer, answer, True),
-                    "trl fp32": their_grpo(folder, asked, answer, False),
-                    **({"trl bf16": their_grpo(folder, asked, answer, True)} if narrow else {}),
+                    **{name: their_grpo(folder, asked, answer, low) for name, low in trl.items()},
                 },
             ),
         }
