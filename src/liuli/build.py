@@ -25,19 +25,37 @@ from liuli.curriculum.preferences import PRACTISED
 from liuli.errors import LiuliError, UsageError
 from liuli.evals.words import STAGES
 from liuli.files import lock, new_folder, read_json, read_lines, write_file, write_json
-from liuli.recipe import Recipe, recipe_toml
+from liuli.recipe import Recipe, read_recipe, recipe_toml
 from liuli.stages.ppo import PPOOptions, ppo
 from liuli.stages.pretrain import Shape, pretrain
 from liuli.stages.reward import RewardOptions, check_better_than_chance, compare, reward
 from liuli.stages.rollout import Rollouts
 from liuli.stages.sft import sft
 from liuli.stages.training import TrainOptions, with_budget
-from liuli.text import Document, Message, Preference, Rows, Source, Tokenizer, find_files, read_documents
+from liuli.text import (
+    Conversation,
+    Document,
+    Message,
+    Preference,
+    Rendered,
+    Rows,
+    Source,
+    Tokenizer,
+    encode_documents,
+    find_files,
+    fit_conversation,
+    pack_conversations,
+    pack_documents,
+    read_conversations,
+    read_documents,
+    render_many,
+)
 from liuli.train import RunLog, StageState
 from liuli.train.preference import bayes_accuracy
 
 REWARD_SHARE = 0.35  # of the time for preferences; the rest is PPO's
 PRACTICE = 150  # questions of each skill and language for PPO
+MOST_TIMES = 20  # that one conversation of the user's is learned from
 
 TITLES = {name: english for name, (english, _) in STAGES.items()}
 
@@ -89,6 +107,7 @@ class Build:
                 return
             try:
                 self.check_text()
+                self.check_chats()
                 for name, step in self.steps.items():
                     if self.is_done(name):
                         self.log.skip(name, self.spent.get(name, 0.0))
@@ -111,7 +130,7 @@ class Build:
         """Write down what was asked. Raises UsageError if this folder was begun with another recipe, and says how."""
         asked = self.folder / "recipe.toml"
         text = recipe_toml(self.recipe)
-        if asked.exists() and (before := asked.read_text(encoding="utf-8")) != text:
+        if asked.exists() and (before := recipe_toml(read_recipe(asked))) != text:  # of an older Liuli, with new fields
             changed = [line for line in ndiff(before.splitlines(), text.splitlines()) if line[:2] in ("- ", "+ ")]
             raise UsageError(
                 f"this run folder was begun with another recipe: {', '.join(changed)}",
@@ -203,12 +222,12 @@ class Build:
             Tokenizer.train(texts, self.make_plan()["vocab_size"]).save(stage)
 
     def rows(self) -> None:
-        from liuli.text import encode_documents, pack_conversations, pack_documents, render_many
-
         tokenizer, T, V = Tokenizer.load(self.folder / "tokenizer"), self.recipe.context, self.plan["vocab_size"]
         with new_folder(self.folder / "rows") as stage:
             self.log.progress(0.05)
             chats = render_many([line["messages"] for line in self.lessons("chat")], tokenizer)
+            if self.recipe.chats:
+                chats = self.with_own(chats, tokenizer)
             self.log.progress(0.4)
             pack_conversations(chats, T, stage / "chat", vocab_size=V)
             self.log.progress(0.6)
@@ -354,7 +373,27 @@ class Build:
                 "remove repeats with `liuli data dedup`, or give other text",
             )
 
+    def check_chats(self) -> None:
+        """Before anything is made, too: own conversations that cannot be read are an error with file and row."""
+        if self.recipe.chats and not self.is_done("rows"):
+            self.log.say(f"own conversations: {len(self.own_chats):,}")
+
     # --- text --------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def own_chats(self) -> list[Conversation]:
+        return list(read_conversations(self.recipe.chats)) if self.recipe.chats else []
+
+    def with_own(self, lessons: list[Rendered], tokenizer: Tokenizer) -> list[Rendered]:
+        """The user's own conversations among the lessons; those that no row can hold are left out and counted."""
+        T = self.recipe.context
+        own = render_many([conversation.messages for conversation in self.own_chats], tokenizer)
+        fit = [chat for chat in own if fit_conversation(chat, T + 1)]
+        if len(fit) < len(own):
+            self.log.warn(f"{len(own) - len(fit)} own conversations have no answer that fits {T} tokens (context)")
+        if not fit:
+            raise LiuliError("none is left", ", ".join(self.recipe.chats), "shorten them, or give a larger context")
+        return mixed(lessons, fit, self.recipe.chats_share)
 
     def lessons(self, kind: str) -> Iterator[dict[str, Any]]:
         """Lines of the curriculum: kind is "text", "chat", "pairs" or "eval"."""
@@ -367,6 +406,8 @@ class Build:
         for line in self.lessons("chat") if chats else ():
             words = "\n".join(message.get("content") or "" for message in line["messages"])
             yield Document(words, language=line["language"])
+        for conversation in self.own_chats if chats else ():
+            yield Document("\n".join(message.content for message in conversation.messages))
         yield from self.real_texts(held_out=False)
 
     def lesson_texts(self, held_out: bool) -> Iterator[Document]:
@@ -422,6 +463,17 @@ def unexamined(curriculum: Path) -> Callable[..., list[dict[str, Any]]]:
 
 def messages_of(messages: Sequence[dict[str, Any]]) -> tuple[Message, ...]:
     return tuple(Message.from_dict(message) for message in messages)
+
+
+def mixed(lessons: list[Rendered], own: list[Rendered], share: float) -> list[Rendered]:
+    """Lessons, and own conversations so often that they are `share` of all tokens, at most MOST_TIMES.
+
+    Of too many a part is taken, evenly from all of them.
+    """
+    tokens = [sum(len(chat.tokens) for chat in chats) for chats in (lessons, own)]
+    times = min(MOST_TIMES, share / (1 - share) * tokens[0] / tokens[1])
+    copies = [round((number + 1) * times) - round(number * times) for number in range(len(own))]
+    return lessons + [chat for chat, count in zip(own, copies, strict=True) for _ in range(count)]
 
 
 def split_by_prompt(preferences: Sequence[Preference]) -> tuple[list[int], list[int]]:

@@ -613,6 +613,7 @@ def build_command(
     changes: Annotated[list[str] | None, typer.Argument(help="key=value changes to the recipe.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Budget of the whole build.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="Real text to learn from too; may be given often.")] = None,
+    chats: Annotated[list[str] | None, typer.Option(help="Own conversations to learn from too, likewise.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; default runs/NAME.")] = None,
     serve: Annotated[
         bool, typer.Option("--serve", help="Open the web page at once and keep it after the build.")
@@ -626,7 +627,7 @@ def build_command(
     """
     from liuli import running
 
-    running.build_here(recipe, changes or [], minutes, text or [], out, serve, port, quiet)
+    running.build_here(recipe, changes or [], minutes, text or [], chats or [], out, serve, port, quiet)
 
 
 @curriculum_app.command(name="make")

@@ -33,6 +33,8 @@ class Recipe:
     curriculum_mb: float = 0.0  # text that the classroom writes; 0: from the budget
     text: tuple[str, ...] = ()  # folders, files or Hub datasets of real text
     text_share: float = 0.5  # part of the pretraining bytes that is real text, where there is any
+    chats: tuple[str, ...] = ()  # folders, files or Hub datasets of the user's own conversations
+    chats_share: float = 0.1  # part of the fine-tuning tokens that is those, where there are any
     pretrain_share: float = 0.5  # part of the training time that is pretraining; the rest is fine-tuning
     align_share: float = 0.27  # part of the training time for preferences: the reward model and PPO; 0: none
     evaluate_minutes: float = 0.0  # 0: a twelfth of the budget
@@ -61,13 +63,17 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     check_keys(values, [f.name for f in fields(Recipe)], path)
     for section, options in SECTIONS.items():
         check_section(values.get(section, {}), f"{path}, [{section}]", options)
-    if isinstance(values.get("text"), str):
-        values["text"] = [values["text"]]
-    if not isinstance(values.get("text", []), list) or not all(isinstance(t, str) for t in values.get("text", [])):
-        raise UsageError(f"text = {values['text']!r} is not a list of paths", path)
-    recipe = Recipe(**values | {"text": tuple(values.get("text", ()))})
+    recipe = Recipe(**values | {name: paths_of(values.get(name, []), name, path) for name in ("text", "chats")})
     check_values(recipe, path)
     return recipe
+
+
+def paths_of(value: Any, name: str, where: Path) -> tuple[str, ...]:
+    """One path or a list of them."""
+    paths = [value] if isinstance(value, str) else value
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise UsageError(f"{name} = {value!r} is not a list of paths", where)
+    return tuple(paths)
 
 
 def parse_change(change: str, where: str) -> tuple[str, Any]:
@@ -123,8 +129,9 @@ def check_values(recipe: Recipe, where: str | Path) -> None:
             raise UsageError(f"{part.name} = {value!r} is not {type(default).__name__}", where)
     if not 0 <= recipe.align_share < 1:
         raise UsageError(f"align_share = {recipe.align_share} is not between 0 and 1", where)
-    if not 0 < recipe.pretrain_share < 1:
-        raise UsageError(f"pretrain_share = {recipe.pretrain_share} is not between 0 and 1", where)
+    for name in ("pretrain_share", "chats_share"):
+        if not 0 < (share := getattr(recipe, name)) < 1:
+            raise UsageError(f"{name} = {share} is not between 0 and 1", where)
 
 
 def recipe_toml(recipe: Recipe) -> str:

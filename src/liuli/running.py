@@ -220,6 +220,7 @@ def build_here(
     changes: Sequence[str],
     minutes: float | None,
     text: Sequence[str],
+    chats: Sequence[str],
     out: Path | None,
     serve: bool,
     port: int,
@@ -229,8 +230,7 @@ def build_here(
     demand_one_process("A build")
     budget = [f"minutes={minutes}"] if minutes is not None else []  # checked with the rest: no build of -1, nan or inf
     recipe: Recipe = read_recipe(path, [*changes, *budget])
-    if text:
-        recipe = replace(recipe, text=tuple(text))
+    recipe = replace(recipe, text=tuple(text) or recipe.text, chats=tuple(chats) or recipe.chats)
     run = out or Path("runs") / recipe.name
     page = open_page(run, port) if serve else None
     try:

@@ -14,7 +14,7 @@ import pytest
 
 from liuli.build import TITLES, Build, build
 from liuli.curriculum import make
-from liuli.errors import UsageError
+from liuli.errors import LiuliError, UsageError
 from liuli.evals import read_held_out
 from liuli.recipe import Recipe, recipe_toml
 from liuli.text import Rows, Tokenizer
@@ -104,6 +104,50 @@ def test_a_build_that_dies_while_it_writes_its_tokenizer_has_none(
     assert not (tmp_path / "tokenizer").exists()
     made.tokenizer()
     assert Tokenizer.load(tmp_path / "tokenizer").vocab_size == 300
+
+
+@pytest.mark.parametrize(
+    ("count", "times"), [(3, 20), (200, None), (6000, None)], ids=["few", "some", "more than there is time for"]
+)
+def test_own_conversations_stand_among_the_lessons_as_often_as_asked(
+    tmp_path: Path, count: int, times: int | None
+) -> None:
+    asked = [{"question": f"Where is shelf {n}?", "answer": f"Shelf {n} stands in hall {n % 7}."} for n in range(count)]
+    asked.append({"question": "Tell me all.", "answer": "It is long. " * 400})
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
+    recipe = Recipe(name="small", context=1024, chats=(str(tmp_path / "own.jsonl"),), chats_share=0.2)
+    made = Build(recipe, tmp_path, quiet=True)
+    make(tmp_path / "curriculum", seed=0, size=600_000)
+    made.keep(vocab_size=300, tokens=1e5)
+    assert any("Shelf 2 stands" in document.text for document in made.pretraining_texts(chats=True))
+    Tokenizer.train(["Where is a shelf in the halls?"], 300).save(tmp_path / "tokenizer")
+    made.rows()
+    tokenizer, rows = Tokenizer.load(tmp_path / "tokenizer"), Rows.open(tmp_path / "rows" / "chat")
+    padded = [chat for row in rows.tokens for chat in tokenizer.decode(row.tolist()).split("<|bos|>")[1:]]
+    chats = [chat.replace("<|pad|>", "") for chat in padded]
+    own = [int(found[1]) for chat in chats if (found := re.search(r"Shelf (\d+) stands", chat))]
+    often = [own.count(n) for n in range(0, count, max(1, count // 100))]
+    if times:
+        assert often == [times] * count
+    else:
+        tokens = [len(tokenizer.encode(chat)) for chat in chats]
+        share = sum(n for n, chat in zip(tokens, chats, strict=True) if "Shelf" in chat) / sum(tokens)
+        assert share == pytest.approx(0.2, abs=0.03) and max(often) - min(often) <= 1
+    assert "1 own conversations have no answer that fits 1024" in (tmp_path / "log.jsonl").read_text()
+
+
+def test_own_conversations_that_cannot_be_read_end_a_build_before_it_begins(tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text('{"question": "Where?", "answer": "Here."}\n{"question": "When?"}\n')
+    with pytest.raises(LiuliError, match=r"own\.jsonl.*2"):
+        build(Recipe(name="small", chats=(str(tmp_path / "own.jsonl"),)), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "curriculum").exists()
+
+
+def test_a_run_begun_before_recipes_had_a_field_goes_on(run: Path) -> None:
+    lines = recipe_toml(RECIPE).splitlines()
+    (run / "recipe.toml").write_text("\n".join(line for line in lines if not line.startswith("chats")), "utf-8")
+    build(RECIPE, run, quiet=True)
+    assert state(run) == "done"
 
 
 def test_the_users_text_is_not_mixed_with_lessons_where_it_is_measured(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from liuli.text.preferences import (
     read_tasks,
     task_line,
 )
-from liuli.text.rows import Rows, pack_conversations, pack_documents
+from liuli.text.rows import Rows, fit_conversation, pack_conversations, pack_documents
 from liuli.text.sources import Document, ReadReport, Source, find_files, guess_language, read_documents
 from liuli.text.tokenizer import SPECIALS, Tokenizer
 
@@ -62,6 +62,7 @@ __all__ = [
     "deduplicate",
     "encode_documents",
     "find_files",
+    "fit_conversation",
     "guess_language",
     "judged_line",
     "make_rows",
