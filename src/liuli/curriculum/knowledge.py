@@ -142,6 +142,11 @@ WRITTEN = (
 )
 """Kinds of works whose creator is an author, who is asked for by what he wrote."""
 
+FOUND = {"discovery": "discoverer", "theory": "proposer"} | dict.fromkeys(
+    ("invention", "programming language", "operating system"), "inventor"
+)
+"""Kinds of works that nobody writes or paints, and what their creator is called."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -312,8 +317,10 @@ def _facts_of(record: Any) -> Iterator[Fact]:
             value = getattr(record, column.name)
             if column.name != "name" and value is not None:
                 both = value if isinstance(value, Both) else _plain(value)
-                written = isinstance(record, Work) and record.kind.en in WRITTEN and column.name == "creator"
-                yield Fact(kind, name.en, name.zh, "author" if written else column.name, both.en, both.zh)
+                attribute = column.name
+                if isinstance(record, Work) and attribute == "creator":
+                    attribute = "author" if record.kind.en in WRITTEN else FOUND.get(record.kind.en, attribute)
+                yield Fact(kind, name.en, name.zh, attribute, both.en, both.zh)
 
 
 def _plain(value: int | str) -> Both:

@@ -17,7 +17,7 @@ def preferences(run: Run) -> str:
         return ""
     judge = _judge(run)
     tiles = [
-        _tile(both("Better answers", "更好的回答"), versus["wins"], both("of those that differ", "占不同的回答")),
+        _tile(both("Better answers", "更好的回答"), versus["wins"], both("of those that differ", "在两者不同的回答中")),
         _before(both("Claims about what nobody taught", "对没教过的东西信口开河"), versus["claims"]),
         _before(both("Refusals of what was taught", "对教过的东西说不知道"), versus["refusals"]),
     ]
@@ -160,7 +160,7 @@ def _against_kl(records: list[Facts]) -> str:
     lines = [Line(smooth(score, 0.2), 1, "dashed"), Line(truth, 0, "faint"), Line(smooth(truth, 0.2), 0)]
     lines += [Line(smooth(alone, 0.2), 2, "dashed")] if alone else []
     chart = plot(lines, y_text=number, x_text=number, large=True)
-    title = both("Score (dashed) and true worth against KL", "打分（虚线）与真实价值，按 KL")
+    title = both("Score (dashed) and true worth against KL", "打分（虚线）与真实价值随 KL 的变化")
     note = both(
         "Violet: the ensemble's score, which practice follows. Amber: what its first member alone would have given.",
         "紫色：集成的打分，练习时依据的就是它。琥珀色：只用第一个成员时的打分。",

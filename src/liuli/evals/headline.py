@@ -36,7 +36,7 @@ UNKNOWN = tuple(f"unknown_{what}" for what in ("country", "element", "animal", "
 HEADLINES = (
     Headline("facts", "Real facts", "真实知识", 0.98, family="facts"),
     Headline("calculator", "Calculator call", "调用计算器", 0.99, CALCULATE),
-    Headline("names", "Names, three turns", "三轮记住名字", 0.98, ("remember_name",)),
+    Headline("names", "Names, three turns", "三轮对话记住名字", 0.98, ("remember_name",)),
     Headline("later", "After other questions", "换了话题再问", 0.9, ("later",)),
     Headline("translation", "Translations", "翻译", 0.95, ("translate_word", "translate_back")),
     Headline("unknown", "“I don’t know”", "“我不知道”", 0.95, UNKNOWN),

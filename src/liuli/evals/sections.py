@@ -68,7 +68,7 @@ def curves(run: Run) -> str:
             both("Learning rate, of its peak", "学习率（相对峰值）"),
             plot(_lines(run, names, "lr", rough=False), y_text=lambda v: f"{v:.3g}"),
         ),
-        (both("Tokens per second", "每秒词元"), plot(_lines(run, names, "tokens_per_s"), y_text=count_text)),
+        (both("Tokens per second", "每秒词元数"), plot(_lines(run, names, "tokens_per_s"), y_text=count_text)),
     ]
     large = plot(_lines(run, names, "loss"), y_text=number, bands=bands, log=True, large=True)
     cards = "".join(f'<div class="card"><h3>{title}</h3>{chart}</div>' for title, chart in small)
@@ -174,7 +174,7 @@ def manners(run: Run) -> str:
     rows: list[tuple[str, str, Callable[[float], str]]] = [
         (both("Answers that end by themselves", "自行结束的回答"), "ended", percent),
         (both("Answers that fall into a loop", "陷入循环的回答"), "looping", percent),
-        (both("Repeated four-grams", "重复的四元组"), "repeated", percent),
+        (both("Repeated four-grams", "重复的 4-gram"), "repeated", percent),
         (both("Mean length in tokens", "平均长度（词元）"), "length", lambda v: f"{v:.0f}"),
     ]
     costs = [
@@ -236,7 +236,7 @@ def _chat(example: Facts) -> str:
                 f'<div class="tool">← {content}</div>' if role == "tool" else f'<div class="say {role}">{content}</div>'
             )
     if not example["right"]:
-        bubbles += f'<div class="want">{both("expected", "应为")}: {escape(value_text(example["answer"]))}</div>'
+        bubbles += f'<div class="want">{both("expected: ", "应为：")}{escape(value_text(example["answer"]))}</div>'
     return f'<div class="card chat"><h3>{skill_title(example["skill"])}</h3>{bubbles}</div>'
 
 

@@ -8,10 +8,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from liuli.curriculum.skills import chinese_titles
+
 STAGES = {  # of a build; the page (web/src/words.json) calls them the same
     "curriculum": ("Write the textbook", "编写教材"),
     "tokenizer": ("Learn the tokens", "学习词元"),
-    "rows": ("Lay out the pages", "排好页面"),
+    "rows": ("Lay out the pages", "排好书页"),
     "pretrain": ("Read", "阅读"),
     "chat": ("Learn to converse", "学习对话"),
     "reward": ("Learn what people prefer", "学习人的偏好"),
@@ -29,17 +31,17 @@ KINDS = {  # of comparisons (curriculum/preferences.py): what the better answer 
 
 FAMILIES = {
     "facts": "真实知识",
-    "people": "邻居们",
+    "people": "人物",
     "translation": "翻译",
     "tools": "用计算器",
     "steps": "分步计算",
-    "memory": "记住",
+    "memory": "记忆",
     "citation": "引用",
     "honesty": "不知为不知",
     "strings": "字词",
     "numbers": "数字",
     "calendar": "日历",
-    "dialogue": "闲谈",
+    "dialogue": "对话",
     "stories": "故事",
 }
 
@@ -74,7 +76,8 @@ def stage_title(name: str) -> str:
 def skill_title(name: str) -> str:
     """A skill or a family of skills."""
     plain = escape(name.replace("_", " "))
-    return both(plain, FAMILIES[name]) if name in FAMILIES else plain
+    chinese = FAMILIES.get(name) or chinese_titles().get(name)
+    return both(plain, chinese) if chinese else plain
 
 
 def percent(share: float) -> str:

@@ -25,6 +25,7 @@ from liuli.curriculum.skills import (
     strings,
 )
 from liuli.curriculum.skills import translation as words
+from liuli.curriculum.wordings import rows
 
 LARGEST_SHARE = 0.08
 FACTS_SHARE = 37.0  # of all fact skills together, dealt out by their number of facts
@@ -160,4 +161,10 @@ def shares() -> dict[str, float]:
     return {name: skill.share / total for name, skill in skills().items()}
 
 
-__all__ = ["LARGEST_SHARE", "LONGEST_TALK", "Skill", "shares", "skills"]
+@functools.cache
+def chinese_titles() -> dict[str, str]:
+    """Skill -> what a Chinese report calls it; in English its name will do."""
+    return {row["skill"]: row["zh"] for row in rows("skills")}
+
+
+__all__ = ["LARGEST_SHARE", "LONGEST_TALK", "Skill", "chinese_titles", "shares", "skills"]

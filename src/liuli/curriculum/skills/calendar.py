@@ -37,7 +37,7 @@ def leap_year(draw: Draw) -> Item:
             "Does {y} have a February 29?",
             "Is the year {y} a leap year?",
         ),
-        "zh": ("{y}年是闰年吗？", "{y}年是不是闰年？", "{y}年算闰年吗？", "{y}年有2月29日吗？", "公历{y}年是闰年吗？"),
+        "zh": ("{y}年是闰年吗？", "{y}年是不是闰年？", "{y}年算闰年吗？", "请问{y}年是闰年吗？", "公历{y}年是闰年吗？"),
     }
     leap = year % 4 == 0
     answer = ("是的。" if leap else "不是。") if draw.zh else ("Yes." if leap else "No.")

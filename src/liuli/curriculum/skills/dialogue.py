@@ -40,7 +40,7 @@ def _memories() -> dict[str, dict[str, Memory]]:
 
 MEMORIES = _memories()
 CORRECTIONS = {"en": "Sorry, {v}! Now I know.", "zh": "对不起，{v}！我记住了。"}
-SISTERS = {"en": "Say hello to {v} from me!", "zh": "替我问{v}好！"}
+SISTERS = {"en": "Say hello to {v} from me!", "zh": "替我向{v}问好！"}
 
 
 def remember(what: str) -> Callable[[Draw], Item]:

@@ -29,7 +29,7 @@ SKILLS: dict[str, tuple[str, ...]] = {  # skill -> its relations
     "animal_life": ("animal.diet", "animal.habitat", "animal.legs"),
     "animal_ways": ("animal.young", "animal.sound"),
     "foods": ("food.kind", "food.colour", "food.grows"),
-    "works": ("work.creator", "work.author"),
+    "works": tuple(f"work.{a}" for a in ("creator", "author", "inventor", "discoverer", "proposer")),
     "famous_people": ("person.field", "person.country"),
     "landmarks": ("landmark.country",),
     "jobs": ("job.does", "job.place"),

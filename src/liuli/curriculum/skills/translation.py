@@ -13,11 +13,11 @@ from liuli.curriculum.wordings import blocks, forms, split
 
 TO_OTHER = forms("to_other")
 FROM_OTHER = forms("from_other")
-PATTERNS = (  # English and Chinese; {n} a thing, {a} what it is like
-    ("The {n} is {a}.", "{n}是{a}的。"),
+PATTERNS = (  # English and Chinese; {n} a thing, {a} what it is like, {is_a} that it is so
+    ("The {n} is {a}.", "{n}{is_a}。"),
     ("I like the {n}.", "我喜欢{n}。"),
     ("Where is the {n}?", "{n}在哪里？"),
-    ("I see the {n}.", "我看见{n}。"),
+    ("I see the {n}.", "我看见{n}了。"),
     ("The {n} is here.", "{n}在这里。"),
     ("I want the {n}.", "我想要{n}。"),
     ("Do you like the {n}?", "你喜欢{n}吗？"),
@@ -70,9 +70,10 @@ def translate_sentence(draw: Draw) -> Item:
     (english, chinese), noun, adjective = draw.combination(
         lambda: (draw.pick(PATTERNS), *_described(draw)), lambda p: f"{p[0][0]}/{p[1].name.en}"
     )
-    return _both_ways(
-        draw, english.format(n=noun.name.en, a=adjective.name.en), chinese.format(n=noun.name.zh, a=adjective.name.zh)
-    )
+    a = adjective.name.zh
+    is_a = f"是{a}的" if adjective.category.en == "colour" else f"很{a}"
+    said = chinese.format(n=noun.name.zh, a=a, is_a=is_a)
+    return _both_ways(draw, english.format(n=noun.name.en, a=adjective.name.en), said)
 
 
 def word_list(draw: Draw) -> str:
