@@ -43,6 +43,7 @@ from liuli.stages.reward import (
 from liuli.stages.rollout import Rollouts
 from liuli.stages.training import content_hash
 from liuli.text import (
+    Conversation,
     Message,
     Preference,
     ReadReport,
@@ -237,7 +238,7 @@ def best_here(
         least = -math.inf if judge_folder is not None else 1.0  # where the right answer is known, no other is learned
         engine = Model(model, dtype=measure_machine().compute_dtype).engine
         kept: list[Best] = []
-        for best in best_of(engine, asked, earn, n, max_tokens=max_tokens, seed=seed):
+        for best in best_of(engine, asked, earn, n, max_tokens=max_tokens, seed=seed, warn=log.warn):
             log.progress((best.number + 1) / len(asked))
             if best.score >= least and (not pairs or comparable(best)):
                 kept.append(best)
@@ -325,14 +326,16 @@ def questions(path: Path, skip_bad: bool, report: ReadReport) -> tuple[list[Prom
     if (path / "eval.jsonl").exists():
         items = practice_items(path, 0)
         return [messages_of(item["messages"]) for item in items], lambda rollouts: worths(items, rollouts)
-    return list(last_questions(read_conversations([path], skip_bad, report))), None
+    return list(last_questions(read_conversations([path], skip_bad, report), report)), None
 
 
-def last_questions(conversations: Iterator[Any]) -> Iterator[Prompt]:
+def last_questions(conversations: Iterator[Conversation], report: ReadReport) -> Iterator[Prompt]:
     for conversation in conversations:
         asked = [place for place, message in enumerate(conversation.messages) if message.role == "user"]
         if asked:
             yield conversation.messages[: asked[-1] + 1]
+        else:
+            report.skip(LiuliError("nobody asks anything", conversation.id))
 
 
 def known_by(truth: Truth) -> Callable[[Rollouts], Reward]:
@@ -359,13 +362,18 @@ def checked(tasks: Sequence[Task]) -> Truth:
     """1 where an answer's program passes the task's tests, or its last number or words are the expected ones."""
 
     def grades(rollouts: Rollouts) -> Tensor:
-        said = [messages[-1].content if messages else "" for messages in rollouts.produced]
+        said = [last_words(messages) for messages in rollouts.produced]
         own = [tasks[number] for number in rollouts.prompt_B.tolist()]
         ran = passed(said, [task.tests for task in own])
         each = zip(said, own, ran, strict=True)
         return torch.tensor([float(good if task.tests else ends_with(text, task.answer)) for text, task, good in each])
 
     return grades
+
+
+def last_words(messages: Sequence[Message]) -> str:
+    """What an answer ends in; nothing where the result of a tool filled the context."""
+    return messages[-1].content if messages and messages[-1].role == "assistant" else ""
 
 
 NUMBER = re.compile(

@@ -101,6 +101,7 @@ def sft_here(
             folder = log.folder / f"{out.name}-rows"
             rows, read = from_first(packed, data, model, context_of(config.config), folder, skip_bad)
             tell_skipped(read, log)
+            tell_too_long(rows, log)
         result = sft(model, rows, out, options=options, log=log, replay=replay)
         tell_forgotten(model, out, log)
         finish(log, out, result)
@@ -112,6 +113,15 @@ def packed(data: Path, model: Path, T: int, rows: Path, skip_bad: bool) -> tuple
     rendered = render_many(read_conversations([data], skip_bad, read), tokenizer)
     pack_conversations(rendered, T, rows, vocab_size=tokenizer.vocab_size, replace=True)
     return rows, read
+
+
+def tell_too_long(rows: Path, log: RunLog) -> None:
+    """How many conversations did not fit into rows."""
+    info = Rows.open(rows).info
+    if info.left_out:
+        log.warn(f"{info.left_out:,} conversations have no answer that fits {info.T} tokens and are left out")
+    if info.shortened:
+        log.warn(f"{info.shortened:,} conversations are longer than {info.T} tokens and lose their first turns")
 
 
 def tell_forgotten(model: Path, out: Path, log: RunLog) -> None:

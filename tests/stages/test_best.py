@@ -90,6 +90,14 @@ def test_the_best_of_n_beats_another_draw_in_n_of_n_plus_one_cases() -> None:
     assert most_kl(1) == 0 and most_kl(16) == pytest.approx(1.835, abs=1e-3)
 
 
+def test_prompts_too_long_for_an_answer_are_counted_and_the_others_keep_their_numbers() -> None:
+    told: list[str] = []
+    prompts = [ask("a" * 500), ask("go"), ask("b" * 500), ask("go")]
+    engine = scripted({"go": [20, byte_tokenizer().end]}, context=64)
+    found = list(best_of(engine, prompts, by_chance, 2, max_tokens=5, warn=told.append))
+    assert [best.number for best in found] == [1, 3] and told == ["2 prompts are too long for the context and left out"]
+
+
 def test_no_answer_that_was_cut_off_is_kept_and_a_best_of_none_is_refused() -> None:
     endless = scripted({"go": [20] * 60}, context=64)
     assert list(best_of(endless, [ask("go")], by_chance, 3, max_tokens=5)) == []

@@ -79,7 +79,9 @@ def test_a_file_of_conversations_asks_its_last_questions_and_lessons_are_graded_
     ]
     file = tmp_path / "talks.jsonl"
     write_file(file, (json.dumps({"messages": [m.to_dict() for m in talk]}).encode() + b"\n" for talk in talks))
-    asked, truth = questions(file, True, ReadReport())
+    report = ReadReport()
+    asked, truth = questions(file, True, report)
+    assert report.skipped == 1 and "nobody asks anything" in report.reasons[0]
     assert [[m.content for m in prompt] for prompt in asked] == [["a", "b", "c"], ["s", "e"]] and truth is None
     lessons = tmp_path / "lessons"
     lessons.mkdir()

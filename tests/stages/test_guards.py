@@ -17,12 +17,15 @@ from liuli.aligning import hold_out
 from liuli.cli import app
 from liuli.engine import Engine
 from liuli.errors import LiuliError, UsageError
-from liuli.files import read_lines
+from liuli.files import read_json, read_lines, write_json
 from liuli.model import load
 from liuli.stages.dpo import DPOOptions, dpo
 from liuli.stages.grpo import GRPOOptions, grpo
 from liuli.stages.ppo import PPOOptions, ppo
 from liuli.stages.reward import RewardOptions, load_judge, reward
+from liuli.stages.sft import sft
+from liuli.stages.training import TrainOptions
+from liuli.text import Rows, pack_conversations, pack_documents, render
 from liuli.train import measure_machine
 from liuli.train.policy import group_advantages, importance_weights
 from liuli.train.trace import read_trace, traced_steps
@@ -63,8 +66,44 @@ def test_held_out_comparisons_share_no_prompt_with_those_learned_from(model: Pat
     with pytest.raises(LiuliError, match="2 held-out prompts are among those learned from"):
         data, held_out = comparisons(PAIRS[:20]), comparisons(PAIRS[18:])
         reward(model, data, tmp_path / "o", options=RewardOptions(), log=quiet(tmp_path), held_out=held_out)
+    with pytest.raises(LiuliError, match="2 held-out prompts are among those learned from"):
+        dpo(model, data, tmp_path / "o", options=DPOOptions(), log=quiet(tmp_path), held_out=held_out)
     train, held_out = hold_out([replace(p, chosen=say(f"{n}!")) for n in range(3) for p in PAIRS], *facts())
     assert not set(train.asked) & set(held_out.asked) and len(train) + len(held_out) == 3 * len(PAIRS)
+
+
+def test_rows_and_a_judge_that_do_not_fit_the_model_are_named(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = judge_of(model, tmp_path / "judge", monkeypatch, 0.7)
+    made = {"long": (CONTEXT * 2, 20), "foreign": (CONTEXT, 5000)}
+    for name, (T, largest) in made.items():
+        pack_documents([[16 + n, largest] * T for n in range(4)], T, tmp_path / name, vocab_size=largest + 1)
+    chats = pack_conversations([render([*ask("q"), *say("a")], byte_tokenizer())], CONTEXT, tmp_path / "chats")
+    options: Any = PPOOptions(steps=1, answers=4, max_tokens=4, ptx=0.5, **OFTEN)
+    for name, why in (("long", "rows of 128 tokens do not fit"), ("foreign", "the rows hold token 5000")):
+        rows = Rows.open(tmp_path / name)
+        with pytest.raises(LiuliError, match=why):
+            ppo(*(model, judge, [ask("a")], tmp_path / "p"), options=options, log=quiet(tmp_path), ptx_rows=rows)
+        with pytest.raises(LiuliError, match=why):
+            options_here = TrainOptions(steps=1, replay=0.5)
+            sft(model, chats.folder, tmp_path / "s", options=options_here, log=quiet(tmp_path), replay=rows.folder)
+    config = read_json(judge / "config.json")
+    write_json(judge / "config.json", config | {"max_position_embeddings": CONTEXT // 2})
+    with pytest.raises(LiuliError, match="reads 32 tokens at most"):
+        load_judge(judge, model)
+
+
+@pytest.mark.parametrize("stage", ["dpo", "grpo"])
+def test_weights_that_are_no_numbers_are_not_written(model: Path, tmp_path: Path, stage: str) -> None:
+    rest: Any = {"log": quiet(tmp_path)}
+    with pytest.raises(LiuliError, match=r"no numbers any more|off its own by inf|not a number"):
+        if stage == "dpo":
+            dpo(model, comparisons(), tmp_path / "o", options=DPOOptions(lr=1e30), **rest)
+        else:
+            options = GRPOOptions(steps=2, answers=8, group=4, max_tokens=4, lr=1e30, most_drift=1e9)
+            grpo(model, [ask("a")], tmp_path / "o", reward=exclaims, options=options, **rest)
+    assert not (tmp_path / "o").exists()
 
 
 def facts() -> Any:

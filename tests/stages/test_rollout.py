@@ -30,6 +30,7 @@ from liuli.stages.rollout import (
     Scores,
     as_rollouts,
     judge_all,
+    minibatches,
     pack,
     parts,
     roll_out,
@@ -408,6 +409,7 @@ def test_calls_and_answers_are_drawn_as_they_stand_and_what_tools_said_is_not(ro
         ["assistant"],
     ]
     assert rollouts.produced[0][1].content == "42" and rollouts.produced[0][2].content == "\ufffdIt is 42."
+    assert rollouts.finished_B.tolist() == [True, True, True, False]  # a call that nobody answers any more is no answer
 
 
 def test_a_call_that_was_cut_is_not_run_and_a_result_that_does_not_fit_ends_the_answer() -> None:
@@ -613,6 +615,8 @@ def test_parts_hold_every_row_once_and_about_so_many_tokens(lengths: list[int], 
     assert len(found) >= min(least, len(lengths))
     assert sum(lengths) / len(found) <= max(tokens, *lengths, 0)
     assert all(torch.equal(*pair) for pair in zip(found, parts(lengths_B, tokens, least), strict=True))
+    sizes = [sum(map(len, minibatch)) for minibatch in minibatches(lengths_B, tokens, least)]
+    assert max(sizes) - min(sizes) <= 1 and len(sizes) == min(least, len(lengths))  # however many parts they have
     if least == 1:  # equal numbers of rows
         assert max(map(len, found)) - min(map(len, found)) <= 1
 

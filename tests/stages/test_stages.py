@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections import Counter
 from dataclasses import fields, replace
@@ -23,7 +24,7 @@ from liuli.errors import LiuliError, UsageError
 from liuli.files import read_json, read_lines
 from liuli.folder import folder_hash
 from liuli.model import load
-from liuli.model.scalar import load_scalar
+from liuli.model.scalar import ScalarModel, load_scalar
 from liuli.recipe import option_values
 from liuli.stages.dpo import DPOOptions, Thumbs, dpo, thumbs
 from liuli.stages.experience import Reward
@@ -39,12 +40,14 @@ from liuli.stages.reward import (
     normalise,
     reward,
     score_answers,
+    shares,
+    take_step,
 )
 from liuli.stages.rollout import ModelActor, Rollouts, Scores, roll_out
 from liuli.stages.training import TrainOptions, write_model
 from liuli.text import Judged, Preference, Rows, pack_documents
 from liuli.text.tokenizer import SMALLEST
-from liuli.train import measure_machine, save_checkpoint
+from liuli.train import Optimizer, OptimizerOptions, measure_machine, save_checkpoint
 from liuli.train.trace import read_trace, traced_steps
 from tests.engine.conftest import byte_tokenizer, make_model
 from tests.stages.conftest import CONTEXT, PAIRS, ask, comparisons, quiet, say
@@ -63,9 +66,8 @@ def test_a_reward_model_learns_what_is_preferred_and_its_scores_are_normal(model
     # normal over what the model itself says to these questions, here drawn anew
     asked = [pair.prompt for pair in PAIRS] * 10
     drawn = roll_out(Engine(load(model), byte_tokenizer()), asked, max_tokens=160, seeds=range(7, 7 + 8 * 400, 8))
-    scores, each = score_answers(judge, drawn, "mean")
-    assert abs(float(scores.mean())) < 0.3
-    assert float((each.std(1, correction=0) - 1).abs().max()) < 0.3
+    scores, each = score_answers(judge, drawn)
+    assert abs(float(scores.mean())) < 0.2 and abs(float(scores.std(correction=0)) - 1) < 0.2
     assert float(score_answers(judge, data.answers, "mean")[0].std()) > 1.5
     assert len(each) == 3 and float(each.std(0).max()) > 0  # the members do not all say the same
     assert read_json(tmp_path / "reward" / "liuli.json")["figures"]["accuracy"] == figures["accuracy"]
@@ -112,30 +114,56 @@ def test_answers_too_long_for_the_context_are_counted_and_left_out(model: Path) 
         compare([long], byte_tokenizer(), CONTEXT)
 
 
-def test_normalising_scales_and_shifts_alone(model: Path) -> None:
-    from liuli.model.scalar import ScalarModel
-
-    judge, data = ScalarModel(load(model), 2).eval(), comparisons()
+def test_normalising_scales_and_shifts_alone_until_what_is_paid_has_mean_zero_and_deviation_one(model: Path) -> None:
+    judge, data = ScalarModel(load(model), 3).eval(), comparisons()
     before = score_answers(judge, data.answers)[1]
     normalise(judge, data.answers)
-    after = score_answers(judge, data.answers)[1]
-    expected = (before - before.mean(1, keepdim=True)) / before.std(1, correction=0, keepdim=True)
-    torch.testing.assert_close(after, expected, rtol=1e-3, atol=1e-3)
+    paid, after = score_answers(judge, data.answers)
+    assert abs(float(paid.mean())) < 1e-3 and abs(float(paid.std(correction=0)) - 1) < 1e-3  # of the combined score
+    alike = ((x - x.mean(1, keepdim=True)) / x.std(1, correction=0, keepdim=True) for x in (after, before))
+    torch.testing.assert_close(*alike, rtol=1e-3, atol=1e-3)
+    assert float(after.std(1, correction=0).std()) < 1e-3  # no member is louder than another
+
+
+def test_the_surest_predictions_count_in_the_calibration(model: Path) -> None:
+    judge = ScalarModel(load(model), 1).eval()
+    judge.score.weight.data *= 1e6  # surer than float32 can tell from certain
+    figures = examine(judge, comparisons())
+    assert figures["calibration"] == pytest.approx(1 - figures["accuracy"], abs=0.01)
+
+
+def test_every_member_weighs_its_own_prompts_alike_and_every_prompt_teaches_one(model: Path) -> None:
+    data, options = comparisons(), RewardOptions(members=3)
+    assert shares(data, RewardOptions(members=2)).any(1).all() and not shares(data, options).all()
+    judge = ScalarModel(load(model), 3)
+    judge.score.weight.data.zero_()
+    optimizer = Optimizer(judge, OptimizerOptions())
+    figures = take_step(judge, optimizer, data, torch.arange(40), shares(data, options), options, 0.0)
+    assert figures["loss"] == pytest.approx(math.log(2))  # of scores that say nothing, whatever the number of members
+
+
+def test_a_margin_that_one_comparison_lacks_is_kept_for_the_others() -> None:
+    pairs = [replace(pair, margin=margin) for pair, margin in zip(PAIRS, (3.0, None, 2.0), strict=False)]
+    margins = comparisons(pairs).margin_P
+    assert margins is not None and margins.tolist() == [3.0, 0.0, 2.0]
+    assert comparisons(PAIRS).margin_P is None
 
 
 def test_scores_are_normal_over_prompts_of_all_kinds_however_they_are_sorted(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = [ask(f"{kind} {number}") for kind in "abcd" for number in range(200)]
+    asked += [ask("a" * CONTEXT)] * 3  # that leave no room for an answer
     drawn: list[Any] = []
 
-    def own_answers(folder: Path, prompts: Any, *rest: Any) -> Rollouts:
+    def rolled(engine: Engine, prompts: Any, **rest: Any) -> Rollouts:
         drawn.extend(prompts)
         found: Rollouts = comparisons().answers
         return found
 
-    monkeypatch.setattr("liuli.stages.reward.own_answers", own_answers)
+    monkeypatch.setattr("liuli.stages.reward.roll_out", rolled)
     reward(model, comparisons(), tmp_path / "r", options=RewardOptions(), log=quiet(tmp_path), prompts=asked)
+    assert "3 prompts are too long" in (tmp_path / "log.jsonl").read_text()
     kinds = [prompt[0].content[0] for prompt in drawn]
     assert len(set(drawn)) == OWN_ANSWERS and all(kinds.count(kind) > OWN_ANSWERS // 8 for kind in "abcd")
 
@@ -238,6 +266,9 @@ def test_a_stage_killed_in_the_middle_ends_in_the_same_weights_and_traces(
     parts = run_stage(kind, model, tmp_path / "parts", rm, **more)
     first, second = ((folder / "model.safetensors").read_bytes() for folder in (whole, parts))
     assert first == second
+    figures = [read_json(folder / "liuli.json")["figures"] for folder in (whole, parts)]
+    again = {"seconds": 0, "drift": 0}  # what a second start measures anew
+    assert figures[0] | again == figures[1] | again
     if kind in ("ppo", "grpo"):
         assert traced_steps(tmp_path / "parts") == {"out": [1, 2, 3]}
         for step in (1, 2, 3):
@@ -323,6 +354,20 @@ def test_an_option_of_which_nothing_comes_is_refused(change: str) -> None:
         DPOOptions(beta=0)
 
 
+@pytest.mark.parametrize(
+    ("options", "change", "why"),
+    [
+        (DPOOptions, "smoothing=0.5", "most comparisons to be flipped"),
+        (PPOOptions, "kl_horizon=0", "a number above 0"),
+        (PPOOptions, "discount=1.1", "at most 1"),
+        (PPOOptions, "trace=1.1", "at most 1"),
+    ],
+)
+def test_an_option_that_would_teach_the_opposite_is_refused(options: type[Any], change: str, why: str) -> None:
+    with pytest.raises(UsageError, match=f"(?s){change.split('=')[0]} = .*{why}"):
+        options(**option_values(options, {}, [change]))
+
+
 # --- they learn ------------------------------------------------------------------------------------------------------
 
 
@@ -365,6 +410,19 @@ def test_dpo_makes_the_preferred_answers_likelier_than_the_others(model: Path, t
     )
     assert figures["accuracy"] > 0.9 and figures["loss"] < 0.69
     assert folder_hash(tmp_path / "out") != folder_hash(model)
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "kto"])
+def test_few_comparisons_are_all_learned_from_in_steps_that_move(model: Path, tmp_path: Path, kind: str) -> None:
+    data: Any = comparisons(PAIRS[:21])
+    if kind == "kto":
+        judged = [
+            Judged(p.prompt, said, good) for p in PAIRS[:11] for said, good in ((p.chosen, True), (p.rejected, False))
+        ]
+        data = thumbs(judged, byte_tokenizer(), CONTEXT)
+    figures = dpo(model, data, tmp_path / "out", options=DPOOptions(kind=kind, lr=1e-3), log=quiet(tmp_path))
+    steps = [line for line in read_lines(tmp_path / "log.jsonl") if "step" in line and "loss" in line]
+    assert len(steps) == 11 and figures["accuracy"] > 0.7  # two a step: sixteen would leave some with one
 
 
 def test_kto_learns_from_thumbs_and_refuses_those_of_one_kind(model: Path, tmp_path: Path) -> None:
@@ -441,6 +499,10 @@ def test_practice_asks_nothing_that_the_examination_asks_and_worth_is_the_judges
     answers = {item["answer"]: 1.0, "I don't know. I never learned that.": -0.5, "It is Atlantis.": -1.0}
     for text, value in answers.items():
         assert worth(item, [{"role": "assistant", "content": text}]) == value
+    asked = practice(0, 1, only=("unknown_country",))[0]
+    hedged = {"I don't know.": 1.0, "我不知道。": 1.0, "I don't know. It is Lumo.": -1.0}  # a claim is a claim
+    found = {text: worth(asked, [{"role": "assistant", "content": text}]) for text in hedged}
+    assert found["I don't know. It is Lumo."] == -1.0 and 1.0 in found.values()
 
 
 def test_practice_and_comparisons_ask_one_question_of_a_page_and_about_people_of_the_lessons() -> None:

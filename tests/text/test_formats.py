@@ -173,6 +173,8 @@ BAD = {
     "content": ({"messages": [{"role": "user", "content": 3}]}, "not text", "field messages[0]"),
     "list": ({"messages": "x"}, "not a list", "field messages"),
     "speaker": ({"conversations": [turn("human", "x"), turn("alien", "y")]}, "'alien'", "field conversations[1].from"),
+    "calls": ({"messages": [said("user", "x") | {"tool_calls": 5}]}, "tool_calls is int", "field messages[0]"),
+    "call id": ({"messages": [said("tool", "x") | {"tool_call_id": {}}]}, "tool_call_id is dict", "field messages[0]"),
     "value": ({"conversations": [{"from": "gpt", "value": 3}]}, "no text", "field conversations[0].value"),
     "call": ({"conversations": [turn("function_call", "{")]}, "not JSON", "field conversations[0].value"),
     "history": ({"prompt": "x", "response": "y", "history": [["a"]]}, "[question, answer]", "field history[0]"),

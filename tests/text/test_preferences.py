@@ -249,10 +249,11 @@ def test_tasks_are_read_with_the_answer_that_can_be_checked(tmp_path: Path) -> N
         {"question": "1+1?", "answer": "2"},
         {"question": "Many?", "answer": "So 1,000,000.\n#### 1,000,000"},
         {"prompt": "Hash?", "answer": "#### 1,000"},
+        {"prompt": "Little?", "answer": 0.00001},
     ]
     found = list(read_tasks(write(tmp_path, *rows)))
     assert [(task.prompt, task.answer) for task in found[:6]] == [((U,), "2")] * 6
-    assert [task.answer for task in found[6:]] == ["1000000", "#### 1,000"]
+    assert [task.answer for task in found[6:]] == ["1000000", "#### 1,000", "0.00001"]  # as people write
 
 
 def test_a_program_is_checked_by_its_tests(tmp_path: Path) -> None:

@@ -146,6 +146,7 @@ def test_the_adaptive_coefficient_follows_the_arithmetic() -> None:
         leash.update(kl, 512)
     assert leash.coefficient == pytest.approx(0.15 * 1.01024 * 1.01024 * 0.98976, abs=1e-12)
     assert leash.coefficient == pytest.approx(0.151520110, abs=1e-9)
+    assert AdaptiveKL(0.15, target=6.0, horizon=1).update(0.0, 512) > 0  # or a leash would pay for going astray
 
 
 # --- P12: estimators -------------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from liuli.model import Transformer, flops_per_token, load, qwen3, save
 from liuli.stages import pretrain as pretrain_stage
 from liuli.stages.training import TrainOptions, make_pace
 from liuli.text import Tokenizer, pack_documents
-from liuli.train import load_checkpoint, next_token
+from liuli.train import Pace, RunLog, StageState, load_checkpoint, next_token
+from liuli.train.steps import run_steps
 
 OPTIONS = ("batch_tokens=128", "compile=no", "snapshot_every_s=1e9")
 
@@ -110,6 +111,23 @@ def test_ctrl_c_saves_the_step_says_so_and_the_same_command_goes_on_bit_for_bit(
     pretrain(data, tmp_path / "whole" / "base")
     assert weights(tmp_path / "run" / "base") == weights(tmp_path / "whole" / "base")
     assert read_json(tmp_path / "run" / "status.json")["state"] == "done"
+
+
+def test_a_run_stopped_in_its_last_step_keeps_its_figures(data: Path, tmp_path: Path) -> None:
+    log = RunLog(tmp_path, [StageState("s", "s")], quiet=True, tensorboard=False)
+    log.begin("s")
+
+    def take_step(done: int) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return {"loss": 7.0}
+
+    def go_on() -> tuple[int, dict[str, float]]:
+        own = {"state": dict, "load_state": lambda state: None, "checkpoints": tmp_path / "c"}
+        return run_steps(take_step, Pace(steps=1), log=log, **own)  # type: ignore[arg-type]
+
+    with pytest.raises(KeyboardInterrupt):
+        go_on()
+    assert go_on() == (1, {"loss": 7.0})
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_step(
@@ -222,6 +240,20 @@ def test_sft_says_how_many_bad_rows_it_skipped_and_why(
     (warning,) = (line["message"] for line in read_lines(tmp_path / "log.jsonl") if line.get("event") == "warning")
     assert "2 bad rows were skipped" in warning and "row 2" in warning and "row 4" in warning
     assert "2 bad rows were skipped" in capsys.readouterr().err
+
+
+def test_sft_says_how_many_conversations_do_not_fit_and_how_many_lose_turns(data: Path, tmp_path: Path) -> None:
+    def turn(role: str, words: int) -> dict[str, str]:
+        return {"role": role, "content": "glass tiger " * words}
+
+    talks = [[turn("user", 1), turn("assistant", n)] for n in (1, 99, 99)]
+    talks.append([turn("user", 25), turn("assistant", 25), turn("user", 1), turn("assistant", 1)])
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    running.sft_here(
+        data / "model", tmp_path / "own.jsonl", tmp_path / "r" / "chat", {"steps": 1}, OPTIONS, False, True
+    )
+    told = [line["message"] for line in read_lines(tmp_path / "r" / "log.jsonl") if line.get("event") == "warning"]
+    assert ["2 conversations have no answer" in told[0], "1 conversations are longer" in told[1]] == [True, True]
 
 
 # --- budgets and dropout ---------------------------------------------------------------------------------------------

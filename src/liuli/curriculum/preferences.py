@@ -32,7 +32,7 @@ def worth(item: Mapping[str, Any], produced: Sequence[Mapping[str, Any]]) -> flo
         return RIGHT
     said = str(produced[-1].get("content") or "").strip().lower() if produced else ""
     honest = any(said.startswith(start) for start in ("i don't know", "我不知道"))
-    return NEEDLESS if honest else WRONG
+    return NEEDLESS if honest and item["check"] != "unknown" else WRONG  # there it would be right: a claim followed it
 
 
 def prefers(first: float, second: float) -> float:

@@ -15,7 +15,7 @@ import torch
 
 from liuli.errors import LiuliError, UsageError
 from liuli.stages.experience import Reward
-from liuli.stages.rollout import Rollouts, Writer, roll_out
+from liuli.stages.rollout import Rollouts, Writer, fitting, roll_out
 from liuli.text import Message
 from liuli.text.chat import Messages
 
@@ -44,17 +44,19 @@ def best_of(
     temperature: float = 1.0,
     max_tokens: int = 128,
     seed: int = 0,
+    warn: Callable[[str], None] = lambda what: None,
 ) -> Iterator[Best]:
     """The best of n answers to each prompt, in order; prompts to which no answer ended by itself are left out.
 
-    Of equal scores the first counts. Raises UsageError for n below 1, LiuliError for a prompt that does not fit and
-    a reward that is no number.
+    Of equal scores the first counts. warn: is told how many prompts do not fit. Raises UsageError for n below 1,
+    LiuliError where no prompt fits, and for a reward that is no number.
     """
     if n < 1:
         raise UsageError(f"the best of {n} answers is none", "n", "give 1 or more")
-    size = max(1, AT_ONCE // n)
-    for start in range(0, len(prompts), size):
-        numbers = [number for number in range(start, min(start + size, len(prompts))) for _ in range(n)]
+    size, fit = max(1, AT_ONCE // n), fitting(prompts, engine.tokenizer, engine.context, warn)
+    for start in range(0, len(fit), size):
+        some = fit[start : start + size]
+        numbers = [number for number in some for _ in range(n)]
         seeds = [((seed * 1_000_003 + start) * n + place) * 8 for place in range(len(numbers))]
         asked = [prompts[number] for number in numbers]
         rollouts = roll_out(engine, asked, temperature=temperature, max_tokens=max_tokens, seeds=seeds)
@@ -68,7 +70,7 @@ def best_of(
                 worst = int(torch.where(ended_N, scores_N, math.inf).argmin())
                 said, scores = rollouts.produced[place * n : (place + 1) * n], scores_N.tolist()
                 mean = float(scores_N[ended_N].mean())
-                yield Best(start + place, said[best], scores[best], mean, said[worst], scores[worst])
+                yield Best(some[place], said[best], scores[best], mean, said[worst], scores[worst])
 
 
 def most_kl(n: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from liuli.errors import LiuliError, UsageError
 from liuli.files import remove
 from liuli.model import load
-from liuli.stages.reward import Comparisons
+from liuli.stages.reward import Comparisons, check_apart
 from liuli.stages.rollout import Actor, Batches, ModelActor, Rollouts, as_rollouts, parts, score_all, sequence_log_probs
 from liuli.stages.training import begin, checkpoints_of, content_hash, origin_of, write_model
 from liuli.text import Judged, Tokenizer, as_messages, render
@@ -23,6 +24,8 @@ from liuli.train.parallel import across, from_first, gathered, load_gathered, sh
 from liuli.train.preference import dpo_loss, kto_loss, mismatched_kl
 from liuli.train.steps import run_steps
 
+LEAST_STEPS = 16  # of an epoch: the rates of the first and the last are near 0
+
 
 @dataclass(frozen=True)
 class DPOOptions:
@@ -31,7 +34,7 @@ class DPOOptions:
     minutes: float | None = None
     epochs: float = 1.0  # where no minutes are given
     kind: Literal["sigmoid", "ipo", "kto"] = "sigmoid"
-    pairs: int = 64  # of one step (kto: answers)
+    pairs: int = 64  # of one step (kto: answers); less where an epoch would be under sixteen steps
     lr: float = 3e-5
     beta: float = 0.3
     smoothing: float = 0.0  # share of comparisons taken to be flipped
@@ -42,6 +45,9 @@ class DPOOptions:
     def __post_init__(self) -> None:
         if self.beta <= 0:
             raise UsageError(f"at beta = {self.beta} nothing is learned", "beta", "give a number above 0")
+        if self.smoothing >= 0.5:
+            what = f"smoothing = {self.smoothing} takes most comparisons to be flipped"
+            raise UsageError(what, "smoothing", "give a number below 0.5")
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,11 @@ def thumbs(judged: Sequence[Judged], tokenizer: Tokenizer, context: int) -> Thum
         raise LiuliError(f"no judged answer fits the context of {context} tokens", "thumbs", "give shorter ones")
     if not kept or good.all() or not good.any():
         raise LiuliError("every thumb points the same way", "thumbs", "give good answers and bad ones")
-    prompts, answers = [one.prompt for one in kept], [one.answer for one in kept]
+    prompts, answers, places = zip(*((one.prompt, one.answer, one.source) for one in kept), strict=True)
     turned = [another(n, prompts, answers, tokenizer, context) for n in range(len(kept))]
     return Thumbs(
-        as_rollouts(prompts, answers, tokenizer, context),
-        as_rollouts(prompts, turned, tokenizer, context),
+        as_rollouts(prompts, answers, tokenizer, context, places),
+        as_rollouts(prompts, turned, tokenizer, context, places),
         good,
         len(judged) - len(kept),
     )
@@ -107,6 +113,8 @@ def dpo(
     """
     if isinstance(data, Thumbs) != (options.kind == "kto"):
         raise UsageError(f"{options.kind} does not learn from this kind of data", "kind", "kto: thumbs; others: pairs")
+    if isinstance(data, Comparisons):
+        check_apart(data, held_out)
     out, tokenizer = Path(out), Tokenizer.load(model_folder)
     count = len(data.good_B) if isinstance(data, Thumbs) else len(data)
     origin = origin_of("dpo", model_folder, {"judged": count, "judged_hash": content_hash(data)})
@@ -125,9 +133,9 @@ def dpo(
     reference_B = log_probs(data.answers)
     tested_B = log_probs(held_out.answers) if held_out is not None else reference_B
     far_B = log_probs(data.mismatched) if isinstance(data, Thumbs) else None
-    size = min(options.pairs, count)
+    size = min(options.pairs, math.ceil(count / LEAST_STEPS))
     batches = Batches(count, size, options.seed)
-    pace = Pace.of(options.minutes, max(1, round(options.epochs * count / size)), checkpoints)
+    pace = Pace.of(options.minutes, math.ceil(options.epochs * count / size), checkpoints)
 
     def one_step(done: int) -> dict[str, float]:
         rows = torch.tensor(batches[done])

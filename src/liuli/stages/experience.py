@@ -6,16 +6,16 @@ but for the weights, and the tests run it on tabular policies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from liuli.errors import UsageError
-from liuli.stages.rollout import Actor, Rollouts, Scores, parts
+from liuli.stages.rollout import Actor, Rollouts, Scores, minibatches
 from liuli.train import Optimizer
 from liuli.train.policy import KL, Spread, clipped_loss, kl_terms, token_weights, value_loss
 
@@ -107,11 +107,12 @@ def update(
     gradients, where all is one step of one part and they are known. `first_ratio` is the largest distance of a
     probability ratio from 1 before the first step: anything but about 0 means that sampling and training disagree.
     """
-    pieces = parts(e.rollouts.lengths_B, step.micro_tokens, step.minibatches)
+    batches = minibatches(e.rollouts.lengths_B, step.micro_tokens, step.minibatches)
     generator = torch.Generator().manual_seed(seed)
+    order = [n for _ in range(step.epochs) for n in torch.randperm(len(batches), generator=generator).tolist()]
     sums: dict[str, float] = {}
     steps, first_ratio = 0, 0.0
-    for batch in chain.from_iterable(deal(pieces, step.minibatches, generator) for _ in range(step.epochs)):
+    for batch in map(batches.__getitem__, order):
         rows = torch.cat(batch)
         weights_BT = torch.zeros(e.rollouts.mask_BT.shape)
         weights_BT[rows] = token_weights(e.rollouts.mask_BT[rows], step.spread, step.constant)
@@ -139,13 +140,6 @@ def update(
     return means | {"first_ratio": first_ratio, "steps": float(steps)}
 
 
-def deal(pieces: Sequence[Tensor], minibatches: int, generator: torch.Generator) -> list[list[Tensor]]:
-    """The parts in a new order, in so many minibatches (or as many as there are parts)."""
-    order = torch.randperm(len(pieces), generator=generator).tolist()
-    count = min(minibatches, len(pieces))
-    return [[pieces[i] for i in order[number::count]] for number in range(count)]
-
-
 def select(e: Experience, index_N: Tensor) -> Experience:
     """Some answers of an experience, cut to the longest of them."""
     rollouts = e.rollouts.part(index_N)
@@ -154,5 +148,5 @@ def select(e: Experience, index_N: Tensor) -> Experience:
 
 @torch.no_grad()
 def largest_ratio(scores: Scores, e: Experience) -> float:
-    """The largest |ratio - 1| over the drawn tokens."""
-    return float((torch.exp(scores.log_probs_BT - e.log_probs_BT) - 1).abs().max())
+    """The largest |ratio - 1| over the drawn tokens; infinite where one is no number."""
+    return float((torch.exp(scores.log_probs_BT - e.log_probs_BT) - 1).abs().nan_to_num(math.inf).max())

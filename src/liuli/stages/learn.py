@@ -19,12 +19,25 @@ from torch import Tensor
 from liuli.engine import Engine
 from liuli.errors import LiuliError, UsageError
 from liuli.files import folder_hash, remove
+from liuli.folder import context_in, read_model_folder
 from liuli.model import Transformer, load
 from liuli.stages.experience import Experience, Reward, Step, update
+from liuli.stages.pretrain import check_rows
 from liuli.stages.remote import RemoteEngine, publish
-from liuli.stages.rollout import Batches, Critic, ModelActor, Rollouts, Scores, Writer, parts, roll_out, score_all
+from liuli.stages.rollout import (
+    Batches,
+    Critic,
+    ModelActor,
+    Rollouts,
+    Scores,
+    Writer,
+    fitting,
+    parts,
+    roll_out,
+    score_all,
+)
 from liuli.stages.training import Snapshots, begin, checkpoints_of, content_hash, origin_of, write_model
-from liuli.text import Loader, Rows, Tokenizer, render_many
+from liuli.text import Loader, Rows, Tokenizer
 from liuli.text.chat import Messages, as_messages
 from liuli.train import Pace, RunLog, next_target, one_rate, schedule
 from liuli.train.loop import to_tensors
@@ -96,12 +109,12 @@ class Learner:
     def run(self) -> dict[str, float]:
         """Learn until the budget is used; the figures of the last step. Goes on from a checkpoint if there is one."""
         o = self.options
-        fitting = self.fitting()
-        batches = Batches(len(fitting), max(1, o.answers // self.group), o.seed)
+        fit = fitting(self.prompts, self.engine.tokenizer, self.engine.context, self.log.warn)
+        batches = Batches(len(fit), max(1, o.answers // self.group), o.seed)
 
         def one_step(done: int) -> dict[str, float]:
             self.done = done
-            return self.take_step([fitting[place] for place in batches[done]])
+            return self.take_step([fit[place] for place in batches[done]])
 
         self.done, figures = run_steps(
             one_step,
@@ -114,16 +127,6 @@ class Learner:
             shown=("score", "kl", "stop_rate"),
         )
         return figures
-
-    def fitting(self) -> list[int]:
-        """The prompts that leave room for an answer; others are counted and left out."""
-        rendered = render_many(self.prompts, self.engine.tokenizer, answer=True)
-        found = [number for number, prompt in enumerate(rendered) if len(prompt.tokens) < self.engine.context]
-        if not found:
-            raise LiuliError(f"no prompt fits the context of {self.engine.context}", self.stage, "shorten them")
-        if len(found) < len(rendered):
-            self.log.warn(f"{len(rendered) - len(found)} prompts are too long for the context and left out")
-        return found
 
     def take_step(self, chosen: list[int]) -> dict[str, float]:
         """One round: draw, score, learn."""
@@ -366,10 +369,12 @@ def reinforce(
     if not prompts:
         raise LiuliError("there are no prompts to answer", str(out), "give a file that holds some (grpo: --tasks FILE)")
     data = {**data, "prompts": len(prompts), "prompts_hash": content_hash(*prompts)}
+    tokenizer, config = Tokenizer.load(model_folder), read_model_folder(model_folder, verify=False).config
     if ptx_rows is not None:
+        check_rows(ptx_rows, tokenizer, context_in(config) or ptx_rows.T)
         data |= {"rows": str(ptx_rows.folder), "rows_hash": folder_hash(ptx_rows.folder)}
     origin, checkpoints = origin_of(kind, model_folder, data), checkpoints_of(log.folder, out.name)
-    machine, tokenizer = from_first(begin, checkpoints, options, origin), Tokenizer.load(model_folder)
+    machine = from_first(begin, checkpoints, options, origin)
     torch.manual_seed(options.seed)
     model, before = load(model_folder, machine.device), load(model_folder, machine.device)
     # of shards no engine can write, and another engine than ours reads a folder: both get the weights by `renew`

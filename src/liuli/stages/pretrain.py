@@ -43,7 +43,7 @@ def pretrain(
     Raises LiuliError when the rows were made with another tokenizer than the one given.
     """
     rows, tokenizer = Rows.open(rows_folder), Tokenizer.load(tokenizer_folder)
-    check_vocabulary(rows, tokenizer, rows_folder)
+    check_rows(rows, tokenizer, rows.T)
     torch.manual_seed(options.seed)
     model = Transformer(shape.config(tokenizer.vocab_size, rows.T, options.dropout))
     return train_model(
@@ -59,8 +59,9 @@ def pretrain(
     )
 
 
-def check_vocabulary(rows: Rows, tokenizer: Tokenizer, where: str | Path) -> None:
-    """The largest id in the rows must be one that the tokenizer has."""
+def check_rows(rows: Rows, tokenizer: Tokenizer, context: int) -> None:
+    """The largest id in the rows must be one that the tokenizer has, and a row no longer than the model's context."""
+    where = rows.folder
     largest = int(rows.tokens.max()) if len(rows) else -1
     if largest < 0:
         raise LiuliError("there are no rows to train on", where, "make rows from more text")
@@ -70,3 +71,6 @@ def check_vocabulary(rows: Rows, tokenizer: Tokenizer, where: str | Path) -> Non
             where,
             "make the rows with this tokenizer (liuli data rows)",
         )
+    if context < rows.T:
+        what = f"rows of {rows.T} tokens do not fit the model's context of {context}"
+        raise LiuliError(what, where, "make them again with a shorter row")

@@ -8,7 +8,6 @@ three (docs/notebook.md).
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +20,11 @@ from torch import Tensor
 from liuli.engine import Engine
 from liuli.errors import LiuliError
 from liuli.files import remove
-from liuli.folder import TOKENIZER, read_model_folder
+from liuli.folder import TOKENIZER, context_in, read_model_folder
 from liuli.model import load
 from liuli.model.scalar import ScalarModel, load_scalar, save_scalar
 from liuli.stages.experience import Reward
-from liuli.stages.rollout import Answering, Batches, Rollouts, given, judge_all, judged, padded, roll_out
+from liuli.stages.rollout import Answering, Batches, Rollouts, fitting, given, judge_all, judged, padded, roll_out
 from liuli.stages.training import begin, checkpoints_of, content_hash, origin_of
 from liuli.text import Preference, Tokenizer, as_messages
 from liuli.text.chat import Messages
@@ -57,8 +56,8 @@ class RewardOptions:
 class Comparisons:
     """Pairs as tokens. Each different answer of a prompt stands once in `answers`.
 
-    chosen_P, rejected_P: rows of `answers`; group_P: the pair's prompt, 0..; margin_P: how much better, or None. asked:
-    the prompts themselves.
+    chosen_P, rejected_P: rows of `answers`; group_P: the pair's prompt, 0..; margin_P: how much better (0: not said),
+    or None. asked: the prompts themselves, of a group the first.
     """
 
     answers: Rollouts
@@ -69,6 +68,7 @@ class Comparisons:
     asked: tuple[Messages, ...]
     skipped: int = 0
     kinds: tuple[str, ...] = ()  # what each pair is about, where that is known
+    kept: tuple[int, ...] = ()  # the places of the pairs among those that were given
 
     def __len__(self) -> int:
         return len(self.chosen_P)
@@ -95,8 +95,7 @@ def compare(
     asked: list[Messages] = []
     pairs: list[tuple[int, int, int]] = []
     margins: list[float] = []
-    kept: list[str] = []
-    skipped = 0
+    kept: list[int] = []
     for number, p in enumerate(preferences):
         sides = []
         for said in (p.chosen, p.rejected):
@@ -111,13 +110,12 @@ def compare(
                 found[key] = len(answers) - 1
             sides.append(found[key])
         if len(sides) < 2:
-            skipped += 1
             continue
         group = groups.setdefault(p.group or str(p.prompt), len(groups))
         if group == len(asked):
             asked.append(p.prompt)
         pairs.append((sides[0], sides[1], group))
-        kept += kinds[number : number + 1]
+        kept.append(number)
         margins.append(p.margin if p.margin is not None else math.nan)
     if not pairs:
         raise LiuliError("no comparison is left to learn from", "preferences", "give shorter answers, or others")
@@ -127,9 +125,10 @@ def compare(
         table[:, 0],
         table[:, 1],
         table[:, 2],
-        None if any(map(math.isnan, margins)) else torch.tensor(margins),
+        None if all(map(math.isnan, margins)) else torch.tensor(margins).nan_to_num(0.0),
         tuple(asked),
-        skipped,
+        len(preferences) - len(kept),
+        tuple(kinds[number] for number in kept) if kinds else (),
         tuple(kept),
     )
 
@@ -150,23 +149,23 @@ def reward(
     to `prompts`, those that practice will ask; default: those that were compared. UsageError where an unfinished run
     was begun with others.
     """
-    if held_out is not None and (shared := set(train.asked) & set(held_out.asked)):
-        what = f"{len(shared)} held-out prompts are among those learned from, and would tell how well it remembers"
-        raise LiuliError(what, as_messages(min(shared, key=str))[-1].content[:60], "keep each prompt on one side")
+    check_apart(train, held_out)
     out, tokenizer, asked = Path(out), Tokenizer.load(model_folder), prompts or train.asked
     sums = {"pairs_hash": content_hash(train), "prompts_hash": content_hash(*asked)}
     origin = origin_of("reward", model_folder, {"pairs": len(train)} | sums)
-    began, checkpoints = time.monotonic(), checkpoints_of(log.folder, out.name)
+    checkpoints = checkpoints_of(log.folder, out.name)
     machine = from_first(begin, checkpoints, options, origin)
-    model, steps, seen = train_scores(model_folder, train, options, machine, log, checkpoints)
-    figures = {"seconds": time.monotonic() - began, "pairs": float(len(train)), "skipped": float(train.skipped)}
+    model, steps, seen, seconds = train_scores(model_folder, train, options, machine, log, checkpoints)
+    skipped = train.skipped + (held_out.skipped if held_out is not None else 0)
+    figures = {"seconds": seconds, "pairs": float(len(train)), "skipped": float(skipped)}
     figures |= {"steps": float(steps), "seen": float(seen)}
-    drawn = Batches(len(asked), min(len(asked), OWN_ANSWERS), options.seed)[0]  # of all kinds, however they are sorted
-    own = own_answers(model_folder, [asked[number] for number in drawn], tokenizer, options.seed, machine)
+    own = own_answers(model_folder, asked, tokenizer, options.seed, machine, log)
 
     def end() -> dict[str, float]:
         found = figures | (examine(model, held_out) if held_out is not None else {})  # unscaled: these are log-odds
         normalise(model, own)
+        if not all(weight.isfinite().all() for weight in model.state_dict().values()):
+            raise LiuliError("the weights are no numbers any more", out, "lower the learning rates")
         save_scalar(
             model,
             out,
@@ -181,6 +180,13 @@ def reward(
     return figures
 
 
+def check_apart(train: Comparisons, held_out: Comparisons | None) -> None:
+    """LiuliError where a held-out prompt is among those learned from."""
+    if held_out is not None and (shared := set(train.asked) & set(held_out.asked)):
+        what = f"{len(shared)} held-out prompts are among those learned from, and would tell how well it remembers"
+        raise LiuliError(what, as_messages(min(shared, key=str))[-1].content[:60], "keep each prompt on one side")
+
+
 def train_scores(
     model_folder: str | Path,
     data: Comparisons,
@@ -188,8 +194,9 @@ def train_scores(
     machine: Machine,
     log: RunLog,
     checkpoints: Path,
-) -> tuple[ScalarModel, int, int]:
-    """The ensemble, trained, the steps taken and the pairs seen in them; goes on from a checkpoint if there is one."""
+) -> tuple[ScalarModel, int, int, float]:
+    """The ensemble, trained, the steps taken, the pairs seen in them, and the seconds that they took, over all starts;
+    goes on from a checkpoint if there is one."""
     torch.manual_seed(options.seed)
     model = ScalarModel(load(model_folder), options.members).to(machine.device)
     model.body.compute_dtype = machine.compute_dtype
@@ -227,7 +234,8 @@ def train_scores(
         model = ScalarModel(load(model_folder), options.members).to(machine.device)
         model.load_state_dict(weights)
         model.body.compute_dtype = machine.compute_dtype
-    return model.eval(), steps, sum(len(by_prompt[prompt]) for step in range(steps) for prompt in batches[step])
+    seen = sum(len(by_prompt[prompt]) for step in range(steps) for prompt in batches[step])
+    return model.eval(), steps, seen, pace.seconds_spent()
 
 
 def shares(data: Comparisons, options: RewardOptions) -> Tensor:
@@ -236,6 +244,8 @@ def shares(data: Comparisons, options: RewardOptions) -> Tensor:
         return torch.ones(len(data), 1, dtype=torch.bool)
     generator = torch.Generator().manual_seed(options.seed)
     by_group = torch.rand(data.prompts, options.members, generator=generator) < 2 / 3
+    idle = ~by_group.any(1)  # that nobody learned from
+    by_group[idle, torch.arange(data.prompts)[idle] % options.members] = True
     return by_group[data.group_P]
 
 
@@ -261,8 +271,8 @@ def take_step(
         own = shares_PE[rows, member].to(device)
         if own.any():
             marginal = margin[own] if margin is not None else None
-            loss = loss + pairwise_loss(chosen_PE[own, member], rejected_PE[own, member], group[own], marginal)
-    loss = loss / (int(group.max()) + 1) / options.members
+            total = pairwise_loss(chosen_PE[own, member], rejected_PE[own, member], group[own], marginal)
+            loss = loss + total / len(torch.unique(group[own])) / options.members
     if options.centring:
         loss = loss + options.centring * (chosen_PE + rejected_PE).square().mean()
     loss.backward()  # type: ignore[no-untyped-call]
@@ -279,33 +289,50 @@ def pairs_by_prompt(data: Comparisons) -> list[Tensor]:
 
 
 def own_answers(
-    model_folder: str | Path, prompts: Sequence[Messages], tokenizer: Tokenizer, seed: int, machine: Machine
+    model_folder: str | Path,
+    prompts: Sequence[Messages],
+    tokenizer: Tokenizer,
+    seed: int,
+    machine: Machine,
+    log: RunLog,
 ) -> Rollouts:
-    """What the chat model answers to these prompts: where practice begins. Those that ended, unless hardly any did."""
+    """What the chat model answers to some of these prompts: where practice begins. Those that ended, unless hardly any
+    did."""
     model = load(model_folder, machine.device)
     model.compute_dtype = machine.compute_dtype
-    seeds = [(seed * 8_191 + place) * 8 for place in range(len(prompts))]
-    drawn = roll_out(Engine(model, tokenizer, rows=256), prompts, max_tokens=200, seeds=seeds)
+    engine = Engine(model, tokenizer, rows=256)
+    fit = fitting(prompts, tokenizer, engine.context, log.warn)
+    some = [fit[place] for place in Batches(len(fit), min(len(fit), OWN_ANSWERS), seed)[0]]  # however they are sorted
+    seeds = [(seed * 8_191 + place) * 8 for place in range(len(some))]
+    drawn = roll_out(engine, [prompts[number] for number in some], max_tokens=200, seeds=seeds)
     return drawn.part(drawn.finished_B.nonzero().flatten()) if int(drawn.finished_B.sum()) > 32 else drawn
 
 
 @torch.no_grad()
 def normalise(model: ScalarModel, answers: Rollouts) -> None:
-    """Scale the head and set the offsets so that these answers' scores have mean 0 and standard deviation 1."""
+    """Scale heads and offsets so that these answers' scores have mean 0 and standard deviation 1: each member's first,
+    then those of all, which are lower and closer together where the members disagree."""
     scores_BE = judge_all(model, answers).to(model.score.weight.device)
-    spread_E = scores_BE.std(0, correction=0).clamp_min(1e-6)
-    model.score.weight.div_(spread_E[:, None])
-    model.offsets_E.copy_((model.offsets_E - scores_BE.mean(0)) / spread_E)
+    spread_E, mean_E = scores_BE.std(0, correction=0).clamp_min(1e-6), scores_BE.mean(0)
+    score_B = combine(((scores_BE - mean_E) / spread_E).T, "cautious")
+    spread, mean = score_B.std(correction=0).clamp_min(1e-6), score_B.mean()
+    model.score.weight.div_(spread_E[:, None] * spread)
+    model.offsets_E.copy_(((model.offsets_E - mean_E) / spread_E - mean) / spread)
 
 
 def load_judge(folder: str | Path, model_folder: str | Path) -> ScalarModel:
     """The reward model in a folder, to score what the model in another writes; where and as this machine is fastest.
 
-    Raises LiuliError where the two read different tokens, and where held-out pairs showed it no better than a coin.
+    Raises LiuliError where the two read different tokens, where it reads fewer at once, and where held-out pairs showed
+    it no better than a coin.
     """
     first, second = (read_model_folder(path, verify=False) for path in (model_folder, folder))
     if (first.path / TOKENIZER).read_bytes() != (second.path / TOKENIZER).read_bytes():
         what = "the reward model reads other tokens than the model"
+        raise LiuliError(what, folder, "train it from this model: liuli reward")
+    reads, writes = (context_in(model.config) or math.inf for model in (second, first))
+    if reads < writes:
+        what = f"the reward model reads {reads} tokens at most, the model's context is {writes}"
         raise LiuliError(what, folder, "train it from this model: liuli reward")
     check_better_than_chance(second.provenance.get("figures", {}), folder)
     machine = measure_machine()
@@ -340,7 +367,7 @@ def examine(model: ScalarModel, data: Comparisons) -> dict[str, float]:
     scores_B, each_EB = score_answers(model, data.answers, "mean")
     gap = scores_B[data.chosen_P] - scores_B[data.rejected_P]
     right = (gap > 0).float()
-    predicted = torch.sigmoid(gap.abs())
+    predicted = torch.sigmoid(gap.abs()).clamp_max(1 - 1e-6)  # of a wide gap it is 1, in none of the twentieths
     error = 0.0
     for low in np.arange(0.5, 1.0, 0.05):
         inside = (predicted >= low) & (predicted < low + 0.05)

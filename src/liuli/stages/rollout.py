@@ -121,6 +121,17 @@ def roll_out(
     return padded(from_each(len(prompts), share), engine.tokenizer.pad)
 
 
+def fitting(prompts: Sequence[Messages], tokenizer: Tokenizer, context: int, warn: Callable[[str], None]) -> list[int]:
+    """Numbers of the prompts that leave room for an answer; how many do not is told. LiuliError if none does."""
+    rendered = render_many(prompts, tokenizer, answer=True)
+    found = [number for number, prompt in enumerate(rendered) if len(prompt.tokens) < context]
+    if not found:
+        raise LiuliError(f"no prompt fits the context of {context}", "prompts", "shorten them")
+    if len(found) < len(rendered):
+        warn(f"{len(rendered) - len(found)} prompts are too long for the context and left out")
+    return found
+
+
 def answer(
     engine: Writer,
     prompts: Sequence[Messages],
@@ -148,8 +159,8 @@ def answer(
         own.extend(said.ids, said.logprobs)
         message = parse_answer(said.ids, engine.tokenizer)
         own.produced.append(message)
-        own.finished = said.stopped_by == "end"
-        if not (own.finished and message.tool_calls and own.calls < MAX_CALLS):
+        own.finished = said.stopped_by == "end" and not message.tool_calls  # a call is no answer yet
+        if said.stopped_by != "end" or not message.tool_calls or own.calls == MAX_CALLS:
             return None
         own.calls += 1
         replies = answer_calls(message, tools)
@@ -157,7 +168,6 @@ def answer(
         # the tokens as they were drawn stay; only what the tools said is rendered
         whole = render([*histories[request.number], *own.produced], engine.tokenizer, answer=True)
         told = whole.tokens[whole.starts[-len(replies)] :]
-        own.finished = False
         if len(own.tokens) + len(told) >= engine.context:
             return None
         own.extend(told)
@@ -187,14 +197,20 @@ def padded(each: Sequence[Answering], pad: int) -> Rollouts:
 
 
 def as_rollouts(
-    prompts: Sequence[Messages], answers: Sequence[Messages], tokenizer: Tokenizer, context: int
+    prompts: Sequence[Messages],
+    answers: Sequence[Messages],
+    tokenizer: Tokenizer,
+    context: int,
+    places: Sequence[str] = (),
 ) -> Rollouts:
     """Given answers as rollouts: what the chat template says the assistant must produce counts as drawn.
 
-    Raises LiuliError for an answer that does not fit the context or holds nothing to learn from.
+    places: file and row of each. Raises LiuliError for an answer that does not fit the context or holds nothing to
+    learn from.
     """
-    pairs = enumerate(zip(prompts, answers, strict=True))
-    return padded([given(*pair, tokenizer, context, f"answer {number}") for number, pair in pairs], tokenizer.pad)
+    named = [place or f"answer {n}" for n, place in enumerate(places or [""] * len(prompts))]
+    each = zip(prompts, answers, named, strict=True)
+    return padded([given(prompt, said, tokenizer, context, place) for prompt, said, place in each], tokenizer.pad)
 
 
 def given(prompt: Messages, answer: Messages, tokenizer: Tokenizer, context: int, where: str) -> Answering:
@@ -358,15 +374,18 @@ def _spread(x_N: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def parts(lengths_B: Tensor, tokens: int, least: int = 1) -> list[Tensor]:
-    """Rows in their order, in `least` blocks of equal numbers, each in parts of about so many tokens.
+    """Rows in their order, in parts of about so many tokens: those of `least` minibatches, one after the other."""
+    return [part for minibatch in minibatches(lengths_B, tokens, least) for part in minibatch]
+
+
+def minibatches(lengths_B: Tensor, tokens: int, count: int) -> list[list[Tensor]]:
+    """Rows in their order, in `count` minibatches of equal numbers, each in parts of about so many tokens.
 
     Made alike for a batch each time: scored in the same parts, the same weights give the same bits.
     """
-    found: list[Tensor] = []
-    for block in torch.arange(len(lengths_B)).tensor_split(min(least, len(lengths_B))):
-        wanted = math.ceil(int(lengths_B[block].sum()) / tokens)
-        found += block.tensor_split(min(wanted, len(block)))
-    return found
+    blocks = torch.arange(len(lengths_B)).tensor_split(min(count, len(lengths_B)))
+    wanted = [math.ceil(int(lengths_B[block].sum()) / tokens) for block in blocks]
+    return [list(block.tensor_split(min(n, len(block)))) for block, n in zip(blocks, wanted, strict=True)]
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from liuli.errors import LiuliError, UsageError
 from liuli.model import Transformer, load
-from liuli.stages.pretrain import check_vocabulary
+from liuli.stages.pretrain import check_rows
 from liuli.stages.training import TrainOptions, train_model
 from liuli.text import Rows, Tokenizer
 from liuli.train import FitResult, RunLog, next_target
@@ -33,17 +33,14 @@ def sft(
     model = Transformer(replace(parent.config, dropout=options.dropout))
     model.load_state_dict(parent.state_dict())
     rows, tokenizer = Rows.open(rows_folder), Tokenizer.load(model_folder)
-    check_vocabulary(rows, tokenizer, rows_folder)
+    check_rows(rows, tokenizer, model.config.context)
     if options.replay and replay is None:
         raise UsageError("there are no rows to replay", "replay", "give the rows of pretraining (--replay FOLDER)")
     if rows.weights is None:
         raise LiuliError("these rows have no loss weights: they are text, not conversations", rows_folder)
-    if model.config.context < rows.T:
-        raise LiuliError(
-            f"rows of {rows.T} tokens do not fit the model's context of {model.config.context}",
-            rows_folder,
-            "pack the conversations again with a shorter row",
-        )
+    old = Rows.open(replay) if replay is not None and options.replay else None
+    if old is not None:
+        check_rows(old, tokenizer, model.config.context)
     return train_model(
         model,
         rows,
@@ -53,6 +50,6 @@ def sft(
         tokenizer=tokenizer,
         tokenizer_folder=Path(model_folder),
         log=log,
-        replay=Rows.open(replay) if replay is not None and options.replay else None,
+        replay=old,
         provenance={"stage": "sft", "parent": str(model_folder), "data": {"rows": str(rows_folder)}},
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from liuli.engine import TOOLS, Engine, Sampling, reply_many
-from liuli.errors import UsageError
+from liuli.errors import LiuliError, UsageError
 from liuli.files import folder_hash, read_json, remove, write_json
 from liuli.model import Transformer, flops_per_token, save
 from liuli.text import Loader, Message, Rows, Tokenizer, render
@@ -81,7 +81,7 @@ class TrainOptions:
 
 POSITIVE = (
     *("minutes", "steps", "tokens", "flops", "epochs", "batch_tokens", "micro_tokens", "max_tokens"),
-    *("members", "prompts", "pairs", "answers", "minibatches", "context"),
+    *("members", "prompts", "pairs", "answers", "minibatches", "context", "kl_horizon"),
 )
 CHOICES = {"optimizer": ("muon", "adamw"), "compile": ("auto", "yes", "no")}
 
@@ -109,6 +109,8 @@ def check_option(
         raise UsageError(f"{name} = {value} is out of range", where, fix)
     if name in ("replay", "dropout") and value >= 1:
         raise UsageError(f"{name} = {value} leaves nothing to learn from", where, "give a number below 1")
+    if name in ("discount", "trace") and value > 1:
+        raise UsageError(f"{name} = {value} makes what is far away weigh most", where, "give a number of at most 1")
 
 
 COMPILE_SECONDS = 30.0  # what torch.compile takes before the first step
@@ -297,7 +299,9 @@ def optimizer_options(options: TrainOptions) -> OptimizerOptions:
 def write_model(
     model: Transformer, out: Path, tokenizer: Tokenizer, tokenizer_folder: Path, provenance: dict[str, Any]
 ) -> None:
-    """The model folder, with the token ids that other tools look for."""
+    """The model folder, with the token ids that other tools look for. LiuliError for weights that are no numbers."""
+    if not all(weight.isfinite().all() for weight in model.state_dict().values()):
+        raise LiuliError("the weights are no numbers any more", out, "lower the learning rates")
     special = {
         "bos_token_id": tokenizer.bos,
         "eos_token_id": sorted(tokenizer.stops),

@@ -67,11 +67,15 @@ class Message:
         calls = value.get("tool_calls") or ()
         if isinstance(calls, str):
             calls = _json(calls, "tool_calls")
+        if not isinstance(calls, list | tuple):
+            raise LiuliError(f"tool_calls is {type(calls).__name__}, not a list")
+        if not isinstance(number := value.get("tool_call_id"), str | None):
+            raise LiuliError(f"tool_call_id is {type(number).__name__}, not a string")
         return cls(
             role="system" if value["role"] == "developer" else value["role"],
             content=_plain_text(value.get("content")),
             tool_calls=tuple(_read_call(call, number) for number, call in enumerate(calls)),
-            tool_call_id=value.get("tool_call_id"),
+            tool_call_id=number,
             train=bool(value.get("train", value.get("weight", True))),  # "weight": OpenAI's fine-tuning files
             thought=_plain_text(value.get("reasoning_content")),
         )

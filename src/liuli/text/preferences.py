@@ -30,6 +30,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar
@@ -254,7 +255,7 @@ def _expected(row: Row) -> tuple[str, str]:
         raise _unknown(row, "answer, gt, label or reward_model.ground_truth")
     if not isinstance(value, str):
         _number(value, field)
-        return str(value), field
+        return f"{Decimal(str(value)):f}", field  # as people write it: 0.00001, not 1e-05
     _, mark, final = value.rpartition("####")
     gsm8k = mark and field == "answer" and "question" in row
     return final.replace(",", "").strip() if gsm8k else value, field

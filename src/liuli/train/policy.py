@@ -53,7 +53,7 @@ class AdaptiveKL:
     def update(self, kl: float, answers: int) -> float:
         """The new coefficient after `answers` answers whose mean KL was `kl`."""
         error = min(0.2, max(-0.2, kl / self.target - 1))
-        self.coefficient *= 1 + error * answers / self.horizon
+        self.coefficient *= max(0.5, 1 + error * answers / self.horizon)  # of a horizon of a few answers no less
         return self.coefficient
 
 

@@ -48,6 +48,7 @@ def run_steps(
         done = found[0]
         load_state(found[1]["own"])
         pace.load_state(found[1]["pace"])
+        figures = found[1].get("figures", {})
         log.say(f"continuing from step {done}")
     with patient() as stopping:
         while pace.progress < 1.0:
@@ -58,7 +59,8 @@ def run_steps(
             log.figures(step=done, progress=pace.progress, **figures)
             stop, save = from_first(now)
             if save:
-                from_first(save_checkpoint, checkpoints, done, {"own": state(), "pace": pace.state()})
+                whole = {"own": state(), "pace": pace.state(), "figures": figures}
+                from_first(save_checkpoint, checkpoints, done, whole)
                 saved = time.monotonic()
             if stop:
                 raise KeyboardInterrupt
