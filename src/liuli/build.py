@@ -206,8 +206,8 @@ class Build:
             )
             wanted = 4 * p["parameters"]  # about what builds had that know their facts (docs/benchmarks.md)
             if p["tokens"] < wanted:
-                more = f"--minutes {r.minutes * wanted / p['tokens']:.0f}, or less: layers=3 width=128 vocab=2560"
-                self.log.say(f"knowing its facts takes it {wanted / 1e6:.0f}M tokens: {more}")
+                minutes = r.minutes * wanted / p["tokens"]
+                self.log.say(f"knowing its facts takes it {wanted / 1e6:.0f}M tokens: --minutes {minutes:.0f}")
         return self.plan
 
     def curriculum(self) -> None:
@@ -281,7 +281,9 @@ class Build:
             )
             for own in sides
         )
-        odds = torch.tensor([pairs[n]["odds"] for n in sides[1]])
+        odds = torch.tensor([pairs[sides[1][place]]["odds"] for place in held_out.kept])
+        if train.skipped + held_out.skipped:
+            self.log.warn(f"{train.skipped + held_out.skipped} comparisons are too long for the context and left out")
         minutes = self.stage_minutes("reward", REWARD_SHARE)
         options = RewardOptions(**{"seed": self.recipe.seed, "minutes": minutes} | self.recipe.reward)
         figures = reward(

@@ -44,11 +44,12 @@ from liuli.train.loop import Training, to_tensors
 from liuli.train.machine import synchronise
 
 LADDER = (
-    (2, 64), (3, 96), (4, 128), (4, 192), (5, 256), (6, 320), (6, 384), (8, 448), (8, 512), (10, 640), (12, 768),
+    (3, 96), (3, 128), (4, 192), (5, 256), (6, 320), (6, 384), (8, 448), (8, 512), (10, 640), (12, 768),
     (14, 896), (16, 1024), (20, 1280), (24, 1536),
 )  # fmt: skip
 MAKERS = {"qwen3": qwen3, "racer": racer}
 HEAD_SHARE = 0.2  # of the model's FLOPs at the most: vocabulary follows size
+LEAST_VOCABULARY = 2560  # below it Chinese falls into bytes, and a small model reads less for as many tokens
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,11 @@ class Law:
         return bits
 
 
-# A guess from three laptop runs, not a fit: the plan says so. `liuli plan --fit` puts the user's own in its place.
+# A guess from a few laptop runs, not a fit: the plan says so. `liuli plan --fit` puts the user's own in its place.
+# A dozen tokens or so a weight: builds of much fewer knew less than those of a smaller model (docs/benchmarks.md).
 LAWS = {
-    "curriculum": Law(0.10, 330.0, 0.50, 700.0, 0.50, "a guess, not fitted: run liuli plan --fit DATA"),
-    "text": Law(0.9, 60.0, 0.35, 200.0, 0.35, "a guess, not fitted: run liuli plan --fit DATA"),
+    "curriculum": Law(0.10, 200.0, 0.50, 700.0, 0.50, "a guess, not fitted: run liuli plan --fit DATA"),
+    "text": Law(0.9, 78.0, 0.35, 200.0, 0.35, "a guess, not fitted: run liuli plan --fit DATA"),
 }
 FITTED = Path.home() / ".liuli"  # law-text.json, law-curriculum.json: the user's own fits
 
@@ -115,11 +117,11 @@ class Plan:
 
 
 def vocabulary_for(layers: int, width: int, preset: str, context: int) -> int:
-    """The largest vocabulary, in steps of 256, whose head costs under a fifth of the FLOPs; 512 to 65,536."""
+    """The largest vocabulary, in steps of 256, whose head costs under a fifth of the FLOPs; 2,560 to 65,536."""
     body = flops_per_token(MAKERS[preset](256, width, layers, context=context))
     without_head = body["model"] / 3 - 2 * 256 * width
     most = HEAD_SHARE / (1 - HEAD_SHARE) * without_head / (2 * width)
-    return int(min(65_536, max(512, most // 256 * 256)))
+    return int(min(65_536, max(LEAST_VOCABULARY, most // 256 * 256)))
 
 
 def candidates(preset: str, context: int, vocab_size: int | None) -> Iterator[ModelConfig]:
@@ -199,12 +201,12 @@ def make_plan(
     speed_up, start_up = (1 / (1 - COMPILE_SAVES), COMPILE_SECONDS) if compiled else (1.0, 1.0)
     options = list(candidates(preset, context, vocab_size))
     if layers or width:
-        nearest = next((c for c in options if c.width == width or c.layers == layers), options[4])
+        nearest = next((c for c in options if c.width == width or c.layers == layers), options[3])
         shape = (layers or nearest.layers, width or nearest.width)
         V = vocab_size or vocabulary_for(*shape, preset, context)
         config = MAKERS[preset](V, shape[1], shape[0], context=context)
         options = [config]
-    rates = measured_rates(options[2::2] or options, machine, batch_tokens, probe_seconds)
+    rates = measured_rates(options[1::2] or options, machine, batch_tokens, probe_seconds)
     widths, reached = np.log([w for w, _ in rates]), np.array([r for _, r in rates])
 
     def judged(config: ModelConfig) -> tuple[float, float, ModelConfig]:
@@ -258,7 +260,7 @@ def sweep(
     preset: str = "qwen3",
     minutes: float = 4.0,
     budgets: int = 3,
-    rungs: Sequence[tuple[int, int]] = LADDER[1:5],
+    rungs: Sequence[tuple[int, int]] = LADDER[:4],
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
 ) -> list[Run]:
     """Train every rung with every budget of FLOPs (each twice the one before), all together in about `minutes`."""

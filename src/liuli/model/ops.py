@@ -255,13 +255,11 @@ class CrossEntropyEager(torch.autograd.Function):
             total -= (probs.gather(1, index).clamp_min_(1e-38).log_() * weight).sum()
             if grad_x is None or grad_head is None:
                 continue
-            # d loss / d logits = weight * (softmax - onehot), times the cap's slope
-            grad = probs
-            grad.scatter_add_(1, index, torch.full_like(weight, -1.0))
-            grad.mul_(weight)
-            grad_low = (grad if slope is None else grad.mul_(slope)).to(x.dtype)
-            grad_x[part] = grad_low @ head_low
-            grad_head += grad_low.T @ x[part]
+            # d loss / d logits = weight * (softmax - onehot), times the cap's slope; weighed where it is narrow
+            grad = probs.scatter_add_(1, index, torch.full_like(weight, -1.0))
+            grad_low, weight_low = (grad if slope is None else grad.mul_(slope)).to(x.dtype), weight.to(x.dtype)
+            grad_x[part] = (grad_low @ head_low).mul_(weight_low)
+            grad_head += grad_low.T @ (x[part] * weight_low)
         ctx.save_for_backward(grad_x, grad_head)
         return total
 
