@@ -28,11 +28,12 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from liuli.assistant.elsewhere import llama_cpp, load_gguf
 from liuli.engine import Engine, Sampling
-from liuli.engine.quantise import Kind, multiplies_bfloat16
+from liuli.engine.quantise import Kind
 from liuli.errors import UsageError
 from liuli.model import Transformer, parameter_count, qwen3, save
 from liuli.model.convert import export_config, export_tensors
 from liuli.model.gguf import export_gguf
+from liuli.model.ops import multiplies_bfloat16
 from liuli.text import Tokenizer
 
 SIZES = {"3m": (4, 256), "10m": (6, 384), "30m": (10, 512)}  # layers, width; those of the anchors

@@ -100,20 +100,22 @@ def test_on_its_own_it_compiles_what_is_long_and_in_bfloat16(dtype: str) -> None
     assert wants_compile(TrainOptions(minutes=1, compile="yes"), machine, 60)
 
 
-@pytest.mark.parametrize(("narrow", "asked"), [(1e9, {128}), (4e11, {128, 2048})])
+@pytest.mark.parametrize(("able", "narrow", "asked"), [(False, 1e9, [128]), (True, 4e11, [2048])])
 def test_a_processor_slow_in_bfloat16_is_asked_for_a_small_product_only(
-    monkeypatch: pytest.MonkeyPatch, narrow: float, asked: set[int]
+    monkeypatch: pytest.MonkeyPatch, able: bool, narrow: float, asked: list[int]
 ) -> None:
-    sizes = set()
+    """However busy it is: a large product takes it a minute."""
+    sizes = []
 
-    def rate(device: str, dtype: torch.dtype, size: int, seconds: float = 0.25) -> float:
-        sizes.add(size if dtype == torch.bfloat16 else 128)
+    def rate(device: str, dtype: torch.dtype, size: int) -> float:
+        sizes.extend([size] if dtype == torch.bfloat16 else [])
         return narrow if dtype == torch.bfloat16 else 1e11
 
     monkeypatch.setattr("liuli.train.machine.matmul_rate", rate)
     monkeypatch.setattr("liuli.train.machine.choose_device", lambda: "cpu")
+    monkeypatch.setattr("liuli.train.machine.multiplies_bfloat16", lambda device: able)
     machine = measure_machine.__wrapped__()
-    assert sizes == asked and machine.dtype == ("bfloat16" if narrow > 1e11 else "float32")
+    assert sizes == asked and machine.dtype == ("bfloat16" if able else "float32")
 
 
 def test_a_users_law_is_used_for_its_kind_and_a_broken_one_is_named(

@@ -12,12 +12,13 @@ from torch import Tensor
 from liuli.engine.answer import Answer
 from liuli.engine.chat import fit
 from liuli.engine.engine import Engine
-from liuli.engine.quantise import Kind, multiplies_bfloat16
+from liuli.engine.quantise import Kind
 from liuli.engine.sampling import Sampling
 from liuli.engine.speculate import Drafter, DraftModel, lookup
 from liuli.errors import UsageError
 from liuli.model import load
 from liuli.model.adapters import base_of, merge
+from liuli.model.ops import multiplies_bfloat16
 from liuli.text.chat import Messages, as_messages
 from liuli.text.tokenizer import Tokenizer
 

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from liuli.errors import UsageError
 from liuli.model import Transformer
+from liuli.model.ops import multiplies_bfloat16
 from liuli.model.transformer import Linear
 
 Kind = Literal["bf16", "int8", "int4"]
@@ -133,11 +134,6 @@ def pack(weight_OI: Tensor, kind: Kind, *, compiled: bool = False) -> Packed:
     if kind == "int4" and fits_int4(weight_OI):
         return pack_int4(weight_OI)
     return pack_int8(weight_OI, integer=compiled and not widening_pays(16))
-
-
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for products in bfloat16 (of processors: AVX-512, SVE)."""
-    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def pack_bf16(weight_OI: Tensor, *, ordered: bool = True) -> Packed:

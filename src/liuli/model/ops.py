@@ -117,6 +117,15 @@ class NormAndRotateEager(torch.autograd.Function):
         return torch.addcmul(back, normed, mean, value=-1).mul_(scale), grad_gain, None, None, None
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for products in bfloat16 (of processors: AVX-512, SVE). Without them PyTorch
+    takes a hundred times as long as in float32, a minute for a large product, so nobody should have to try."""
+    if device.type != "cpu":
+        return True
+    has_kernels = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(has_kernels and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def causal_mask(
     T: int,
     documents_BT: Tensor | None,

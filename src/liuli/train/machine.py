@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from liuli.model.ops import multiplies_bfloat16
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -74,10 +76,7 @@ def measure_machine() -> Machine:
     device = choose_device()
     size = 2048 if device == "cpu" else 8192
     wide = matmul_rate(device, torch.float32, size)
-    # small ones first: a processor without AVX-512 takes a minute for a large one
-    narrow = matmul_rate(device, torch.bfloat16, 128, 0.05)
-    if narrow > matmul_rate(device, torch.float32, 128, 0.05) / 16:
-        narrow = matmul_rate(device, torch.bfloat16, size)
+    narrow = matmul_rate(device, torch.bfloat16, size if multiplies_bfloat16(torch.device(device)) else 128)
     return Machine(
         device=device,
         name=torch.cuda.get_device_name() if device.startswith("cuda") else cpu_name(),
