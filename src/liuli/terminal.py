@@ -195,7 +195,7 @@ class Chat:
             try:
                 self.sampling = replace(self.sampling, temperature=float(text))
             except ValueError as error:
-                raise LiuliError(f"{text!r} is no temperature · 不是数字", fix="/temperature 0.7") from error
+                raise LiuliError(f"{text!r} is no temperature · 不是有效的温度", fix="/temperature 0.7") from error
         self.say(f"temperature: {self.sampling.temperature:g}", "dim")
 
     def why(self, word: str) -> None:
@@ -203,7 +203,10 @@ class Chat:
         pieces = [(self._name(token), token) for token in self.tokens]
         chosen = [token for group in _words(pieces) if word in "".join(name for name, _ in group) for _, token in group]
         if not chosen:
-            raise LiuliError("There is no such word in the last answer · 上一个回答里没有", fix="ask first, then /why")
+            raise LiuliError(
+                "There is no such word in the last answer · 上一个回答里没有这个词",
+                fix="ask first, then /why · 先提问，再用 /why",
+            )
         for token in chosen:
             own = f"{_visible(self._name(token)):>14} {_share(token.logprob):>6}"
             others = [f"{_visible(o.text)} {_share(o.logprob)}" for o in token.alternatives if o.id != token.id]

@@ -194,9 +194,21 @@ def test_a_call_that_must_come_must_come_once(serve: Any) -> None:
     assert text == "42 and 6." and [body["tool_choice"] for body in stand_in.asked] == ["required", "auto"]
 
 
+def test_max_tokens_are_those_of_the_whole_answer_with_its_calls(serve: Any) -> None:
+    stand_in = chats(*[CALL] * 9)  # of seven tokens each
+    _, messages, ended = hear(RemoteVoice(serve(stand_in)), replace(GREEDY, max_tokens=14), tools=["calculator"])
+    assert [body["max_tokens"] for body in stand_in.asked] == [14, 7]
+    assert len(messages) == 2 * 3 and ended == Ended("length", 14)
+
+
+def test_a_call_of_what_is_run_elsewhere_ends_the_answer(serve: Any) -> None:
+    *_, message, ended = RemoteVoice(serve(chats(CALL))).reply(QUESTION, GREEDY, (), ["calculator"])
+    assert isinstance(message, Message) and message.tool_calls and ended == Ended("call", 7)
+
+
 def test_a_model_that_never_stops_calling_is_stopped(serve: Any) -> None:
     stand_in = chats(*[CALL] * 9)
-    _, messages, ended = hear(RemoteVoice(serve(stand_in)), tools=["calculator"])
+    _, messages, ended = hear(RemoteVoice(serve(stand_in)), replace(GREEDY, max_tokens=99), tools=["calculator"])
     assert len(stand_in.asked) == 5 and len(messages) == 4 * 3 and ended.stopped_by == "end"
 
 
@@ -265,7 +277,7 @@ def test_a_connection_cut_in_mid_answer_is_told(serve: Any) -> None:
     voice = RemoteVoice(serve(stand_in))
     stand_in.hangs_up = True
     said = voice.reply(QUESTION, GREEDY, ())
-    assert getattr(next(said), "text", "") == "half"
+    assert next(said) is None and getattr(next(said), "text", "") == "half"
     with pytest.raises(LiuliError, match=r"breaks off|no answer"):
         list(said)
 
@@ -277,7 +289,7 @@ def test_leaving_an_answer_hangs_up(serve: Any) -> None:
 
     stand_in = StandIn(lambda path, body: (200, [MODELS] if path.endswith("/models") else endless()))  # type: ignore
     with closing(RemoteVoice(serve(stand_in)).reply(QUESTION, GREEDY, ())) as said:
-        next(said)
+        assert next(said) is None and next(said)
     assert stand_in.left.wait(5)
 
 
@@ -293,6 +305,20 @@ def test_what_cannot_be_passed_on_is_refused(serve: Any) -> None:
         with pytest.raises(UsageError, match="does not know"):
             list(voice.reply(QUESTION, sampling, ()))
     assert voice.name == "first" and voice.context == 99
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("engine", ["openai", "vllm"])
+def test_what_cannot_be_passed_on_is_refused_before_anything_is_sent(
+    serve: Any, folder: Path, engine: str, stream: bool
+) -> None:
+    stand_in = chats() if engine == "openai" else vllm(ModelVoice(folder).engine)
+    voice = voice_of(engine, folder, serve(stand_in))
+    with LiveServer(folder, app=create_app(folder, load=lambda path: voice, elsewhere="big-model")) as live:
+        body = {"messages": [{"role": "user", "content": "Hi"}], "typical_p": 0.5, "stream": stream}
+        said = httpx.post(f"{live.url}/v1/chat/completions", json=body)
+    assert (said.status_code, said.json()["error"]["code"]) == (400, "unsupported_value")
+    assert not any("messages" in body or "stream" in body for body in stand_in.asked)
 
 
 def test_a_server_that_is_not_there_and_an_address_that_is_none() -> None:
@@ -517,6 +543,18 @@ def test_answers_under_way_at_once_do_not_disturb_each_other(llama: LlamaCppEngi
     assert got == want
     llama_reads = llama._spare[-1].ids
     assert len(llama._spare) <= 4 and llama_reads  # contexts are kept for the next turn, and not without end
+
+
+def test_llama_cpp_says_when_a_constraint_can_be_followed_no_further(llama: LlamaCppEngine) -> None:
+    costly = replace(GREEDY, constraint=Constraint("grammar", 'start: "a"{1000000}'))
+    assert events(EngineVoice(llama).reply(QUESTION, costly, ()))[-1] == Ended("error", 1)
+
+
+def test_llama_cpp_shares_what_was_read_under_one_salt_only(llama: LlamaCppEngine) -> None:
+    for salt in ("mine", "yours", "mine"):
+        events(EngineVoice(llama).reply(QUESTION, GREEDY, (), salt=salt))
+    assert [reader.salt for reader in llama._spare].count("mine") == 1
+    assert [reader.salt for reader in llama._spare][-2:] == ["yours", "mine"]
 
 
 def test_without_llama_cpp_one_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
-from liuli.engine import MAX_CALLS, Sampling, Token, reply, reply_many, turns
+from liuli.engine import MAX_CALLS, TOOLS, Sampling, Token, reply, reply_many, turns
 from liuli.engine.chat import REMEMBERED, fit, polled_reply, trimmed
 from liuli.engine.constraints import Constraint
 from liuli.errors import LiuliError
@@ -87,16 +88,39 @@ def test_what_is_held_back_at_a_control_token_is_shown_before_it() -> None:
 def test_the_answer_after_a_call_draws_other_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = scripted(SCRIPT)
     seeds, poll = [], engine.poll
-    monkeypatch.setattr(engine, "poll", lambda prompt, sampling: seeds.append(sampling.seed) or poll(prompt, sampling))
+    monkeypatch.setattr(engine, "poll", lambda prompt, each, **_: seeds.append(each.seed) or poll(prompt, each))
     list(reply(engine, user("Twice?"), Sampling(seed=5, max_tokens=100)))
     assert seeds == [5, 6, 7]
 
 
 def test_a_model_that_calls_for_ever_is_stopped() -> None:
-    engine = scripted(SCRIPT)
-    produced = reply_many(engine, [user("For ever?")], GREEDY)[0]
+    engine, sampling = scripted(SCRIPT), Sampling(temperature=0, max_tokens=200)
+    produced = reply_many(engine, [user("For ever?")], sampling)[0]
     assert [message.role for message in produced] == ["assistant", "tool"] * MAX_CALLS + ["assistant"]
-    assert sum(isinstance(part, Message) for part in reply(engine, user("For ever?"), GREEDY)) == 2 * MAX_CALLS
+    assert sum(isinstance(part, Message) for part in reply(engine, user("For ever?"), sampling)) == 2 * MAX_CALLS
+
+
+@pytest.mark.parametrize("calls", [1, 1.5, 2])
+def test_max_tokens_are_those_of_the_whole_answer_with_its_calls(calls: float) -> None:
+    most = int(calls * len(call("1")))
+    least = len(call("1")) - 1  # with which a call may just end; what follows it has not so many left
+    engine, sampling = scripted(SCRIPT), Sampling(temperature=0, max_tokens=most, min_tokens=least)
+    turn = turns(engine, [user("For ever?")], sampling)[0]
+    assert sum(len(answer.tokens) for answer in turn.answers) == most
+    *streamed, end = reply(engine, user("For ever?"), sampling)
+    assert engine.stats.written == most and isinstance(end, Token) and end.stopped_by == "length"
+    assert sum(isinstance(part, Message) for part in streamed) == 2 * int(calls)
+
+
+def test_a_call_of_what_is_run_elsewhere_ends_the_answer_and_all_that_was_written_is_counted() -> None:
+    there = [T.call, *T.encode('weather {"city": "Paris"}'), T.end]
+    engine = scripted({**SCRIPT, "42": there})
+    polled, told = polled_reply(engine, user("What is 6*7?"), GREEDY, declared=["weather"]), list[object]()
+    with pytest.raises(StopIteration) as ended:
+        while True:
+            told += [event for event in [next(polled)] if event is not None]
+    assert ended.value.value == ("call", len(call("6*7")) + len(there)) == ("call", engine.stats.written)
+    assert [message.role for message in told if isinstance(message, Message)] == ["assistant", "tool", "assistant"]
 
 
 def test_an_answer_whose_tools_result_does_not_fit_ends_with_it_as_too_long() -> None:
@@ -177,9 +201,10 @@ def test_old_turns_make_room_for_a_long_answer_and_newer_ones_for_a_short_one_on
 
 def test_a_reply_that_outgrows_its_batch_goes_on_in_another() -> None:
     long = "3" * 90
-    script = {"Long?": call(long), long: [*T.encode("So long."), T.end], "Hi": [*T.encode("Hello"), T.end]}
-    sampling = Sampling(temperature=0, max_tokens=125)  # 8 + 125 slots at first, 225 + 125 after the call
-    first, second = turns(scripted(script, context=2000), [user("Long?"), user("Hi")], sampling)
+    script = {"Long?": call("1"), long: [*T.encode("So long."), T.end], "Hi": [*T.encode("Hello"), T.end]}
+    tools = {"calculator": replace(TOOLS["calculator"], run=lambda _: long)}
+    sampling = Sampling(temperature=0, max_tokens=45)  # 8 + 45 slots at first, 130 and more after the call
+    first, second = turns(scripted(script, context=2000), [user("Long?"), user("Hi")], sampling, tools)
     assert first.messages[-1].content == "So long." and second.messages[-1].content == "Hello"
 
 

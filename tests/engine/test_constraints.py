@@ -258,6 +258,9 @@ def test_what_cannot_be_followed_to_the_letter_is_refused_by_name(schema: Any, n
         Constraint("grammar", 'start: "x'),
         Constraint("grammar", 'start: <|user|> "x"'),
         Constraint("grammar", "start: <[0-3]>"),
+        Constraint("grammar", 'start: /a\n"/ <|call|> "x"'),
+        Constraint("grammar", 'start: /a\n"/ <[8]> "x"'),
+        Constraint("grammar", 'start: "a" # /\n | <|call|> # /'),
         Constraint("grammar", "start: start"),
     ],
     ids=lambda constraint: constraint.text,
@@ -287,6 +290,7 @@ HOSTILE = [
     Constraint("substring", SOURCE * 20_000),
     Constraint("grammar", 'start: e\ne: e "+" e | "x" | e e'),
     Constraint("grammar", 'start: "a"{1000000}'),
+    *(Constraint("grammar", f"start: {quote}" + f"\\{quote}" * 9990) for quote in '/"'),
 ]
 
 

@@ -148,6 +148,34 @@ def test_rows_that_end_cost_nothing_more() -> None:
     assert sum(engine.model.fed) == sum(len(answer.tokens) for answer in answers)
 
 
+@pytest.mark.parametrize("before", ["", "think", "call"])
+def test_outside_a_conversation_a_stop_string_ends_the_answer_whatever_came_before(before: str) -> None:
+    tokenizer = byte_tokenizer()
+    control = [getattr(tokenizer, before)] if before else []
+    engine = scripted({"q": [*control, *tokenizer.encode("one STOP two")]})
+    prompt = [tokenizer.bos, *tokenizer.encode("q"), tokenizer.assistant]
+    said = engine.generate([prompt], Sampling(temperature=0, max_tokens=30, stop=("STOP",)))[0]
+    assert (said.text, said.stopped_by) == ("one ", "stop")
+
+
+def test_an_engine_of_one_row_can_be_warmed_up() -> None:
+    engine = Engine(make_model("qwen3"), byte_tokenizer(), rows=1)
+    engine.warm_up()
+    assert len(engine.generate([[0]], Sampling(max_tokens=3, ignore_eos=True))[0].ids) == 3
+
+
+@pytest.mark.parametrize("more", [0, 30])
+def test_where_every_token_is_barred_the_answer_ends(more: int) -> None:
+    """more: ids that only the model has."""
+    tokenizer = byte_tokenizer()
+    engine = Engine(make_model("qwen3", vocab_size=tokenizer.vocab_size + more), tokenizer)
+    barred = Sampling(max_tokens=4, logit_bias=tuple((id, -100.0) for id in range(tokenizer.vocab_size)))
+    for temperature in (0.0, 1.0):
+        each = [replace(barred, temperature=temperature), Sampling(max_tokens=4, seed=1, ignore_eos=True)]
+        ended, free = engine.generate([[0], [0]], each)
+        assert ended.stopped_by == "end" and len(ended.ids) == 1 and len(free.ids) == 4
+
+
 def test_closing_a_stream_stops_the_work() -> None:
     engine = scripted({"": [100] * 50})
     stream = engine.stream([engine.tokenizer.assistant], Sampling(temperature=0))

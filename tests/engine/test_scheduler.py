@@ -353,6 +353,18 @@ def test_a_cancelled_answer_frees_its_row_within_one_step() -> None:
     assert len(engine.streams) == 0 and not engine.streams.running
 
 
+def test_weights_that_change_after_an_answer_was_left_write_the_next_one() -> None:
+    model, other = make_model("qwen3", context=128), make_model("qwen3", context=128, seed=5)
+    engine, prompt = Engine(model, byte_tokenizer()), list(range(20, 60))
+    greedy = Sampling(temperature=0, max_tokens=8, ignore_eos=True)
+    left = engine.stream(prompt, greedy)
+    next(left)
+    left.close()
+    model.load_state_dict(other.state_dict())
+    wanted = [token.id for token in Engine(other, byte_tokenizer()).stream(prompt, greedy)]
+    assert [token.id for token in engine.stream(prompt, greedy)] == wanted
+
+
 def test_streams_are_written_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler_module, "PASS", 0)
     engine = Engine(make_model("qwen3", CONTEXT), byte_tokenizer())

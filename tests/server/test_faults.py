@@ -35,13 +35,13 @@ path, pause, drain, seconds = sys.argv[1:]
 connection.HEADER_SECONDS = connection.WRITE_SECONDS = metrics.BODY_SECONDS = float(seconds)
 
 class Voice(ScriptedVoice):
-    def reply(self, messages, sampling, tools):
+    def reply(self, messages, *how):
         if messages[-1].content == "exit":
             raise SystemExit("the thread ends")
         if messages[-1].content == "kill":  # what cannot be caught where it is raised
             thread = ctypes.c_ulong(threading.get_ident())
             ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(KeyboardInterrupt))
-        yield from super().reply(messages, sampling, tools)
+        yield from super().reply(messages, *how)
 
 def load(path):
     return Voice(path, pause=float(pause), context=2000)

@@ -15,11 +15,15 @@ import openai.types.embedding_create_params as embeddings
 import openai.types.responses.input_token_count_params as counting
 import openai.types.responses.response_create_params as responses
 import pytest
+from pydantic import ValidationError
 
+from liuli.server.app_api import KeptChat
 from liuli.server.chat_completions import ChatRequest
 from liuli.server.completions import CompletionRequest
 from liuli.server.embeddings import EmbeddingRequest
+from liuli.server.label_api import ThumbIn
 from liuli.server.responses import InputRequest, ResponseRequest
+from liuli.server.token_api import DetokenizeRequest, TemplateRequest
 from liuli.server.wire import Strict
 from tests.server.scripted import LiveServer
 
@@ -151,6 +155,39 @@ def test_no_number_breaks_a_request_and_every_one_in_its_range_is_taken(real: Li
             refused = REFUSED.get(name) == value and not (path == "responses" and name == "top_logprobs")
             assert said.status_code == (400 if refused else 200), (name, value, said.text)
             assert not refused or said.json()["error"]["param"] == name
+
+
+MESSAGE = '{"messages": [{"role": "user", "content": "x"}], '
+LISTS: list[tuple[type[Strict], str, list[Any]]] = [
+    *((CompletionRequest, '{"prompt": HERE}', items) for items in ([1.5], [1, "a"], [{}])),
+    (CompletionRequest, '{"prompt": [HERE]}', [1.5]),
+    *((CompletionRequest, f'{{"prompt": "x", "{name}": HERE}}', [{}]) for name in ("stop", "guided_choice")),
+    (CompletionRequest, '{"prompt": "x", "stop_token_ids": HERE}', [-1]),
+    (EmbeddingRequest, '{"input": HERE}', [{}]),
+    (EmbeddingRequest, '{"input": [HERE]}', [{}]),
+    (ChatRequest, '{"messages": HERE}', [{}]),
+    *(
+        (ChatRequest, f'{{"messages": [{{"role": "user", "{name}": HERE}}]}}', [{}])
+        for name in ("content", "tool_calls")
+    ),
+    *((kind, MESSAGE + '"tools": HERE}', [{}]) for kind in (ChatRequest, TemplateRequest)),
+    *((ResponseRequest, f'{{"input": "x", "{name}": HERE}}', [{}]) for name in ("tools", "include")),
+    (ResponseRequest, '{"input": HERE}', [{}]),
+    (ResponseRequest, '{"input": [{"role": "user", "content": HERE}]}', [{}]),
+    (ResponseRequest, '{"input": [{"type": "function_call_output", "call_id": "c", "output": HERE}]}', [{}]),
+    (DetokenizeRequest, '{"tokens": HERE}', [-1]),
+    (KeptChat, '{"messages": HERE}', [{}]),
+    (ThumbIn, '{"good": true, "messages": HERE}', [{}]),
+]
+
+
+@pytest.mark.parametrize(("kind", "body", "items"), LISTS)
+def test_of_a_list_that_is_all_wrong_only_the_beginning_is_read(
+    kind: type[Strict], body: str, items: list[Any]
+) -> None:
+    with pytest.raises(ValidationError) as error:
+        kind.model_validate_json(body.replace("HERE", json.dumps(items * 1000)))
+    assert error.value.error_count() < 25
 
 
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [

@@ -12,11 +12,14 @@ import httpx
 import pytest
 
 from liuli.assistant import Judgements, export
+from liuli.assistant.voices import Ended, Event
+from liuli.engine import Sampling, Token
 from liuli.errors import LiuliError, UsageError
 from liuli.files import folder_hash
 from liuli.server import judgements, label
 from liuli.server.app import create_app
 from liuli.server.label_api import PROMPTS_TRIED
+from liuli.text import Message, ToolCall
 from tests.server.scripted import LiveServer, ScriptedVoice, make_model, make_run
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "calculator", "arguments": '{"expression": "12*7"}'}}
@@ -95,6 +98,21 @@ def test_every_answer_is_kept_with_the_model_that_gave_it(asked: Labelling) -> N
     assert rows == [("tiny", folder_hash(asked.model), seed) for seed in seeds]
 
 
+def test_what_was_said_before_a_call_is_kept_once(asked: Labelling, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reply(messages: object, sampling: Sampling, *how: object) -> Iterator[Event]:
+        yield Token(0, "Let me see. ", -1.0)
+        yield Message("assistant", "Let me see. ", (ToolCall("calculator", "{}", "c1"),))
+        yield Message("tool", "84", tool_call_id="c1")
+        yield Token(1, f"It is {sampling.seed}.", -1.0, stopped_by="end")
+        yield Ended("end", 2)
+
+    monkeypatch.setattr(asked.voice, "reply", reply)
+    task = asked.post("label/next", answers=2)
+    for answer in task["answers"]:
+        said, told, last = [message["content"] for message in answer["messages"]]
+        assert (said, told) == ("Let me see. ", "84") and last.startswith("It is ")
+
+
 def test_a_model_that_repeats_itself_is_asked_something_else_then_shown_alone(tmp_path: Path) -> None:
     with Labelling(tmp_path, "which", "long", "markdown", "calculate 1+1") as asked:
         _, ids, _ = asked.next()
@@ -135,6 +153,8 @@ HI = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello
     [
         ("label/next", {"answers": 5}, 400, "answers"),
         ("label/judge", {"kind": "choice", "answers": [998, 999]}, 400, "not answers to one prompt"),
+        ("label/judge", {"kind": "choice", "answers": [2**63, 1]}, 400, "answers.0"),
+        ("label/judge", {"kind": "choice", "answers": [-1, 1]}, 400, "answers.0"),
         ("label/judge", {"kind": "thumb", "answers": [1]}, 400, "kind"),
         ("label/judge", {"kind": "choice", "answers": [1, 2], "who": "x" * 81}, 400, "who"),
         ("thumb", {"messages": HI[::-1], "good": True}, 400, "a question and its answer"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -62,6 +64,18 @@ def test_running_answers_are_seen_and_a_client_that_leaves_is_cancelled(live: Li
         assert figures(live)["liuli_answers_running{}"] == 1
     until(lambda: figures(live)["liuli_answers_running{}"] == 0, 3)
     assert figures(live)["liuli_answers_total{cancelled}"] == 1
+
+
+def test_a_client_that_leaves_in_the_midst_of_its_body_is_no_failure(
+    live: LiveServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = urlsplit(live.url)
+    with socket.create_connection((place.hostname, place.port)) as line:
+        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+        line.sendall(f"{head}content-length: 1000\r\n\r\n{{".encode())
+        until(lambda: HTTP.get(f"{live.url}/health").status_code == 200)
+    until(lambda: figures(live).get("liuli_requests_total{POST,/v1/chat/completions,499}") == 1, 3)
+    assert not caplog.records
 
 
 def test_prompts_that_were_not_computed_again_are_counted(real: LiveServer) -> None:

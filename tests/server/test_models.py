@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -112,6 +113,24 @@ def test_a_run_and_a_model_are_served_together(tmp_path: Path) -> None:
         asked = {"messages": [{"role": "user", "content": "which"}], "model": "chat"}  # the page asks by stage
         lines = httpx.post(f"{many.live.url}/api/chat", json=asked).text.splitlines()
         assert json.loads(lines[0])["model"]["name"] == "chat"
+
+
+def test_a_folder_that_is_named_like_a_stage_is_asked_for_by_its_name(tmp_path: Path) -> None:
+    first, second = make_model(tmp_path / "tiny"), make_model(tmp_path / "other" / "chat")
+    (first / "liuli.json").write_text('{"stage": "chat"}')
+    many = Many(first, second)
+    with many.live:
+        assert [many.says(id) for id in ("chat", "tiny")] == ["chat", "tiny"]
+
+
+def test_a_folder_that_is_removed_is_a_model_less(tmp_path: Path) -> None:
+    first, second = make_model(tmp_path / "tiny"), make_model(tmp_path / "other")
+    many = Many(first, second)
+    with many.live:
+        shutil.rmtree(second)
+        listed = HTTP.get(f"{many.live.url}/v1/models").json()["data"]
+        assert [model["id"] for model in listed] == ["tiny"] and many.says("tiny") == "tiny"
+        assert many.ask("other").status_code == 404
 
 
 def test_folders_that_cannot_be_told_apart_or_served_are_refused(tmp_path: Path) -> None:

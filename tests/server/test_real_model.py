@@ -70,6 +70,18 @@ def test_the_bytes_of_all_tokens_are_the_answer(real_client: openai.OpenAI) -> N
     assert choice.message.content in (said.decode(errors="replace"), said.decode(errors="ignore"))
 
 
+@pytest.mark.parametrize("name", ["end", "think"])
+def test_a_control_token_is_told_by_its_name(real: LiveServer, model: liuli.Model, name: str) -> None:
+    asked = {"max_tokens": 1, "logit_bias": {str(getattr(model.tokenizer, name)): 100}}
+    chat = {"messages": HI, "logprobs": True, "tool_choice": "none", **asked}
+    told = httpx.post(f"{real.url}/v1/chat/completions", json=chat).json()["choices"][0]["logprobs"]["content"]
+    assert [(token["token"], bytes(token["bytes"]).decode()) for token in told] == [(f"<|{name}|>",) * 2]
+    told = httpx.post(f"{real.url}/v1/completions", json={"prompt": "x", "logprobs": 0, **asked}).json()["choices"][0]
+    assert told["text"] == "" and told["logprobs"]["tokens"] == [f"<|{name}|>"] == list(
+        told["logprobs"]["top_logprobs"][0]
+    )
+
+
 def test_a_seed_gives_the_same_answer_again_and_is_told(real_client: openai.OpenAI) -> None:
     def answer(seed: int | None) -> tuple[str, int]:
         asked: dict[str, Any] = {"model": "model", "messages": HI, "max_tokens": 20}
@@ -220,6 +232,19 @@ def test_a_required_call_is_well_formed_whatever_the_model(
     jsonschema_rs.validate(schema, json.loads(call.function.arguments))
 
 
+def test_the_tokens_told_of_a_call_are_those_that_were_written(real: LiveServer, model: liuli.Model) -> None:
+    spelt = {"type": "object", "properties": {"who": {"enum": ["hello world"]}}, "required": ["who"]}
+    tool = {"type": "function", "function": {"name": "hello", "parameters": spelt}}
+    asked = {"messages": HI, "tools": [tool], "tool_choice": "required", "parallel_tool_calls": False}
+    asked["logit_bias"] = {str(id): -100 for id in range(272, model.tokenizer.vocab_size)}  # not as it would be encoded
+    stats = real.desk.keeper.voice()[1].engine.stats
+    for seed in range(3):
+        before = stats.written
+        said = httpx.post(f"{real.url}/v1/chat/completions", json={**asked, "seed": seed}).json()
+        assert said["choices"][0]["finish_reason"] == "tool_calls"
+        assert said["usage"]["completion_tokens"] == stats.written - before
+
+
 def test_a_call_that_the_server_runs_must_come_once_and_then_it_is_answered(real_client: openai.OpenAI) -> None:
     calculator = {"type": "function", "function": {"name": "calculator"}}
     no_call = {"8": -100}  # a constraint stands above it
@@ -242,6 +267,7 @@ def schema(value: dict[str, Any]) -> dict[str, Any]:
         ({"response_format": schema({"type": "object", "unevaluatedProperties": False})}, "response_format"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "nonsense"}}}]}, "tools"),
         ({"guided_regex": "(a"}, "guided_regex"),
+        ({"guided_json": {"type": "array", "uniqueItems": True}}, "guided_json"),
         ({"guided_grammar": "start: ??"}, "guided_grammar"),
         ({"logit_bias": {"100000": 1}}, "logit_bias"),
         ({"stop_token_ids": [100000]}, "stop_token_ids"),

@@ -138,6 +138,31 @@ def test_the_responses_kept_are_bounded_in_size() -> None:
     assert list(shelf.kept) == ["5"]
 
 
+@pytest.mark.parametrize(("depth", "status"), [(90, 200), (110, 400), (900, 400)])
+def test_what_could_not_be_written_back_is_not_taken(live: LiveServer, depth: int, status: int) -> None:
+    tool = {"type": "function", "name": "f", "parameters": {"default": "HERE"}}
+    body = json.dumps({"input": "hello", "tools": [tool]})
+    for value, wanted in ('{"a":' * depth + "1" + "}" * depth, status), ("1e999", 400), ("-1e999", 400), ("1e99", 200):
+        said = httpx.post(
+            f"{live.url}/v1/responses",
+            content=body.replace('"HERE"', value),
+            headers={"content-type": "application/json"},
+        )
+        assert said.status_code == wanted, said.text
+        if wanted == 200:
+            assert httpx.get(f"{live.url}/v1/responses/{said.json()['id']}").json() == said.json()
+
+
+def test_what_was_said_before_a_call_is_remembered_once(live: LiveServer, client: openai.OpenAI) -> None:
+    asked = {"model": "tiny", "tools": [{"type": "function", "name": "calculator"}, WEATHER]}
+    made = client.responses.create(input="call weather {}", **asked)
+    assert made.output_text == "let me seeone moment"
+    output = [{"type": "function_call_output", "call_id": made.output[-1].call_id, "output": "rain"}]
+    client.responses.create(input=output, previous_response_id=made.id, **asked)
+    told = [(message.role, message.content) for message in live.voice.asked[-1][0][2:]]
+    assert told == [("assistant", "let me see"), ("tool", "2"), ("assistant", "one moment"), ("tool", "rain")]
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [

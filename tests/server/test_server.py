@@ -86,6 +86,7 @@ def test_a_long_conversation_loses_its_oldest_turns_and_says_so(live: LiveServer
         ({"host": "[::1]:8365"}, 200),
         ({"origin": "https://evil.example"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://["}, 403),
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"content-type": "text/plain"}, 415),
     ],
@@ -93,7 +94,9 @@ def test_a_long_conversation_loses_its_oldest_turns_and_says_so(live: LiveServer
 def test_only_this_machines_pages_may_speak(live: LiveServer, headers: dict[str, str], status: int) -> None:
     body = json.dumps({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2})
     every = {"content-type": "application/json", **headers}
-    assert httpx.post(f"{live.url}/api/chat", content=body, headers=every).status_code == status
+    said = httpx.post(f"{live.url}/api/chat", content=body, headers=every)
+    assert said.status_code == status
+    assert {"x-request-id", "content-security-policy"} <= set(said.headers)  # of those that are refused, too
 
 
 def test_a_conversation_of_thousands_of_turns_holds_nobody_up(real: LiveServer) -> None:
@@ -138,6 +141,7 @@ def test_health_and_methods(live: LiveServer) -> None:
     assert httpx.get(f"{live.url}/api/run").json()["kind"] == "model"
     wrong = httpx.delete(f"{live.url}/v1/models")
     assert (wrong.status_code, set(wrong.json()["error"])) == (405, {"message", "type", "param", "code"})
+    assert wrong.headers["allow"] == "GET"
 
 
 def test_a_run_serves_its_newest_model_and_waits_for_the_first(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from liuli.engine import Token
-from liuli.server.streaming import AnswerStream, batches, begun
-from liuli.server.worker import Worker
+from liuli.server import chat_completions, completions, responses
+from liuli.server.streaming import AnswerStream, Reply, batches, begun, guarded
+from liuli.server.worker import ASIDE, Busy, Worker
 
 
 @pytest.mark.parametrize("sent", [0, 1, 2])
@@ -78,6 +79,39 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
         return thread.submit(asyncio.run, work).result(timeout=5)
 
 
+REPLIES: list[Callable[[], Reply]] = [
+    lambda: chat_completions.Reply(chat_completions.ChatRequest(messages=[{"role": "user"}]), "m", []),
+    lambda: completions.Reply(completions.CompletionRequest(prompt="x"), "m"),
+    lambda: responses.Reply(responses.ResponseRequest(input="x"), "m", [], "", [], responses.Shelf()),
+]
+
+
+@pytest.mark.parametrize("reply", REPLIES)
+def test_an_answer_that_is_being_read_is_closed_when_its_chunk_is_stuck(reply: Callable[[], Reply]) -> None:
+    closed: list[str] = []
+
+    async def leave() -> None:
+        stuck = asyncio.Event()
+
+        async def send(message: dict[str, Any]) -> None:
+            if b'"x' in message.get("body", b""):
+                stuck.set()
+                await asyncio.Event().wait()
+
+        answers = [said(*(Token(id, "x", -1.0) for id in range(999)), pause=0.001, closed=closed)]
+        chunks = guarded(reply().chunks(await begun(answers), answers), lambda error: b"")
+        stream = AnswerStream(chunks, answers, "text/event-stream")
+        task = asyncio.create_task(stream.stream_response(send))  # type: ignore[arg-type]
+        await stuck.wait()
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert closed == ["answer"]
+
+    run(leave())
+
+
 def test_the_first_token_goes_at_once_and_what_comes_in_the_pause_goes_together() -> None:
     async def collect() -> list[list[int]]:
         tokens = [Token(id, "x", -1.0) for id in range(50)]
@@ -112,6 +146,31 @@ def test_one_answer_that_cannot_begin_closes_those_that_could() -> None:
 
     run(begin())
     assert closed == ["answer"] * 2
+
+
+def test_an_answer_aside_that_was_left_keeps_its_place_until_its_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("liuli.server.worker.WAITING_AT_MOST", 2)
+    go_on = threading.Event()
+
+    def blocks() -> Generator[str | None, None, None]:
+        yield ASIDE
+        go_on.wait(5)
+        yield "a"
+
+    async def leave() -> None:
+        worker = Worker()
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(worker.run(blocks)), 0.1)
+        assert len(worker) == 0  # nobody waits
+        with pytest.raises(Busy):
+            await anext(worker.run(blocks))
+        go_on.set()
+        await asyncio.sleep(0.1)
+        assert [word async for word in worker.run(blocks)] == ["a"]
+        worker.close()
+
+    run(leave())
 
 
 def test_a_turn_takes_all_that_is_there_and_then_others_have_theirs() -> None:

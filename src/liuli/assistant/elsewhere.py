@@ -104,15 +104,19 @@ class VllmEngine:
         self.context = self.remote.context
         self.rules = rules(replace(config, context=self.context), self.tokenizer)
 
-    def poll(self, prompt: Sequence[int], sampling: Sampling, **more: Any) -> Generator[Token, None, None]:
-        """The tokens of one answer as they come; closing the iterator hangs up. more: for our engine alone."""
+    def poll(self, prompt: Sequence[int], sampling: Sampling, **more: Any) -> Generator[Token | None, None, None]:
+        """The tokens of one answer as they come, None before it is asked for; closing the iterator hangs up.
+
+        more: as in Engine; the server knows no salt.
+        """
         # the server counts one place more than our engine: nothing is computed after the last token
         room = self.context - len(prompt)
         if room < 1:
             raise LiuliError("the prompt fills the server's context", self.remote.url, "shorten it")
-        request = self.rules.request(prompt, replace(sampling, max_tokens=min(sampling.max_tokens, room)))
-        url = f"{self.remote.url}/v1/completions"
-        for event in ask_stream(url, self._asked(request.prompt, request.sampling), self.remote.key):
+        request = self.rules.request(prompt, replace(sampling, max_tokens=min(sampling.max_tokens, room)), **more)
+        url, asked = f"{self.remote.url}/v1/completions", self._asked(request.prompt, request.sampling)
+        yield None
+        for event in ask_stream(url, asked, self.remote.key):
             for choice in event.get("choices") or ():
                 for id, logprob, others in self._tokens(choice, url):
                     yield (token := self.rules.token(request, id, logprob, others))
@@ -160,8 +164,8 @@ class LlamaCppEngine:
     """llama.cpp in this process, over our GGUF export of a model folder; it gives the logits, our sampler draws.
 
     kind: number type of matrices; f32: of attention too, for the model's own numbers. threads: default torch's.
-    Each answer under way has a context of its own; what a conversation has in common with an earlier one in a spare
-    context is not read again.
+    Each answer under way has a context of its own; what a conversation has in common with an earlier one of its salt in
+    a spare context is not read again.
     """
 
     def __init__(self, folder: Path, kind: str = "q8_0", threads: int | None = None) -> None:
@@ -179,11 +183,11 @@ class LlamaCppEngine:
 
     def poll(self, prompt: Sequence[int], sampling: Sampling, **more: Any) -> Generator[Token | None, None, None]:
         """The tokens of one answer as they are written, None before each: others may go on. Closing the iterator stops
-        the work. more: for our engine."""
-        request = self.rules.request(prompt, sampling)
+        the work. more: as in Engine."""
+        request = self.rules.request(prompt, sampling, **more)
         sampler = Sampler(self.vocab_size, torch.device("cpu"), self.tokenizer.stops, self.tokenizer)
         sampler.add([request.sampling], [request.prompt])
-        with self._reader(request.ids) as reader:
+        with self._reader(request.ids, request.salt) as reader:
             while request.stopped_by is None:
                 yield None
                 logits_1V = torch.from_numpy(reader.read(request.ids)).unsqueeze(0)
@@ -191,14 +195,16 @@ class LlamaCppEngine:
                     id = int(sampler(logits_1V + self.ban_V))
                     logprobs_1V = torch.log_softmax(logits_1V, -1)
                 others = likeliest(logprobs_1V, self.rules.names, [sampling.alternatives])
-                yield self.rules.token(request, id, float(logprobs_1V[0, id]), others[0])
+                yield self.rules.token(request, id, float(logprobs_1V[0, id]), others[0], broken=sampler.broken(0))
 
     @contextmanager
-    def _reader(self, ids: Sequence[int]) -> Generator[_Reader, None, None]:
-        """The spare context that has most in common with these tokens, or a new one; it is spare again afterwards."""
+    def _reader(self, ids: Sequence[int], salt: str) -> Generator[_Reader, None, None]:
+        """The spare context of this salt that has most in common with these tokens, or a new one; it is spare again
+        afterwards."""
         with self._lock:
-            self._spare.sort(key=lambda reader: common(reader.ids, ids))
-            reader = self._spare.pop() if self._spare else _Reader(self)
+            ours = [reader for reader in self._spare if reader.salt == salt]
+            reader = max(ours, key=lambda reader: common(reader.ids, ids), default=None) or _Reader(self, salt)
+            self._spare = [each for each in self._spare if each is not reader]
         try:
             yield reader
         finally:
@@ -218,10 +224,10 @@ class _Owned:
 
 
 class _Reader:
-    """One context of llama.cpp: the tokens `ids` are read."""
+    """One context of llama.cpp: the tokens `ids` are read. salt: only texts of the same share it."""
 
-    def __init__(self, engine: LlamaCppEngine) -> None:
-        self.lib, self.vocab_size, self.ids = engine.lib, engine.vocab_size, list[int]()
+    def __init__(self, engine: LlamaCppEngine, salt: str) -> None:
+        self.lib, self.vocab_size, self.ids, self.salt = engine.lib, engine.vocab_size, list[int](), salt
         params = self.lib.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = engine.context, READ_AT_ONCE, READ_AT_ONCE
         params.n_threads = params.n_threads_batch = engine.threads

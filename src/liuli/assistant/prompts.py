@@ -23,7 +23,7 @@ BUILT_IN = (
     ("Hello! Who are you?", "你好！你是谁？"),
     ("What is the capital of France?", "法国的首都是哪里？"),
     ("What is 12 times 7? Explain how you got there.", "12乘以7等于多少？请说明怎么算。"),
-    ("Please tell me a story about a rabbit.", "讲一个小兔的故事。"),
+    ("Please tell me a story about a rabbit.", "讲一个兔子的故事。"),
     ("Why is the sky blue?", "天空为什么是蓝色的？"),
     ("Write two sentences about the sea.", "用两句话写一写大海。"),
     ("What should I eat for breakfast?", "早饭吃什么好？"),

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from liuli.assistant.voices import Ended, Event
 from liuli.engine import MAX_CALLS, TOOLS, Alternative, Sampling, StoppedBy, TextStream, Token, Tool
-from liuli.engine.chat import answer_calls
+from liuli.engine.chat import answer_calls, following
 from liuli.engine.http import ask, ask_stream
 from liuli.errors import LiuliError, UsageError
 from liuli.text import Message, ToolCall
@@ -82,14 +82,18 @@ class RemoteVoice:
         return self._pieces[token]
 
     def reply(
-        self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str]
-    ) -> Generator[Event, None, None]:
+        self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str], declared: Collection[str] = ()
+    ) -> Generator[Event | None, None, None]:
         """The answer as it comes; calls of our tools are run and the model goes on, at most MAX_CALLS times."""
         chosen = {name: TOOLS[name] for name in tools}
         history, tokens = list(messages), 0
-        body = self._asked(sampling, chosen)
         for calls_made in range(MAX_CALLS + 1):
-            said = _Said()
+            if tokens >= sampling.max_tokens:
+                yield Token(0, "", 0.0, stopped_by="length")
+                yield Ended("length", tokens)
+                return
+            body, said = self._asked(following(sampling, calls_made, tokens), chosen), _Said()
+            yield None  # what cannot be asked is told by now
             yield from self._say(body | {"messages": [as_dict(message) for message in history]}, said)
             tokens += said.usage if said.usage is not None else said.shown
             if not said.calls or said.finish == "length" or calls_made == MAX_CALLS:
@@ -97,11 +101,13 @@ class RemoteVoice:
                 yield Ended(said.stopped_by, tokens)
                 return
             message = said.message()
+            if any(call.name in declared for call in message.tool_calls):
+                yield message
+                yield Ended("call", tokens)
+                return
             produced = [message, *answer_calls(message, chosen)]
             yield from produced
             history += produced
-            if "tool_choice" in body:  # the first call had to be made, no other
-                body["tool_choice"] = "auto"
 
     def _asked(self, sampling: Sampling, tools: Mapping[str, Tool]) -> dict[str, Any]:
         """The request but for its messages."""

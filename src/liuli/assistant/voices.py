@@ -7,7 +7,7 @@ in every case. (This file, unlike the rest of the room, needs torch, so the fron
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +22,9 @@ from liuli.text import Message, render
 
 @dataclass(frozen=True)
 class Ended:
-    """An answer's last event: why it ended ("end", "stop", "length", "error") and how many tokens it took in all."""
+    """An answer's last event: why it ended ("end", "stop", "length", "call" of a tool that is run elsewhere, "error")
+    and how many tokens it took in all.
+    """
 
     stopped_by: str
     tokens: int
@@ -42,12 +44,16 @@ class Voice(Protocol):
         """How many tokens the prompt for these messages has."""
 
     def reply(
-        self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str]
+        self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str], declared: Collection[str] = ()
     ) -> Generator[Event | None, None, None]:
-        """The answer as it comes; Ended is always last. None: nothing is there yet, and others may have their turn."""
+        """The answer as it comes; Ended is always last. None: nothing is there yet, and others may have their turn.
+
+        declared: tools that are run elsewhere; a message that calls one is followed by Ended("call"). Raises UsageError
+        before anything comes for what it cannot do.
+        """
 
     def bytes_of(self, token: int) -> bytes:
-        """The bytes a token stands for."""
+        """The bytes a token stands for; those of its name where it is a control token."""
 
 
 class EngineVoice:
@@ -61,15 +67,20 @@ class EngineVoice:
         return len(render(list(messages), self.tokenizer, answer=True).tokens)
 
     def bytes_of(self, token: int) -> bytes:
-        """The bytes a token stands for."""
-        return self.tokenizer.bytes_of(token)
+        """The bytes a token stands for; those of its name where it is a control token."""
+        return self.tokenizer.bytes_of(token) or self.tokenizer.decode([token]).encode()
 
     def reply(
-        self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[str], **more: Any
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        tools: Sequence[str],
+        declared: Collection[str] = (),
+        **more: Any,
     ) -> Generator[Event | None, None, None]:
-        """The engine's reply, its tools among those named. more: of our own engine, salt and deadline."""
+        """The engine's reply, its tools among those named. more: salt and deadline."""
         chosen = {name: TOOLS[name] for name in tools}
-        stopped_by, written = yield from polled_reply(self.engine, list(messages), sampling, chosen, **more)
+        stopped_by, written = yield from polled_reply(self.engine, list(messages), sampling, chosen, declared, **more)
         yield Ended(stopped_by, written)
 
 

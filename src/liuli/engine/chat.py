@@ -6,7 +6,7 @@ An answer that calls a tool is followed by the tool's message, and the model goe
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
@@ -57,25 +57,32 @@ def reply(
 
 
 def polled_reply(
-    engine: Streams, messages: Messages, sampling: Sampling, tools: Mapping[str, Tool] = TOOLS, **more: Any
+    engine: Streams,
+    messages: Messages,
+    sampling: Sampling,
+    tools: Mapping[str, Tool] = TOOLS,
+    declared: Collection[str] = (),
+    **more: Any,
 ) -> Generator[Token | Message | None, None, tuple[str, int]]:
     """`reply`, for one thread that serves many: None where what comes next is not there yet, and others may go on.
 
-    Returns why it ended and how many tokens were written in all, also those that are not shown.
+    declared: tools that are run elsewhere: a message that calls one is the last. Returns why it ended ("call" there)
+    and how many tokens were written in all, also those that are not shown.
     """
     history = list(as_messages(messages))
     last: Token | None = None
     written = 0
     for calls_made in range(MAX_CALLS + 1):
         try:
-            prompt = fit(history, engine, sampling)
+            next_sampling = following(sampling, calls_made, written)
+            prompt = fit(history, engine, next_sampling)
         except LiuliError:
             if last is None:
                 raise
-            yield replace(last, text="", stopped_by="length")  # the tool's result does not fit: the answer ends with it
+            yield replace(last, text="", stopped_by="length")  # after the tool's result there is no room for more
             return "length", written
         tokens: list[Token] = []
-        stream = engine.poll(prompt, _following(sampling, calls_made), **more)
+        stream = engine.poll(prompt, next_sampling, conversation=True, **more)
         for token, hidden in _with_hidden(stream, engine.tokenizer):
             if token is None:
                 yield None
@@ -90,6 +97,9 @@ def polled_reply(
         if last is not None and not (calls_made < MAX_CALLS and _calls(message, last)):
             yield last
             return last.stopped_by or "end", written
+        if any(call.name in declared for call in message.tool_calls):
+            yield message
+            return "call", written
         produced = [message, *answer_calls(message, tools)]
         yield from produced
         history += produced
@@ -119,8 +129,10 @@ def turns(
 
     def begin(number: int) -> Request:
         turn = results[number]
-        prompt = fit(histories[number] + turn.messages, engine, each[number])
-        return engine.request(prompt, _following(each[number], len(turn.answers)), number)
+        written = sum(len(answer.tokens) for answer in turn.answers)
+        sampling = following(each[number], len(turn.answers), written)
+        prompt = fit(histories[number] + turn.messages, engine, sampling)
+        return engine.request(prompt, sampling, number, conversation=True)
 
     def then(request: Request) -> Request | None:
         turn = results[request.number]
@@ -137,7 +149,7 @@ def turns(
         turn.messages += answer_calls(message, tools)
         try:
             return begin(request.number)
-        except LiuliError:  # the tool's result does not fit any more: the conversation ends with it
+        except LiuliError:  # after the tool's result there is no room for more: the conversation ends with it
             return None
 
     engine.work([begin(number) for number in range(len(histories))], then)
@@ -207,8 +219,13 @@ def _calls(message: Message, last: Token) -> bool:
     return bool(message.tool_calls) and last.stopped_by == "end"
 
 
-def _following(sampling: Sampling, calls_made: int) -> Sampling:
-    """For the answer after each call: random numbers of its own, and no call that must come."""
+def following(sampling: Sampling, calls_made: int, written: int) -> Sampling:
+    """For the answer after each call: random numbers of its own, no call that must come, and the tokens that are left.
+
+    Raises UsageError where none are.
+    """
     if calls_made and sampling.constraint is not None:
         sampling = replace(sampling, constraint=replace(sampling.constraint, required=False))
-    return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + calls_made)
+    seed = None if sampling.seed is None else sampling.seed + calls_made
+    least = max(0, sampling.min_tokens - written)
+    return replace(sampling, seed=seed, min_tokens=least, max_tokens=sampling.max_tokens - written)

@@ -10,7 +10,7 @@ import functools
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -32,13 +32,15 @@ class Constraint:
     text, by kind: json_schema: the schema; json_object: nothing; regex: an expression that the whole answer matches;
     choice: a JSON list of strings; grammar: in Lark's notation; substring: the source that the answer quotes to the
     letter; tools: a JSON object from each tool's name to the schema of its arguments. required: an answer under "tools"
-    is a call (else it may be text, or text and then a call). parallel: it may be several.
+    is a call (else it may be text, or text and then a call). parallel: it may be several. asked_by: the field of a
+    request, to be named where the constraint cannot be kept.
     """
 
     kind: Kind
     text: str = ""
     required: bool = False
     parallel: bool = True
+    asked_by: str | None = field(default=None, compare=False)
 
 
 def check(constraint: Constraint, tokenizer: Tokenizer) -> None:
@@ -164,7 +166,8 @@ def _grammar(constraint: Constraint) -> str:
             return _calls(json.loads(text), constraint)
 
 
-_LITERALS = re.compile(r'"(\\.|[^"\\\n])*"|//.*|/(\\.|[^/\\\n])+/')
+# as llguidance reads them; one that does not end is refused there, and taken to its end here is read once
+_LITERALS = re.compile(r'"(\\.|[^"\\\n])*"?|(//|#).*|/(\\.|[^/\\])+/?')
 _CONTROL = re.compile(r"<[|\[][^>]*>?")
 
 

@@ -39,9 +39,10 @@ class Request:
     """One prompt being answered.
 
     ids: the prompt and the answer so far. salt: only texts of the same salt share what was computed for them. priority:
-    the higher goes first. deadline: by time.monotonic(), in seconds; the answer is cut there. reused: tokens of the
-    prompt that were not computed again. hope: the share of drafted tokens that came true lately. failed: why it ends
-    without an answer. alone: it is read by itself, for it was among prompts that could not be read together.
+    the higher goes first. deadline: by time.monotonic(), in seconds; the answer is cut there. conversation: calls and
+    thoughts are not shown, so no stop string cuts them. reused: tokens of the prompt that were not computed again.
+    hope: the share of drafted tokens that came true lately. failed: why it ends without an answer. alone: it is read by
+    itself, for it was among prompts that could not be read together.
     """
 
     prompt: Sequence[int]
@@ -50,9 +51,10 @@ class Request:
     salt: str = ""
     priority: int = 0
     deadline: float = math.inf
+    conversation: bool = False
     tokens: list[Token] = field(default_factory=list)
     text: TextStream = field(default_factory=TextStream)
-    hidden: bool = False  # what is written now is a call or a thought, which no stop string may cut
+    hidden: bool = False  # what is written now is a call or a thought of a conversation
     cancelled: bool = False
     failed: Exception | None = None
     alone: bool = False
@@ -163,7 +165,7 @@ class Engine:
     def warm_up(self) -> None:
         """Compile the step now, for one row and for several, rather than while the first question waits."""
         streams, lengths = self.streams, [7, 7]
-        for B in (1, 2):
+        for B in range(1, min(2, streams.rows) + 1):
             for T in (1, 1 + MOST) if self.drafter else (1,):
                 places_B1 = torch.full((B, 1), lengths[0], device=self.device)
                 streams.cache.follow(places_B1, places_B1 - 1, lengths[:B], T)
@@ -182,7 +184,8 @@ class Engine:
     def stream(self, prompt: Sequence[int], sampling: Sampling, **more: Any) -> Generator[Token, None, None]:
         """The tokens of one answer as they are written; closing the iterator stops the work.
 
-        more: salt, priority, deadline of the Request. All streams are written together, by whoever asks first.
+        more: salt, priority, deadline, conversation of the Request. All streams are written together, by whoever asks
+        first.
         """
         with closing(self.poll(prompt, sampling, **more)) as polled:
             yield from (token for token in polled if token is not None)
@@ -289,7 +292,7 @@ class Engine:
         if request.text.stopped:
             stopped_by = "stop"
         if not shown:
-            request.hidden = hides(id, request.hidden, self.tokenizer)
+            request.hidden = request.conversation and hides(id, request.hidden, self.tokenizer)
             request.text = TextStream(() if request.hidden else request.sampling.stop)
         token = Token(id, text, logprob, alternatives, stopped_by=stopped_by)
         request.tokens.append(token)

@@ -302,6 +302,9 @@ class Sampler:
         wanted_BV = self._changed(logits_BV, own, columns)
         if self.any_constraint:
             wanted_BV = self._constrained(wanted_BV, logits_BV, matchers)
+        if self.any_constraint or self.bias_BV is not None:
+            for row in torch.isneginf(wanted_BV).all(-1).nonzero()[:, 0].tolist():  # where nothing is left, the end
+                wanted_BV[row, self.ends] = logits_BV[row, self.ends]
         chosen_B1 = self._drawn(wanted_BV, own, columns) if self.any_drawn else wanted_BV.argmax(-1, keepdim=True)
         if self.any_drawn and self.any_greedy:
             chosen_B1 = torch.where(columns.greedy > 0, wanted_BV.argmax(-1, keepdim=True), chosen_B1)
@@ -328,7 +331,7 @@ class Sampler:
         return logits_BV
 
     def _constrained(self, logits_BV: Tensor, given_BV: Tensor, matchers: Sequence[Matcher | None]) -> Tensor:
-        """Leave each row what its constraint allows; an end token where that is nothing.
+        """Leave each row what its constraint allows.
 
         Where bias and bars forbid all that a constraint allows, it is the constraint that holds. given_BV: the logits
         without them.
@@ -339,10 +342,7 @@ class Sampler:
         barred_NV = ~masks([matcher for matcher in matchers if matcher is not None and matcher.masks], self.vocab_size)
         logits_NV = logits_BV[at].masked_fill(barred_NV, -math.inf)
         for row in torch.isneginf(logits_NV).all(-1).nonzero()[:, 0].tolist():
-            given_V = given_BV[at[row]]
-            logits_NV[row] = given_V.masked_fill(barred_NV[row], -math.inf)
-            if torch.isneginf(logits_NV[row]).all():
-                logits_NV[row, self.ends] = given_V[self.ends]
+            logits_NV[row] = given_BV[at[row]].masked_fill(barred_NV[row], -math.inf)
         logits_BV = logits_BV.clone()
         logits_BV[at] = logits_NV
         return logits_BV

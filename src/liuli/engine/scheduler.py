@@ -131,8 +131,8 @@ class Scheduler:
         there = [*self.running, *([self.reading.request] if self.reading else ())]
         with _evaluating(self.model):
             try:
-                self._refresh()
                 self._forget_cancelled()
+                self._refresh()
                 self._make_room()
                 if self.running:
                     began, drafts = time.perf_counter(), self._drafts()

@@ -34,6 +34,7 @@ LOG = logging.getLogger("liuli.server")
 PAGE = Path(__file__).parent / "page"
 NO_PAGE = (
     "The web page is not built in this installation.\nBuild it with `python hatch_build.py` in the source folder.\n"
+    "这次安装没有构建网页。请在源码文件夹里运行 `python hatch_build.py`。\n"
 )
 # A report brings its own styles and scripts; in a sandbox they cannot reach this server or what the page stored.
 REPORT_POLICY = (
@@ -80,8 +81,8 @@ def create_app(
     app.state.desk, app.state.logins = desk, logins
     # the last one added is passed first
     app.add_middleware(Door, keys=keys, logins=logins, limits=limits, local=is_local(host))
-    app.add_middleware(Front, metrics=metrics)
     app.add_middleware(Guard, bound_to=host)
+    app.add_middleware(Front, metrics=metrics)
     app.include_router(openai_routes(desk))
     app.include_router(app_routes(desk, kept))
     app.include_router(label_routes(desk, Judgements(kept) if kept else None, prompts))
@@ -132,7 +133,9 @@ def add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        return error_response(ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}."))
+        response = error_response(ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}."))
+        response.headers.update(error.headers or {})
+        return response
 
 
 def add_page(app: FastAPI) -> None:

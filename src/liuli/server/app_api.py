@@ -26,7 +26,7 @@ from liuli.server.desk import Desk, Started
 from liuli.server.errors import ApiError
 from liuli.server.runs import RunReader
 from liuli.server.streaming import AnswerStream
-from liuli.server.wire import Knobs, MessageIn, Strict, read_body, salt_of
+from liuli.server.wire import Items, Knobs, MessageIn, Strict, read_body, salt_of
 from liuli.text import Message
 
 LOG = logging.getLogger("liuli.server")
@@ -61,7 +61,7 @@ class KeptChat(Strict):
     """PUT /api/chats/{id}."""
 
     title: str = Field(default="", max_length=500)
-    messages: list[KeptMessage] = Field(max_length=2000)
+    messages: Items[KeptMessage] = Field(max_length=2000)
 
     def rows(self) -> list[dict[str, Any]]:
         """The messages as they are kept. Raises ApiError where they are no tree, or no text."""

@@ -11,6 +11,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -42,6 +43,7 @@ from liuli.server.wire import (
     Choice,
     ChosenTool,
     Form,
+    Items,
     Knobs,
     PlainFormat,
     SchemaFormat,
@@ -52,8 +54,9 @@ from liuli.server.wire import (
     salt_of,
     tools_of,
 )
-from liuli.text import Message, ToolCall
+from liuli.text import SPECIALS, Message, ToolCall
 
+CONTROLS = frozenset(name.encode() for name in SPECIALS)
 LOWEST_LOGPROB = -9999.0  # OpenAI's way to write minus infinity, which JSON has no word for
 
 
@@ -68,7 +71,7 @@ class ChatRequest(Knobs):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
-    tools: list[ToolIn] | None = None
+    tools: Items[ToolIn] | None = None
     tool_choice: Choice | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
 
@@ -108,7 +111,7 @@ def form_of(asked: Form | None, tools: Tools) -> tuple[Constraint | None, Tools]
         message = "`response_format` and `tools` exclude each other here, unless `tool_choice` is 'none'."
         raise ApiError(400, message, param="response_format")
     form = Constraint("json_schema", json.dumps(asked.wanted)) if asked.wanted else Constraint("json_object")
-    return form, Tools(here=[], declared=[], shape=None)
+    return replace(form, asked_by="response_format"), Tools(here=[], declared=[], shape=None)
 
 
 def chat_routes(desk: Desk) -> APIRouter:
@@ -236,14 +239,15 @@ class Reply:
             return sse({**base, "choices": [choice]})
 
         parts = [chunk(index, {"role": "assistant", "content": "", "refusal": None}) for index in range(len(self.said))]
-        async for batch in batches(answers):
-            for index, event in batch:
-                self.take(index, event)
-            news = [chunk(index, **part) for index in {index for index, _ in batch} for part in self.news(index)]
-            parts += news
-            if news and not all(said.over for said in self.said):
-                yield b"".join(parts)
-                parts = []
+        async with aclosing(batches(answers)) as news_of_all:
+            async for batch in news_of_all:
+                for index, event in batch:
+                    self.take(index, event)
+                news = [chunk(index, **part) for index in {index for index, _ in batch} for part in self.news(index)]
+                parts += news
+                if news and not all(said.over for said in self.said):
+                    yield b"".join(parts)
+                    parts = []
         parts.append(sse({**base, "choices": [], "usage": self.usage()}) if with_usage else b"")
         yield b"".join(parts) + DONE
 
@@ -305,8 +309,9 @@ def logprob_out(bytes_of: Callable[[int], bytes], token: Token) -> TokenLogprob:
     """A token's log-probability and its alternatives', in OpenAI's shape; a control token's bytes are its name's."""
 
     def one(id: int, text: str, logprob: float) -> OtherToken:
-        spelt = list(bytes_of(id) or text.encode())
-        return {"token": text, "logprob": max(logprob, LOWEST_LOGPROB), "bytes": spelt}
+        spelt = bytes_of(id) or text.encode()
+        shown = text or (spelt.decode() if spelt in CONTROLS else "")
+        return {"token": shown, "logprob": max(logprob, LOWEST_LOGPROB), "bytes": list(spelt)}
 
     top = [one(other.id, other.text, other.logprob) for other in token.alternatives]
     return {**one(token.id, token.text, token.logprob), "top_logprobs": top}

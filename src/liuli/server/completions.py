@@ -10,6 +10,7 @@ import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -26,7 +27,7 @@ from liuli.server.names import stage_of
 from liuli.server.openapi import describes
 from liuli.server.replies import TextChoice, TextCompletion, TextLogprobs, Usage
 from liuli.server.streaming import DONE, batches, respond, sse
-from liuli.server.wire import IGNORED, MOST_CHOICES, Drawn, StreamOptions, TokenId, read_body, salt_of
+from liuli.server.wire import IGNORED, MOST_CHOICES, Drawn, Items, StreamOptions, TokenId, read_body, salt_of
 from liuli.server.worker import WAITING_AT_MOST
 
 Prompt = str | list[TokenId]
@@ -36,7 +37,7 @@ class CompletionRequest(Drawn):
     """POST /v1/completions."""
 
     model: str = ""
-    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
+    prompt: str | Items[TokenId] | Items[str] | Items[Items[TokenId]]
     max_tokens: int | None = Field(default=None, ge=0, le=1_000_000)
     n: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
     best_of: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
@@ -189,14 +190,16 @@ class Reply:
         for one, first in zip(self.written, firsts, strict=True):
             one.take(first)
         base = {**self.head, "system_fingerprint": self.fingerprint(), **({"usage": None} if with_usage else {})}
-        async for batch in batches(answers):
-            for index, event in batch:
-                self.written[index].take(event)
-            news = [index for index in sorted({index for index, _ in batch}) if self.written[index].tells()]
-            if news:
-                yield b"".join(sse({**base, "choices": [self.choice(index, self.written[index])]}) for index in news)
-            for index in news:
-                self.written[index].forget()
+        async with aclosing(batches(answers)) as news_of_all:
+            async for batch in news_of_all:
+                for index, event in batch:
+                    self.written[index].take(event)
+                news = [index for index in sorted({index for index, _ in batch}) if self.written[index].tells()]
+                if news:
+                    each = ({**base, "choices": [self.choice(index, self.written[index])]} for index in news)
+                    yield b"".join(map(sse, each))
+                for index in news:
+                    self.written[index].forget()
         yield (sse({**base, "choices": [], "usage": self.usage()}) if with_usage else b"") + DONE
 
     def choice(self, index: int, one: Written) -> TextChoice:

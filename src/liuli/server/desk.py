@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
-from liuli.assistant.voices import Ended, Event, ModelVoice, Voice
+from liuli.assistant.voices import Ended, EngineVoice, Event, ModelVoice, Voice
 from liuli.engine import TOOLS, Sampling, TextStream, Token
 from liuli.engine.chat import spare, trimmed
 from liuli.engine.constraints import Constraint, check
@@ -30,22 +30,13 @@ from liuli.server.worker import ASIDE, Busy, Worker
 from liuli.text import Message
 
 T = TypeVar("T")
-# the field that asked for a constraint, to be named when it cannot be kept
-ASKED_BY = {
-    "json_schema": "response_format",
-    "json_object": "response_format",
-    "tools": "tools",
-    "regex": "guided_regex",
-    "choice": "guided_choice",
-    "grammar": "guided_grammar",
-}
 
 
 @dataclass(frozen=True)
 class Started:
     """The first event: the prompt's length, how many front messages were left out, the seed, the model that answers.
 
-    bytes_of: the bytes that a token of this model stands for. prompt: its tokens, if they are to be echoed.
+    bytes_of: the bytes a token of this model stands for, or its name's. prompt: its tokens, if they are to be echoed.
     """
 
     prompt_tokens: int
@@ -149,7 +140,7 @@ class Desk:
                 for form in (constraint, replace(constraint, required=False)):  # the latter after a call
                     await run_in_threadpool(check, form, tokenizer)
             except UsageError as error:
-                raise ApiError(400, error.what, param=ASKED_BY.get(constraint.kind)) from None
+                raise ApiError(400, error.what, param=constraint.asked_by) from None
 
     def answer(
         self,
@@ -174,21 +165,16 @@ class Desk:
         def make(model: ModelFile, voice: Voice) -> Generator[Started | Event | None, None, None]:
             kept, prompt_tokens = fit(voice, messages, trim)
             fitted = fit_answer(sampling, seed, voice.context - prompt_tokens)
-            yield Started(prompt_tokens, len(messages) - len(kept), seed, model.about(), voice.bytes_of)
             if isinstance(voice, ModelVoice):
-                formed = replace(fitted, constraint=fitted.constraint or calls_of(tools))
-                said = voice.reply(kept, formed, tools, salt=salt, deadline=deadline)
+                fitted = replace(fitted, constraint=fitted.constraint or calls_of(tools))
+            if isinstance(voice, EngineVoice):
+                said = honoured(voice.reply(kept, fitted, tools, declared, salt=salt, deadline=deadline))
             else:
-                said = honoured(voice.reply(kept, fitted, tools), deadline)
-            spent = 0
-            for event in said:
-                yield event
-                if isinstance(event, Message) and event.tool_calls:
-                    spent += written(voice, event)
-                    if any(call.name in declared for call in event.tool_calls):
-                        said.close()
-                        yield Ended("call", spent)
-                        return
+                said = honoured(voice.reply(kept, fitted, tools, declared), deadline)
+            first = next(said)  # what is refused is refused before anything is told
+            yield Started(prompt_tokens, len(messages) - len(kept), seed, model.about(), voice.bytes_of)
+            yield first
+            yield from said
 
         return self.work(stage, make, sampling)
 
@@ -234,8 +220,10 @@ def fit_answer(sampling: Sampling, seed: int, room: int) -> Sampling:
     return replace(sampling, seed=seed, max_tokens=min(sampling.max_tokens, room))
 
 
-def honoured(events: Generator[Event | None, None, None], deadline: float) -> Generator[Event | None, None, None]:
-    """The events of another engine, up to the deadline. It is the request's fault to ask what only ours can do."""
+def honoured(
+    events: Generator[Event | None, None, None], deadline: float = math.inf
+) -> Generator[Event | None, None, None]:
+    """A voice's events, up to a deadline that it does not know. To ask what it cannot do is the request's fault."""
     count = 0
     try:
         with closing(events):
@@ -253,7 +241,7 @@ def echoed(voice: ModelVoice, tokens: Sequence[int], alternatives: int) -> list[
     """The tokens of a prompt as an answer's; alternatives under 0: without log-probabilities."""
     told = [Token(id, "", math.nan) for id in tokens] if alternatives < 0 else voice.score(tokens, alternatives)
     text = TextStream()
-    pieces = [voice.bytes_of(token.id) or voice.tokenizer.decode([token.id]).encode() for token in told]
+    pieces = [voice.bytes_of(token.id) for token in told]
     shown = [text.feed(piece, last=at == len(pieces) - 1) for at, piece in enumerate(pieces)]
     return [replace(token, text=piece) for token, piece in zip(told, shown, strict=True)]
 
@@ -287,11 +275,6 @@ def check_ids(ids: Sequence[int], vocab_size: int, field: str) -> None:
     for id in ids:
         if not 0 <= id < vocab_size:
             raise ApiError(400, f"Token {id} is outside the vocabulary of {vocab_size}.", param=field)
-
-
-def written(voice: Voice, message: Message) -> int:
-    """How many tokens the assistant's message took: what it adds to a prompt, with the token that ends it."""
-    return voice.prompt_tokens([message]) - voice.prompt_tokens([Message("assistant")]) + 1
 
 
 def missing(keeper: Keeper, stage: str) -> ApiError:

@@ -27,7 +27,7 @@ from liuli.server.names import stage_of
 from liuli.server.openapi import describes
 from liuli.server.replies import EmbeddingList
 from liuli.server.streaming import unless_disconnected
-from liuli.server.wire import Strict, TokenId, read_body
+from liuli.server.wire import Items, Strict, TokenId, read_body
 
 MOST_INPUTS = 2048
 
@@ -36,7 +36,7 @@ class EmbeddingRequest(Strict):
     """POST /v1/embeddings."""
 
     model: str = ""
-    input: str | list[TokenId] | list[str] | list[list[TokenId]]
+    input: str | Items[TokenId] | Items[str] | Items[Items[TokenId]]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(default=None, ge=1, le=100_000)
 

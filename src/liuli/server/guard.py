@@ -1,4 +1,4 @@
-"""What every request passes first: only this machine's own pages may speak to the server.
+"""What every request must pass: only this machine's own pages may speak to the server.
 
 A web page anywhere can send requests to 127.0.0.1, and a name that is rebound to it (DNS rebinding) makes them look
 like its own. So the Host header must be one of the names the server was started for, a request that another site's page
@@ -11,8 +11,8 @@ import ipaddress
 import socket
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from liuli.server.errors import ApiError, error_response
 
@@ -72,7 +72,7 @@ def refusal(method: str, headers: Headers, bound_to: str) -> ApiError | None:
     if sum(len(name) + len(value) for name, value in headers.raw) > HEADER_BYTES:
         return ApiError(431, f"The headers are larger than {HEADER_BYTES} bytes.")
     origin = headers.get("origin")
-    foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+    foreign = origin is not None and origin.lower().partition("://")[2] != host.lower()
     if method not in ("GET", "HEAD") and (foreign or headers.get("sec-fetch-site") == "cross-site"):
         return ApiError(403, "Requests from other sites' pages are refused.", code="origin_not_allowed")
     if (
@@ -84,24 +84,14 @@ def refusal(method: str, headers: Headers, bound_to: str) -> ApiError | None:
 
 
 class Guard:
-    """ASGI middleware: refuses foreign requests, and adds the security headers to every answer."""
+    """ASGI middleware: refuses foreign requests."""
 
     def __init__(self, app: ASGIApp, bound_to: str) -> None:
         self.app, self.bound_to = app, bound_to
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with an error, or pass the request on."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers.setdefault(name, value)
-            await send(message)
-
-        refused = refusal(scope["method"], Headers(scope=scope), self.bound_to)
+        http = scope["type"] == "http"
+        refused = refusal(scope["method"], Headers(scope=scope), self.bound_to) if http else None
         app = error_response(refused) if refused else self.app
-        await app(scope, receive, send_with_headers)
+        await app(scope, receive, send)

@@ -41,6 +41,8 @@ COME_IN = (
     "This page needs a login: open the address that `liuli serve` printed. It is good for one browser; another one gets"
     ' its own from\n  curl -X POST -H "Authorization: Bearer $KEY" -H "Content-Type: application/json" '
     "ADDRESS/api/login\n"
+    "这个页面需要登录：请打开 `liuli serve` 打印的地址。一个地址只够一个浏览器用，"
+    "另一个浏览器用上面的命令要自己的地址。\n"
 )
 
 

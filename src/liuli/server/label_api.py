@@ -18,7 +18,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Request
 from pydantic import Field
@@ -33,7 +33,7 @@ from liuli.server.desk import Desk, Started
 from liuli.server.errors import ApiError
 from liuli.server.runs import ModelFile, run_of
 from liuli.server.streaming import unless_disconnected
-from liuli.server.wire import MessageIn, Strict, read_body
+from liuli.server.wire import Items, MessageIn, Strict, read_body
 from liuli.text import Message
 
 MAX_TOKENS = 256  # of an answer to be judged: more than that nobody compares
@@ -51,7 +51,7 @@ class JudgeIn(Strict):
     """POST /api/label/judge. text: of an edit."""
 
     kind: Literal["choice", "ranking", "edit"]
-    answers: list[int] = Field(min_length=1, max_length=4)
+    answers: Items[Annotated[int, Field(ge=0, lt=2**63)]] = Field(min_length=1, max_length=4)  # as SQL counts
     text: str | None = None
     skipped: bool = False
     who: str = Field(default="", max_length=80)
@@ -60,7 +60,7 @@ class JudgeIn(Strict):
 class Given(Strict):
     """An answer of the chat. model: the name that was told with it; sampling: how the page had it drawn."""
 
-    messages: list[MessageIn] = Field(min_length=1, max_length=2000)
+    messages: Items[MessageIn] = Field(min_length=1, max_length=2000)
     model: str = Field(default="", max_length=200)
     sampling: dict[str, float | int] | None = Field(default=None, max_length=9)
 
@@ -75,8 +75,8 @@ class ThumbIn(Given):
 class PreferIn(Strict):
     """POST /api/prefer. answers: what two models did after `messages`, the better one first."""
 
-    messages: list[MessageIn] = Field(min_length=1, max_length=2000)
-    answers: list[Given] = Field(min_length=2, max_length=2)
+    messages: Items[MessageIn] = Field(min_length=1, max_length=2000)
+    answers: Items[Given] = Field(min_length=2, max_length=2)
     who: str = Field(default="", max_length=80)
 
 
@@ -190,6 +190,7 @@ async def _answer(desk: Desk, prompt: tuple[Message, ...]) -> Candidate:
             model = str(event.model["name"])
         elif isinstance(event, Message):
             steps.append(event)
+            text = ""  # what was said before a call is in its message
         elif isinstance(event, Token):
             text += event.text
     digest = await run_in_threadpool(hash_of, desk.keeper.loaded(model))

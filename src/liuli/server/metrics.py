@@ -18,6 +18,7 @@ from fastapi import APIRouter
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,6 +26,7 @@ from liuli.assistant.voices import Ended
 from liuli.engine import Token
 from liuli.server.desk import Looked, Started
 from liuli.server.errors import ApiError, error_response
+from liuli.server.guard import HEADERS
 from liuli.server.limits import ASKER, Limits
 from liuli.server.worker import Worker
 
@@ -79,7 +81,9 @@ def metrics_routes(metrics: Metrics) -> APIRouter:
 
 
 class Front:
-    """ASGI middleware: gives a request its id, a time and a place in the figures; what breaks is a 500 with that id."""
+    """ASGI middleware: gives a request its id, a time and a place in the figures, and every answer the security
+    headers; what breaks is a 500 with that id.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics
@@ -93,20 +97,26 @@ class Front:
         request_id = given if REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
         status = 0
 
-        async def send_with_id(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                for name, value in {**HEADERS, "x-request-id": request_id}.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         try:
-            await self.app(scope, body_in_time(receive), send_with_id)
+            await self.app(scope, body_in_time(receive), send_with_headers)
+        except ClientDisconnect:
+            pass  # in the midst of its body: nobody waits for an answer
         except Exception:
             LOG.exception("request %s failed", request_id)
             if status:  # it has begun: the client sees it break off
                 raise
-            await error_response(ApiError(500, "The server failed; its log says why."))(scope, receive, send_with_id)
+            await error_response(ApiError(500, "The server failed; its log says why."))(
+                scope, receive, send_with_headers
+            )
         finally:
             route = getattr(scope.get("route"), "path", "") or "other"
             method = scope["method"] if scope["method"] in METHODS else "other"

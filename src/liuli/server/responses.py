@@ -9,6 +9,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,6 +18,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from liuli.assistant.voices import Event
+from liuli.engine import Token
 from liuli.server.chat_completions import Said, form_of
 from liuli.server.desk import Desk, Started
 from liuli.server.errors import ApiError
@@ -29,6 +31,7 @@ from liuli.server.wire import (
     Choice,
     Drawn,
     FunctionSpec,
+    Items,
     PartIn,
     PlainFormat,
     SchemaText,
@@ -54,7 +57,7 @@ class MessageItem(Strict):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[PartIn]
+    content: str | Items[PartIn]
     id: str | None = None
     status: str | None = None
     phase: None = None
@@ -76,7 +79,7 @@ class OutputItem(Strict):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[PartIn]
+    output: str | Items[PartIn]
     id: str | None = None
     status: str | None = None
 
@@ -111,10 +114,10 @@ class InputRequest(Strict):
     """POST /v1/responses/input_tokens: what is read, without an answer."""
 
     model: str = ""
-    input: str | list[MessageItem | CallItem | OutputItem] = Field(default="")
+    input: str | Items[MessageItem | CallItem | OutputItem] = Field(default="")
     instructions: str | None = None
     previous_response_id: str | None = None
-    tools: list[FunctionTool] | None = None
+    tools: Items[FunctionTool] | None = None
     tool_choice: Choice | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     text: TextIn | None = None
@@ -157,7 +160,7 @@ class ResponseRequest(InputRequest, Drawn):
     store: bool | None = None
     stream: bool | None = None
     stream_options: StreamTold | None = None
-    include: list[Literal["message.output_text.logprobs"]] | None = None
+    include: Items[Literal["message.output_text.logprobs"]] | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     metadata: Metadata | None = Field(default=None, max_length=16)
 
@@ -307,6 +310,7 @@ class Reply:
         self.asked, self.declared, self.user, self.shelf = asked, declared, user, shelf
         self.messages = list(history)  # grows by what is produced
         self.said, self.text, self.logprobs = Said(), "", list[Any]()
+        self.remembered = ""  # of the text, for the message that ends the conversation
         self.message: dict[str, Any] | None = None
         self.number = 0
         self.response: dict[str, Any] = {
@@ -350,18 +354,22 @@ class Reply:
         """Server-sent events, those of one moment together."""
         self.take(list(enumerate(firsts)))
         yield told([self.event(kind, response=dict(self.response)) for kind in ("created", "in_progress")])
-        async for batch in batches(answers):
-            self.take(batch)
-            if events := self.news():
-                yield told(events)
+        async with aclosing(batches(answers)) as news_of_all:
+            async for batch in news_of_all:
+                self.take(batch)
+                if events := self.news():
+                    yield told(events)
         yield told(self.end())
 
     def take(self, batch: Sequence[tuple[int, Started | Event]]) -> None:
         most = 1 if self.asked.parallel_tool_calls is False else 128
         for _, event in batch:
             self.said.take(event, self.declared, most, self.asked.logprobs)
-            if isinstance(event, Message) and not self.said.calls:
+            if isinstance(event, Token):
+                self.remembered += event.text
+            elif isinstance(event, Message) and not self.said.calls:
                 self.messages.append(event)
+                self.remembered = ""  # what was said before a call is in its message
 
     def event(self, kind: str, **fields: Any) -> dict[str, Any]:
         self.number += 1
@@ -411,7 +419,7 @@ class Reply:
         for call in self.said.calls:
             events += self.called(call)
         calls = tuple(ToolCall(c["function"]["name"], c["function"]["arguments"], c["id"]) for c in self.said.calls)
-        self.messages.append(Message("assistant", self.text, calls))
+        self.messages.append(Message("assistant", self.remembered, calls))
         self.response |= {
             "status": "incomplete" if cut else "completed",
             "completed_at": float(int(time.time())),

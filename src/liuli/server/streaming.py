@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
@@ -61,7 +61,7 @@ async def begun(answers: Sequence[AsyncIterator[T]]) -> list[T]:
     return [first for first in firsts if not isinstance(first, BaseException)]
 
 
-async def batches(answers: Sequence[AsyncIterator[T]], pause: float = PAUSE) -> AsyncIterator[list[tuple[int, T]]]:
+async def batches(answers: Sequence[AsyncIterator[T]], pause: float = PAUSE) -> AsyncGenerator[list[tuple[int, T]]]:
     """What all answers say, each event with its answer's number, as many at a time as have come.
 
     The first token comes at once, what follows at most every `pause` seconds. An error of one answer ends all, after

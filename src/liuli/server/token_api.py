@@ -14,7 +14,7 @@ from liuli.server.errors import ApiError
 from liuli.server.names import stage_of
 from liuli.server.openapi import describes
 from liuli.server.replies import Detokenised, Templated, Tokenised, TokenizerInfo
-from liuli.server.wire import FunctionSpec, MessageIn, Strict, TokenId, ToolIn, read_body, tools_of
+from liuli.server.wire import FunctionSpec, Items, MessageIn, Strict, TokenId, ToolIn, read_body, tools_of
 from liuli.text import SPECIALS, Message, render
 
 
@@ -24,7 +24,7 @@ class TokenizeRequest(Strict):
     model: str = ""
     prompt: str | None = None
     content: str | None = None
-    messages: list[MessageIn] | None = Field(default=None, min_length=1, max_length=2000)
+    messages: Items[MessageIn] | None = Field(default=None, min_length=1, max_length=2000)
     add_special_tokens: bool = True
 
 
@@ -32,15 +32,15 @@ class DetokenizeRequest(Strict):
     """Ids to a text."""
 
     model: str = ""
-    tokens: list[TokenId] = Field(max_length=1_000_000)
+    tokens: Items[TokenId] = Field(max_length=1_000_000)
 
 
 class TemplateRequest(Strict):
     """A conversation whose next message is the model's."""
 
     model: str = ""
-    messages: list[MessageIn] = Field(min_length=1, max_length=2000)
-    tools: list[ToolIn] | None = None
+    messages: Items[MessageIn] = Field(min_length=1, max_length=2000)
+    tools: Items[ToolIn] | None = None
 
     def told(self) -> list[Message]:
         """The messages as the model is asked, tools declared."""

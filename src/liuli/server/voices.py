@@ -73,7 +73,7 @@ class Keeper:
         found = {self.name: newest} if newest else {}
         if self.run:
             found |= {f"{self.name}/{model.stage}": model for model in self.models()}
-        found |= {name: model_file(path) for name, path in self._more.items()}
+        found |= {name: model_file(path) for name, path in self._more.items() if is_model_folder(path)}  # not removed
         for id, model in list(found.items()):
             found |= {f"{id}:{name}": replace(model, path=path) for name, path in adapters_of(model.path).items()}
         return found
@@ -152,7 +152,7 @@ class Keeper:
     def _best(self, wanted: str) -> ModelFile | None:
         if not wanted:
             return self.newest()
-        return next((model for model in self.models() if model.stage == wanted), None) or self.ids().get(wanted)
+        return self.ids().get(wanted) or next((model for model in self.models() if model.stage == wanted), None)
 
     def is_training(self) -> bool:
         """Whether a build is writing this run folder right now."""

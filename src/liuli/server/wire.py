@@ -6,9 +6,12 @@ listed in docs/design.md); none is dropped silently.
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -21,6 +24,7 @@ from liuli.server.errors import ApiError
 from liuli.text import Message, ToolCall
 
 BODY_BYTES = 1_000_000
+DEEPEST = 100  # objects and lists in one another; what writes them back has an end too, at 255
 DEFAULT_TOKENS = 1024  # when the request sets no limit; the model's context may be less
 MOST_CHOICES = 16
 _HALF_PAIR = re.compile(rb"\\ud[89a-f]", re.IGNORECASE)  # may be half of a surrogate pair, which no text holds
@@ -46,6 +50,11 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     ignored: ClassVar[tuple[str, ...]] = ()
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+
+T = TypeVar("T")
+Items = Annotated[list[T], Field(fail_fast=True)]
+"""A body's list. Its first wrong item is told: to collect the errors of all takes seconds and gigabytes."""
 
 
 # --- conversations ---------------------------------------------------------------------------------------------------
@@ -85,8 +94,8 @@ class MessageIn(Strict):
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[PartIn] | None = None
-    tool_calls: list[CallIn] | None = None
+    content: str | Items[PartIn] | None = None
+    tool_calls: Items[CallIn] | None = None
     tool_call_id: str | None = None
     name: str | None = None
     refusal: str | None = None
@@ -246,7 +255,7 @@ def tools_of(specs: Sequence[FunctionSpec] | None, choice: Choice | str | None, 
         if named in (None, spec.name)
     }
     must = choice == "required" or named is not None
-    shape = Constraint("tools", json.dumps(allowed), must, parallel) if allowed else None
+    shape = Constraint("tools", json.dumps(allowed), must, parallel, "tools") if allowed else None
     return Tools(here=here, declared=declared, shape=shape)
 
 
@@ -274,11 +283,11 @@ class Drawn(Strict):
     min_tokens: int | None = Field(default=None, ge=0, le=1_000_000)
     ignore_eos: bool | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
-    stop_token_ids: list[TokenId] | None = Field(default=None, max_length=64)
+    stop: str | Items[str] | None = None
+    stop_token_ids: Items[TokenId] | None = Field(default=None, max_length=64)
     guided_json: dict[str, Any] | None = None
     guided_regex: Text | None = None
-    guided_choice: list[Text] | None = Field(default=None, min_length=1, max_length=20_000)
+    guided_choice: Items[Text] | None = Field(default=None, min_length=1, max_length=20_000)
     guided_grammar: Text | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
@@ -324,13 +333,13 @@ class Drawn(Strict):
         given = [(name, form) for name, form in asked.items() if form]
         if len(given) + (other is not None) > 1:
             raise ApiError(400, "An answer has one form; the request asks for more.", param=given[0][0])
-        return given[0][1] if given else other
+        return replace(given[0][1], asked_by=given[0][0]) if given else other
 
 
 class Knobs(Drawn):
     """A conversation and how to draw its answer."""
 
-    messages: list[MessageIn] = Field(min_length=1, max_length=2000)
+    messages: Items[MessageIn] = Field(min_length=1, max_length=2000)
 
     def conversation(self) -> list[Message]:
         """The messages, the last of which must be answered."""
@@ -365,7 +374,8 @@ async def read_body(request: Request, kind: type[Body]) -> Body:
         if len(raw) > BODY_BYTES:
             raise ApiError(413, f"The body is larger than {BODY_BYTES} bytes.")
     try:
-        value = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(raw.decode("utf-8"), parse_constant=_finite, parse_float=_finite)
+        _check_depth(value)
         if _HALF_PAIR.search(raw):
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -388,8 +398,19 @@ def _short(error: Exception) -> str:
     )
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+def _finite(number: str) -> float:
+    if not math.isfinite(value := float(number)):  # 1e999 is JSON, but what it is read as is not
+        raise ValueError(f"{number[:50]} is no number of JSON, or too large a one")
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    level: list[Any] = [value] if isinstance(value, dict) else []
+    for _ in range(DEEPEST):
+        inner = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [each for each in itertools.chain.from_iterable(inner) if each and isinstance(each, (dict, list))]
+    if level:
+        raise ValueError(f"it is nested more than {DEEPEST} deep")
 
 
 def _take_neutral(body: dict[str, Any], kind: type[Strict]) -> dict[str, Any]:

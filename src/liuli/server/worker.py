@@ -106,7 +106,7 @@ class Worker:
 
     def __len__(self) -> int:
         """How many answers are being generated or waited for."""
-        return len(self._jobs)
+        return sum(not (job.aside and job.cancelled) for job in self._jobs)
 
     async def run(self, make: Callable[[], Generator[T | None, None, None]]) -> AsyncIterator[T]:
         """Run the generator that `make` returns in the worker's thread and yield its values.
@@ -128,9 +128,7 @@ class Worker:
                     return
                 yield event
         finally:
-            job.cancelled = True
-            if job.aside:  # nobody waits until it has noticed
-                self._drop([job])
+            job.cancelled = True  # it has its place until it has noticed: aside it holds a thread
 
     def close(self) -> None:
         """Cancel everything and end the thread."""
