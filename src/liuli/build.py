@@ -55,7 +55,7 @@ from liuli.train.preference import bayes_accuracy
 
 REWARD_SHARE = 0.35  # of the time for preferences; the rest is PPO's
 PRACTICE = 150  # questions of each skill and language for PPO
-MOST_TIMES = 20  # that one conversation of the user's is learned from
+MOST_TIMES = 50  # that one conversation of the user's is learned from
 
 TITLES = {name: english for name, (english, _) in STAGES.items()}
 

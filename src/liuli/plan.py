@@ -44,7 +44,7 @@ from liuli.train.loop import Training, to_tensors
 from liuli.train.machine import synchronise
 
 LADDER = (
-    (3, 96), (3, 128), (4, 192), (5, 256), (6, 320), (6, 384), (8, 448), (8, 512), (10, 640), (12, 768),
+    (3, 128), (4, 192), (5, 256), (6, 320), (6, 384), (8, 448), (8, 512), (10, 640), (12, 768),
     (14, 896), (16, 1024), (20, 1280), (24, 1536),
 )  # fmt: skip
 MAKERS = {"qwen3": qwen3, "racer": racer}
@@ -201,12 +201,12 @@ def make_plan(
     speed_up, start_up = (1 / (1 - COMPILE_SAVES), COMPILE_SECONDS) if compiled else (1.0, 1.0)
     options = list(candidates(preset, context, vocab_size))
     if layers or width:
-        nearest = next((c for c in options if c.width == width or c.layers == layers), options[3])
+        nearest = next((c for c in options if c.width == width or c.layers == layers), options[2])
         shape = (layers or nearest.layers, width or nearest.width)
         V = vocab_size or vocabulary_for(*shape, preset, context)
         config = MAKERS[preset](V, shape[1], shape[0], context=context)
         options = [config]
-    rates = measured_rates(options[1::2] or options, machine, batch_tokens, probe_seconds)
+    rates = measured_rates(options[::2], machine, batch_tokens, probe_seconds)
     widths, reached = np.log([w for w, _ in rates]), np.array([r for _, r in rates])
 
     def judged(config: ModelConfig) -> tuple[float, float, ModelConfig]:

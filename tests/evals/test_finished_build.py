@@ -107,7 +107,7 @@ def test_a_build_that_dies_while_it_writes_its_tokenizer_has_none(
 
 
 @pytest.mark.parametrize(
-    ("count", "times"), [(3, 20), (200, None), (6000, None)], ids=["few", "some", "more than there is time for"]
+    ("count", "times"), [(3, 50), (200, None), (6000, None)], ids=["few", "some", "more than there is time for"]
 )
 def test_own_conversations_stand_among_the_lessons_as_often_as_asked(
     tmp_path: Path, count: int, times: int | None
