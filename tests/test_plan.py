@@ -137,8 +137,9 @@ def test_a_sweep_trains_every_rung_with_every_budget_and_its_plot_is_drawn(tmp_p
     texts = [" ".join(generator.choice(words, 300)) for _ in range(60)]
     tokenizer = Tokenizer.train(texts, 300)
     rows = make_rows([Document(text) for text in texts], tokenizer, 64, tmp_path / "rows")
-    runs = sweep(rows, tokenizer, minutes=0.01, rungs=LADDER[:2])
-    assert [(run.layers, run.width) for run in runs] == list(LADDER[:2]) * 3
+    rungs = [(1, 32), (2, 64)]
+    runs = sweep(rows, tokenizer, minutes=0.01, rungs=rungs)
+    assert [(run.layers, run.width) for run in runs] == rungs * 3
     assert all(0 < run.bits < 8 for run in runs)
     drawn = ET.fromstring(isoflop_svg(fit_law(runs, "test"), runs))
     assert len(drawn.findall("{http://www.w3.org/2000/svg}circle")) == len(runs)
