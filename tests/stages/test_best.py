@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from liuli.aligning import ends_with
+from liuli.aligning import ends_with, last_words
 from liuli.cli import app
 from liuli.engine import Engine
 from liuli.errors import LiuliError, UsageError
@@ -169,6 +169,11 @@ def test_an_answer_is_right_whichever_way_its_number_is_written(answer: str, exp
 )
 def test_a_part_of_another_number_or_word_is_no_right_answer(answer: str, expected: str) -> None:
     assert not ends_with(answer, expected)
+
+
+def test_where_the_result_of_a_tool_fills_the_context_nothing_was_answered() -> None:
+    assert last_words([Message("assistant", "It is 4."), Message("tool", "5")]) == "" == last_words([])
+    assert last_words([Message("tool", "5"), Message("assistant", "It is 5.")]) == "It is 5."
 
 
 def test_a_reward_that_is_no_number_is_refused() -> None:

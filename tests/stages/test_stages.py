@@ -57,10 +57,12 @@ from tests.stages.conftest import CONTEXT, PAIRS, ask, comparisons, quiet, say
 
 def test_a_reward_model_learns_what_is_preferred_and_its_scores_are_normal(model: Path, tmp_path: Path) -> None:
     options = RewardOptions(epochs=8, prompts=8, members=3)
-    held_out = comparisons([Preference(ask(f"x{n}"), say(f"{n} so!"), say(f"{n} so")) for n in range(20)])
+    unseen = [Preference(ask(f"x{n}"), say(f"{n} so!"), say(f"{n} so")) for n in range(20)]
+    held_out = comparisons([Preference(ask("x"), say("a" * CONTEXT), say("b")), *unseen])
+    assert held_out.kept == tuple(range(1, 21))
     data = comparisons()
     figures = reward(model, data, tmp_path / "reward", options=options, log=quiet(tmp_path), held_out=held_out)
-    assert figures["accuracy"] > 0.9 and figures["held_out"] == 20
+    assert figures["accuracy"] > 0.9 and figures["held_out"] == 20 and figures["skipped"] == 1
     assert (figures["steps"], figures["seen"], figures["pairs"]) == (40, 320, 40)
     judge = load_scalar(tmp_path / "reward")
     # normal over what the model itself says to these questions, here drawn anew
