@@ -140,12 +140,10 @@ WRITTEN = (
     *("children's book", "history book", "science book", "political book", "philosophy book", "mathematics book"),
     "economics book",
 )
-"""Kinds of works whose creator is an author, who is asked for by what he wrote."""
-
-FOUND = {"discovery": "discoverer", "theory": "proposer"} | dict.fromkeys(
-    ("invention", "programming language", "operating system"), "inventor"
-)
-"""Kinds of works that nobody writes or paints, and what their creator is called."""
+INVENTED = ("invention", "programming language", "operating system")
+CREATORS = dict.fromkeys(WRITTEN, "author") | dict.fromkeys(INVENTED, "inventor")
+CREATORS |= {"discovery": "discoverer", "theory": "proposer"}
+"""Kinds of works whose creator is asked for by a name of his own."""
 
 
 @dataclass(frozen=True)
@@ -319,7 +317,7 @@ def _facts_of(record: Any) -> Iterator[Fact]:
                 both = value if isinstance(value, Both) else _plain(value)
                 attribute = column.name
                 if isinstance(record, Work) and attribute == "creator":
-                    attribute = "author" if record.kind.en in WRITTEN else FOUND.get(record.kind.en, attribute)
+                    attribute = CREATORS.get(record.kind.en, attribute)
                 yield Fact(kind, name.en, name.zh, attribute, both.en, both.zh)
 
 

@@ -112,7 +112,7 @@ def update(
     order = [n for _ in range(step.epochs) for n in torch.randperm(len(batches), generator=generator).tolist()]
     sums: dict[str, float] = {}
     steps, first_ratio = 0, 0.0
-    for batch in map(batches.__getitem__, order):
+    for batch in (batches[n] for n in order):
         rows = torch.cat(batch)
         weights_BT = torch.zeros(e.rollouts.mask_BT.shape)
         weights_BT[rows] = token_weights(e.rollouts.mask_BT[rows], step.spread, step.constant)

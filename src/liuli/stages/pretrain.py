@@ -61,16 +61,15 @@ def pretrain(
 
 def check_rows(rows: Rows, tokenizer: Tokenizer, context: int) -> None:
     """The largest id in the rows must be one that the tokenizer has, and a row no longer than the model's context."""
-    where = rows.folder
     largest = int(rows.tokens.max()) if len(rows) else -1
     if largest < 0:
-        raise LiuliError("there are no rows to train on", where, "make rows from more text")
+        raise LiuliError("there are no rows to train on", rows.folder, "make rows from more text")
     if largest >= tokenizer.vocab_size:
         raise LiuliError(
             f"the rows hold token {largest}, the tokenizer has only {tokenizer.vocab_size}",
-            where,
+            rows.folder,
             "make the rows with this tokenizer (liuli data rows)",
         )
     if context < rows.T:
         what = f"rows of {rows.T} tokens do not fit the model's context of {context}"
-        raise LiuliError(what, where, "make them again with a shorter row")
+        raise LiuliError(what, rows.folder, "make them again with a shorter row")

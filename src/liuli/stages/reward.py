@@ -25,7 +25,7 @@ from liuli.model import load
 from liuli.model.scalar import ScalarModel, load_scalar, save_scalar
 from liuli.stages.experience import Reward
 from liuli.stages.rollout import Answering, Batches, Rollouts, fitting, given, judge_all, judged, padded, roll_out
-from liuli.stages.training import begin, checkpoints_of, content_hash, origin_of
+from liuli.stages.training import begin, check_finite, checkpoints_of, content_hash, origin_of
 from liuli.text import Preference, Tokenizer, as_messages
 from liuli.text.chat import Messages
 from liuli.train import Machine, Optimizer, OptimizerOptions, Pace, RunLog, measure_machine, schedule
@@ -164,8 +164,7 @@ def reward(
     def end() -> dict[str, float]:
         found = figures | (examine(model, held_out) if held_out is not None else {})  # unscaled: these are log-odds
         normalise(model, own)
-        if not all(weight.isfinite().all() for weight in model.state_dict().values()):
-            raise LiuliError("the weights are no numbers any more", out, "lower the learning rates")
+        check_finite(model, out)
         save_scalar(
             model,
             out,

@@ -296,12 +296,17 @@ def optimizer_options(options: TrainOptions) -> OptimizerOptions:
     )
 
 
+def check_finite(model: torch.nn.Module, out: Path) -> None:
+    """LiuliError instead of a folder of weights that are no numbers."""
+    if not all(weight.isfinite().all() for weight in model.state_dict().values()):
+        raise LiuliError("the weights are no numbers any more", out, "lower the learning rates")
+
+
 def write_model(
     model: Transformer, out: Path, tokenizer: Tokenizer, tokenizer_folder: Path, provenance: dict[str, Any]
 ) -> None:
     """The model folder, with the token ids that other tools look for. LiuliError for weights that are no numbers."""
-    if not all(weight.isfinite().all() for weight in model.state_dict().values()):
-        raise LiuliError("the weights are no numbers any more", out, "lower the learning rates")
+    check_finite(model, out)
     special = {
         "bos_token_id": tokenizer.bos,
         "eos_token_id": sorted(tokenizer.stops),
