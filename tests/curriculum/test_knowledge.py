@@ -170,6 +170,5 @@ def test_a_torn_row_and_an_untranslated_term_are_named(tmp_path: Any) -> None:
     torn.write_text("name_en\tname_zh\tsides\n# comment\ntriangle\t三角形\n", encoding="utf-8")
     with pytest.raises(DamagedError, match=r"shapes\.tsv:3"):
         list(base._rows(torn))
-    row = {"name_en": "Sun", "name_zh": "太阳", "opposite": "night"}
     with pytest.raises(DamagedError, match="'night'"):
-        base._record(base.Opposite, row, {}, "here:1")
+        base._value("opposite", Both, {"opposite": "night"}, {}, "here:1")

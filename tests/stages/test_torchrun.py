@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,13 +22,27 @@ from liuli.text import Message, Preference, pack_documents
 from liuli.train import RunLog, StageState
 from tests.engine.conftest import byte_tokenizer, make_model
 
-# the command, in float32: in bfloat16 other rows beside a row change its last bits
+# Stages one after another, for processes start slowly; the last ends as the command does. In float32: in bfloat16 other
+# rows beside a row change its last bits.
 PROGRAM = """
+import sys
+from contextlib import suppress
 from dataclasses import replace
-import liuli.train
+import torch.distributed as dist
+import liuli.running, liuli.train
+from liuli.cli import app, main
 measured = liuli.train.measure_machine()
 liuli.train.measure_machine = lambda: replace(measured, dtype="float32")
-from liuli.cli import main
+class Left(Exception): pass
+def stay():
+    dist.barrier()
+    raise Left
+leave, liuli.running.leave = liuli.running.leave, stay
+*stages, last = sys.argv[1:]
+for stage in stages:
+    with suppress(Left):
+        app(stage.split(), standalone_mode=False)
+liuli.running.leave, sys.argv[1:] = leave, last.split()
 main()
 """
 SHORT = "--steps 3 --option max_tokens=8 --option most_drift=1 --option trace_every=1"
@@ -42,6 +57,7 @@ STAGES = {
     "dpo": "dpo model pairs.jsonl --out OUT --option pairs=5",
     "kto": "dpo model thumbs.jsonl --out OUT --option kind=kto --option pairs=5",
 }
+TEXT = ("pretrain", "racer", "sft")
 
 
 @pytest.fixture(scope="module")
@@ -77,33 +93,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, stage: str, processes: int) -> subprocess.CompletedProcess[str]:
-    """One stage in so many processes, into `folder/PROCESSES/STAGE`."""
+def run(folder: Path, stages: Sequence[str], processes: int) -> None:
+    """Stages in so many processes, each into `folder/PROCESSES/STAGE`."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] * (processes > 1)
-    given = STAGES[stage].replace("OUT", f"{processes}/{stage}").split()
-    command = [sys.executable, *launch, "program.py", *given]
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    commands = [STAGES[stage].replace("OUT", f"{processes}/{stage}") for stage in stages]
+    command, environment = [sys.executable, *launch, "program.py", *commands], os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-def test_two_processes_leave_what_one_leaves(folder: Path, stage: str) -> None:
+@pytest.mark.parametrize(
+    "stages", [TEXT, [stage for stage in STAGES if stage not in TEXT]], ids=["text", "preferences"]
+)
+def test_two_processes_leave_what_one_leaves(folder: Path, stages: Sequence[str]) -> None:
     for processes in (1, 2):
-        done = run(folder, stage, processes)
-        assert done.returncode == 0, done.stderr
-    before = load_file(folder / "model" / "model.safetensors")
-    one, two = (load_file(folder / number / stage / "model.safetensors") for number in "12")
-    assert two.keys() == one.keys()
-    before = {} if "pretrain" in STAGES[stage] else before
-    moved = torch.cat([(x - before.get(name, torch.zeros_like(x))).flatten() for name, x in one.items()])
-    apart = torch.cat([(one[name] - two[name]).flatten() for name in one])
-    assert moved.norm() > 0 and apart.norm() < 1e-3 * moved.norm()  # Adam divides by gradients that are almost nothing
-    figures = [read_json(folder / number / stage / "liuli.json")["figures"] for number in "12"]
-    clocks = ("seconds", "tokens_per_s")
-    figures = [{name: x for name, x in found.items() if name not in clocks} for found in figures]
-    assert figures[1] == pytest.approx(figures[0], rel=1e-3, abs=1e-3)
+        run(folder, stages, processes)
+    for stage in stages:
+        one, two = (load_file(folder / number / stage / "model.safetensors") for number in "12")
+        assert two.keys() == one.keys(), stage
+        before = {} if "pretrain" in STAGES[stage] else load_file(folder / "model" / "model.safetensors")
+        moved = torch.cat([(x - before.get(name, torch.zeros_like(x))).flatten() for name, x in one.items()])
+        apart = torch.cat([(one[name] - two[name]).flatten() for name in one])
+        assert moved.norm() > 0, stage
+        assert apart.norm() < 1e-3 * moved.norm(), stage  # Adam divides by gradients that are almost nothing
+        figures = [read_json(folder / number / stage / "liuli.json")["figures"] for number in "12"]
+        clocks = ("seconds", "tokens_per_s")
+        figures = [{name: x for name, x in found.items() if name not in clocks} for found in figures]
+        assert figures[1] == pytest.approx(figures[0], rel=1e-3, abs=1e-3), stage
     logs = [[line.get("step") for line in read_lines(folder / number / "log.jsonl")] for number in "12"]
     assert logs[0] == logs[1]  # one diary, not two
     assert left(folder / "2") == left(folder / "1")

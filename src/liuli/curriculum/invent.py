@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from random import Random
 
 from liuli.curriculum.draw import Draw, held, held_within
-from liuli.curriculum.items import LANGUAGES
 from liuli.curriculum.knowledge import facts, is_real, knowledge
 from liuli.curriculum.wordings import forms
 
@@ -39,7 +38,6 @@ class Neighbour:
 PETS = forms("pets")
 HOBBIES = forms("hobbies")
 CITIES = forms("cities")
-JOBS = {language: tuple(job.name[language] for job in knowledge().jobs) for language in LANGUAGES}
 
 
 @functools.cache
@@ -160,7 +158,7 @@ def stranger(draw: Draw) -> str:
 @functools.lru_cache(maxsize=8)
 def neighbours(seed: int, language: str) -> tuple[Neighbour, ...]:
     """The classroom's people: the same for the same seed, no two with the same name."""
-    rng = Random(f"people/{seed}/{language}")
+    rng, jobs = Random(f"people/{seed}/{language}"), [job.name[language] for job in knowledge().jobs]
     people: dict[str, Neighbour] = {}
     while len(people) < PEOPLE_EACH:
         gender = rng.choice("fm")
@@ -171,7 +169,7 @@ def neighbours(seed: int, language: str) -> tuple[Neighbour, ...]:
             name=name,
             gender=gender,
             city=rng.choice(CITIES[language]),
-            job=rng.choice(JOBS[language]),
+            job=rng.choice(jobs),
             pet=rng.choice(PETS[language]),
             pet_name=rng.choice(given_names(language)),
             hobby=rng.choice(HOBBIES[language]),

@@ -266,8 +266,11 @@ def knowledge() -> Knowledge:
     tables: dict[str, tuple[Any, ...]] = {}
     for table, hint in get_type_hints(Knowledge).items():
         record_class = get_args(hint)[0]
-        path = DATA / f"{table}.tsv"
-        tables[table] = tuple(_record(record_class, row, terms, where) for where, row in _rows(path))
+        columns = get_type_hints(record_class)
+        tables[table] = tuple(
+            record_class(**{name: _value(name, column, row, terms, where) for name, column in columns.items()})
+            for where, row in _rows(DATA / f"{table}.tsv")
+        )
         kind = record_class.__name__.lower()
         terms |= {(kind, record.name.en): record.name for record in tables[table]}
     return Knowledge(**tables)
@@ -340,14 +343,6 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         if len(cells) != len(columns) or not all(cell and cell == cell.strip() for cell in cells):
             raise DamagedError(f"a row needs {len(columns)} filled cells", where, f"columns: {', '.join(columns)}")
         yield where, dict(zip(columns, cells, strict=True))
-
-
-def _record(record_class: type, row: dict[str, str], terms: dict[tuple[str, str], Both], where: str) -> Any:
-    hints = get_type_hints(record_class)
-    values = {}
-    for column in fields(record_class):
-        values[column.name] = _value(column.name, hints[column.name], row, terms, where)
-    return record_class(**values)
 
 
 def _value(name: str, hint: Any, row: dict[str, str], terms: dict[tuple[str, str], Both], where: str) -> Any:

@@ -28,7 +28,7 @@ from liuli.model import Transformer, flops_per_token
 from liuli.text import Batch, Loader
 from liuli.train.checkpoint import load_checkpoint, save_checkpoint
 from liuli.train.log import RunLog
-from liuli.train.loss import Objective, TensorBatch
+from liuli.train.loss import Objective, TensorBatch, compiled
 from liuli.train.machine import Machine, keep_freed_memory
 from liuli.train.optimizer import Optimizer, grad_norm
 from liuli.train.pace import Pace, schedule
@@ -84,7 +84,7 @@ class Training:
     ) -> None:
         self.model, self.optimizer, self.loader, self.pace = model, optimizer, loader, pace
         self.options, self.machine, self.bos = options, machine, bos
-        self.objective = torch.compile(objective, dynamic=False) if options.compile else objective
+        self.objective = compiled(objective) if options.compile else objective
         self.step = self.tokens = self.skipped = self.bad_in_a_row = 0
         self.rolled_back: list[int] = []  # the checkpoints that this start went back to
 
@@ -95,8 +95,8 @@ class Training:
             "rng": {
                 "torch": torch.get_rng_state(),
                 "device": _device_state(self.machine.device),
-                "numpy": _numpy_state(),
-                "python": _python_state(),
+                "numpy": np.random.get_state(),
+                "python": random.getstate(),
             },
             "position": self.loader.position,
             "pace": self.pace.state(),
@@ -107,8 +107,8 @@ class Training:
         self.load_weights(state)
         torch.set_rng_state(state["rng"]["torch"])
         _set_device_state(self.machine.device, state["rng"].get("device"))
-        _set_numpy_state(state["rng"]["numpy"])
-        _set_python_state(state["rng"]["python"])
+        np.random.set_state(state["rng"]["numpy"])
+        random.setstate(state["rng"]["python"])
         self.loader.position = state["position"]
         self.pace.load_state(state["pace"])
         self.step, self.tokens, self.skipped, self.bad_in_a_row = state["counts"]
@@ -221,7 +221,7 @@ def fit(
             if stop:
                 raise KeyboardInterrupt
     model.eval()
-    rate = window.overall_tokens_per_s()
+    rate = window.tokens_per_s(0)
     return FitResult(
         steps=run.step,
         tokens=run.tokens,
@@ -334,13 +334,10 @@ class Window:
         nats, _, count = self._sums()
         return nats / math.log(2) / count if count else math.nan
 
-    def tokens_per_s(self) -> float:
-        recent = self.steps[1:][-self.LENGTH :] or self.steps  # the first step may compile
+    def tokens_per_s(self, last: int = LENGTH) -> float:
+        """Over the last steps; 0: over all."""
+        recent = self.steps[1:][-last:] or self.steps  # the first step may compile
         return sum(s[3] for s in recent) / max(sum(s[4] for s in recent), 1e-9)
-
-    def overall_tokens_per_s(self) -> float:
-        later = self.steps[1:] or self.steps
-        return sum(s[3] for s in later) / max(sum(s[4] for s in later), 1e-9) if later else 0.0
 
 
 def _device_state(device: str) -> torch.Tensor | None:
@@ -354,21 +351,3 @@ def _device_state(device: str) -> torch.Tensor | None:
 def _set_device_state(device: str, state: torch.Tensor | None) -> None:
     if device != "cpu" and state is not None:  # None: the run was begun on the CPU
         torch.get_device_module(device).set_rng_state(state)
-
-
-def _numpy_state() -> list[Any]:
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
-    return [kind, [int(key) for key in keys], int(position), int(has_gauss), float(gauss)]
-
-
-def _set_numpy_state(state: list[Any]) -> None:
-    np.random.set_state((state[0], np.array(state[1], dtype=np.uint32), *state[2:]))
-
-
-def _python_state() -> list[Any]:
-    version, numbers, gauss = random.getstate()
-    return [version, list(numbers), gauss]
-
-
-def _set_python_state(state: list[Any]) -> None:
-    random.setstate((state[0], tuple(state[1]), state[2]))

@@ -30,9 +30,8 @@ def next_token(model: Transformer, batch: TensorBatch) -> Tensor:
     The loop divides by the number of target tokens of the whole optimiser step, all micro-batches together, so that a
     batch cut in two has the same gradient as the whole.
     """
-    x_BTD = model.hidden(batch.tokens_BT, documents_BT=batch.documents_BT)
     return cross_entropy(
-        x_BTD.flatten(0, 1),
+        hidden(model, batch).flatten(0, 1),
         model.head_VD,
         batch.targets_BT.flatten(),
         batch.weights_BT.flatten(),
@@ -41,17 +40,26 @@ def next_token(model: Transformer, batch: TensorBatch) -> Tensor:
 
 
 def next_target(model: Transformer, batch: TensorBatch) -> Tensor:
-    """`next_token`, for rows in which many positions have no target: the head computes those that have one alone.
-
-    How many there are differs from batch to batch, so a compiler leaves head and loss as they are.
-    """
-    x_BTD = model.hidden(batch.tokens_BT, documents_BT=batch.documents_BT)
-    loss: Tensor = _loss_of_targets(model, x_BTD, batch)
-    return loss
+    """`next_token`, for rows in which many positions have no target: the head computes those that have one alone."""
+    return loss_of_targets(model, hidden(model, batch), batch)
 
 
-@torch.compiler.disable
-def _loss_of_targets(model: Transformer, x_BTD: Tensor, batch: TensorBatch) -> Tensor:
+def compiled(objective: Objective) -> Objective:
+    """The same through torch.compile. How many targets `next_target` has differs from batch to batch, so its head and
+    loss stay as they are: the body alone is compiled."""
+    if objective is not next_target:
+        return torch.compile(objective, dynamic=False)
+    compiled_hidden = torch.compile(hidden, dynamic=False)
+    return lambda model, batch: loss_of_targets(model, compiled_hidden(model, batch), batch)
+
+
+def hidden(model: Transformer, batch: TensorBatch) -> Tensor:
+    """What the last layer says of every token, (B, T, D)."""
+    return model.hidden(batch.tokens_BT, documents_BT=batch.documents_BT)
+
+
+def loss_of_targets(model: Transformer, x_BTD: Tensor, batch: TensorBatch) -> Tensor:
+    """`next_target`'s loss of what `hidden` gave."""
     weights_N = batch.weights_BT.flatten()
     kept = weights_N.nonzero().squeeze(1)
     x_ND = x_BTD.flatten(0, 1).index_select(0, kept)
