@@ -132,6 +132,11 @@ def test_an_unknown_option_in_a_recipe_names_the_nearest(liuli: Run, tmp_path: P
         ("text = 3", "text"),
         ("text = [1]", "text"),
         ("[pretrain]\nbatch_tokens = 'many'", "my.toml, [pretrain]"),
+        ("[pretrain]\nsteps = 10", "a stage of a build has no steps of its own"),
+        ("vocab = 100", "vocab = 100 is too little"),
+        ("curriculum_mb = 0.05", "curriculum_mb = 0.05 is too little"),
+        ("text_share = 3.0", "text_share"),
+        ('name = ""', "a recipe needs a name"),
         (None, "recipe"),
     ],
 )
@@ -139,6 +144,11 @@ def test_a_recipe_that_cannot_be_meant_is_refused(liuli: Run, tmp_path: Path, re
     if recipe is not None:
         (tmp_path / "my.toml").write_text(recipe)
     says(liuli("build", tmp_path / "my.toml", "--out", tmp_path / "run"), 2, part)
+    assert not (tmp_path / "run").exists()  # so the recipe put right finds nothing of this one
+
+
+def test_a_run_folder_in_place_of_a_recipe_names_the_recipe_in_it(liuli: Run, tmp_path: Path) -> None:
+    says(liuli("build", tmp_path), 2, "a folder is no recipe", str(tmp_path / "recipe.toml"))
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,8 @@ def test_the_plan_is_the_rung_of_lowest_expected_loss_and_keeps_a_given_shape() 
     fixed = make_plan(1, layers=3, width=96, **options)
     assert (fixed.layers, fixed.width) == (3, 96)
     assert fixed.tokens == pytest.approx(fixed.tokens_per_s * 59, rel=0.01)
+    part = make_plan(1, law=small, layers=3, width=96, reading=0.1, **options)  # what reading alone will have seen
+    assert part.bpb == pytest.approx(small.bits(1, 0.1 * part.tokens), abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["curriculum", "text"])

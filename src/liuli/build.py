@@ -6,12 +6,11 @@ second start goes on with the first one that is missing. Folders appear whole or
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from difflib import ndiff
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from liuli.curriculum.preferences import PRACTISED
 from liuli.errors import LiuliError, UsageError
 from liuli.evals.words import STAGES
 from liuli.files import lock, new_folder, read_json, read_lines, write_file, write_json
+from liuli.material import Material, place_of
 from liuli.recipe import Recipe, read_recipe, recipe_toml
 from liuli.stages.ppo import PPOOptions, ppo
 from liuli.stages.pretrain import Shape, pretrain
@@ -32,30 +32,12 @@ from liuli.stages.reward import RewardOptions, check_better_than_chance, compare
 from liuli.stages.rollout import Rollouts
 from liuli.stages.sft import sft
 from liuli.stages.training import TrainOptions, with_budget
-from liuli.text import (
-    Conversation,
-    Document,
-    Message,
-    Preference,
-    Rendered,
-    Rows,
-    Source,
-    Tokenizer,
-    encode_documents,
-    find_files,
-    fit_conversation,
-    pack_conversations,
-    pack_documents,
-    read_conversations,
-    read_documents,
-    render_many,
-)
+from liuli.text import Message, Preference, Rows, Tokenizer, encode_documents, pack_conversations, pack_documents
 from liuli.train import RunLog, StageState
 from liuli.train.preference import bayes_accuracy
 
 REWARD_SHARE = 0.35  # of the time for preferences; the rest is PPO's
 PRACTICE = 150  # questions of each skill and language for PPO
-MOST_TIMES = 50  # that one conversation of the user's is learned from
 
 TITLES = {name: english for name, (english, _) in STAGES.items()}
 
@@ -80,17 +62,8 @@ class Build:
         if not recipe.align_share:
             del shares["reward"], shares["aligned"]
         self.log = RunLog(folder, [StageState(name, TITLES[name], share) for name, share in shares.items()], quiet)
-        self.steps: dict[str, Callable[[], None]] = {
-            "curriculum": self.curriculum,
-            "tokenizer": self.tokenizer,
-            "rows": self.rows,
-            "pretrain": self.pretrain,
-            "chat": self.chat,
-            "reward": self.reward,
-            "aligned": self.align,
-            "evaluate": self.evaluate,
-        }
-        self.steps = {name: step for name, step in self.steps.items() if name in shares}
+        self.steps = tuple(shares)
+        self.material = Material(recipe, folder, self.log)
 
     @property
     def evaluate_seconds(self) -> float:
@@ -106,16 +79,18 @@ class Build:
                 self.log.say(f"{self.folder}: everything is built already")
                 return
             try:
-                self.check_text()
-                self.check_chats()
-                for name, step in self.steps.items():
+                if not self.is_done("rows"):
+                    self.material.check()
+                for name in self.steps:
                     if self.is_done(name):
                         self.log.skip(name, self.spent.get(name, 0.0))
                         continue
                     self.log.begin(name)
                     began = time.monotonic()
-                    step()
-                    self.remember_time(name, time.monotonic() - began)
+                    try:
+                        getattr(self, name)()
+                    finally:  # of a start that is stopped, too
+                        self.remember_time(name, time.monotonic() - began)
                     self.log.finish()
                 self.report()
                 self.log.end("done")
@@ -196,9 +171,10 @@ class Build:
                 width=r.width or None,
                 batch_tokens=batch,
                 kind="text" if r.text else "curriculum",
+                reading=r.pretrain_share * (1 - r.align_share),
                 probe_seconds=min(4.0, 0.01 * 60 * r.minutes),
             )
-            self.keep(**plan.to_dict() | {"minutes": r.minutes})
+            self.keep(**asdict(plan) | {"minutes": r.minutes, "taught": round((1 - r.align_share) * plan.tokens)})
             p = self.plan
             self.log.say(
                 f"plan: {p['preset']}, {p['layers']} layers of {p['width']}, vocabulary {p['vocab_size']:,}, "
@@ -217,7 +193,7 @@ class Build:
         make(self.folder / "curriculum", seed=self.recipe.seed, size=int(size), workers=plan["machine"]["threads"])
 
     def tokenizer(self) -> None:
-        texts = (document.text for document in self.pretraining_texts(chats=True))
+        texts = (document.text for document in self.material.texts(chats=True))
         with new_folder(self.folder / "tokenizer") as stage:
             Tokenizer.train(texts, self.make_plan()["vocab_size"]).save(stage)
 
@@ -225,18 +201,16 @@ class Build:
         tokenizer, T, V = Tokenizer.load(self.folder / "tokenizer"), self.recipe.context, self.plan["vocab_size"]
         with new_folder(self.folder / "rows") as stage:
             self.log.progress(0.05)
-            chats = render_many([line["messages"] for line in self.lessons("chat")], tokenizer)
-            if self.recipe.chats:
-                chats = self.with_own(chats, tokenizer)
+            chats = self.material.chats(tokenizer)
             self.log.progress(0.4)
             pack_conversations(chats, T, stage / "chat", vocab_size=V)
             self.log.progress(0.6)
             languages: dict[str, dict[str, int]] = {}
-            documents = encode_documents(self.pretraining_texts(), tokenizer, languages)
+            documents = encode_documents(self.material.texts(), tokenizer, languages)
             everything = itertools.chain[Any](documents, (chat.tokens for chat in chats))
             pack_documents(everything, T, stage / "pretrain", vocab_size=V, languages=languages)
             self.log.progress(0.95)
-            held = [{"text": d.text, "language": d.language} for d in self.held_out_texts()]
+            held = [{"text": d.text, "language": d.language} for d in self.material.held_out_texts()]
             write_file(stage / "held_out.jsonl", "".join(json.dumps(h, ensure_ascii=False) + "\n" for h in held))
 
     def pretrain(self) -> None:
@@ -268,7 +242,7 @@ class Build:
 
     def reward(self) -> None:
         """Comparisons of the classroom, a tenth of their prompts held out; the best accuracy possible stands beside."""
-        pairs = list(self.lessons("pairs"))
+        pairs = list(self.material.lessons("pairs"))
         preferences = [
             Preference(messages_of(pair["prompt"]), messages_of(pair["chosen"]), messages_of(pair["rejected"]))
             for pair in pairs
@@ -303,7 +277,7 @@ class Build:
         items = practice_items(self.folder / "curriculum", self.recipe.seed)
         return items, [messages_of(item["messages"]) for item in items]
 
-    def align(self) -> None:
+    def aligned(self) -> None:
         """PPO against the reward model, on questions that the examination does not ask."""
         figures = read_json(self.folder / "reward" / "liuli.json")["figures"]
         try:
@@ -359,94 +333,6 @@ class Build:
 
         self.log.say(f"report: {write_report(self.folder)}")
 
-    def check_text(self) -> None:
-        """Before anything is made: there is text, and it does not say one thing over and over."""
-        if not self.recipe.text or self.is_done("rows"):
-            return
-        lines = [
-            line.strip()
-            for document in itertools.islice(read_documents(self.recipe.text), 1000)
-            for line in document.text.splitlines()[:200]
-        ]
-        if len(lines) > 20 and len(set(lines)) < 0.02 * len(lines):
-            raise LiuliError(
-                f"the text says the same thing over and over: {len(set(lines))} different lines in {len(lines)}",
-                ", ".join(self.recipe.text),
-                "remove repeats with `liuli data dedup`, or give other text",
-            )
-
-    def check_chats(self) -> None:
-        """Before anything is made, too: own conversations that cannot be read are an error with file and row."""
-        if self.recipe.chats and not self.is_done("rows"):
-            self.log.say(f"own conversations: {len(self.own_chats):,}")
-
-    # --- text --------------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def own_chats(self) -> list[Conversation]:
-        return list(read_conversations(self.recipe.chats)) if self.recipe.chats else []
-
-    def with_own(self, lessons: list[Rendered], tokenizer: Tokenizer) -> list[Rendered]:
-        """The user's own conversations among the lessons; those that no row can hold are left out and counted."""
-        T = self.recipe.context
-        own = render_many([conversation.messages for conversation in self.own_chats], tokenizer)
-        fit = [chat for chat in own if fit_conversation(chat, T + 1)]
-        if len(fit) < len(own):
-            self.log.warn(f"{len(own) - len(fit)} own conversations have no answer that fits {T} tokens (context)")
-        if not fit:
-            raise LiuliError("none is left", ", ".join(self.recipe.chats), "shorten them, or give a larger context")
-        return mixed(lessons, fit, self.recipe.chats_share)
-
-    def lessons(self, kind: str) -> Iterator[dict[str, Any]]:
-        """Lines of the curriculum: kind is "text", "chat", "pairs" or "eval"."""
-        with (self.folder / "curriculum" / f"{kind}.jsonl").open(encoding="utf-8") as lines:
-            yield from map(json.loads, lines)
-
-    def pretraining_texts(self, chats: bool = False) -> Iterator[Document]:
-        """All text that the model reads; chats: conversations too, as bare text (for the tokenizer)."""
-        yield from self.lesson_texts(held_out=False)
-        for line in self.lessons("chat") if chats else ():
-            words = "\n".join(message.get("content") or "" for message in line["messages"])
-            yield Document(words, language=line["language"])
-        for conversation in self.own_chats if chats else ():
-            yield Document("\n".join(message.content for message in conversation.messages))
-        yield from self.real_texts(held_out=False)
-
-    def lesson_texts(self, held_out: bool) -> Iterator[Document]:
-        """Documents of the curriculum; one in a hundred is held out, of a small one more, for some of each language."""
-        texts = read_json(self.folder / "curriculum" / "about.json")["texts"]
-        share = max(0.01, min(0.1, 100 / texts))
-        for line in self.lessons("text"):
-            if held_out == (place_of(line["text"]) > 1 - share):  # by the words, for a text may stand there twice
-                yield Document(line["text"], language=line["language"])
-
-    def real_texts(self, held_out: bool) -> Iterator[Document]:
-        """Documents of the user's text, as many as the budget can read; one in a hundred is held out."""
-        if not self.recipe.text:
-            return
-        share = self.recipe.text_share
-        wanted = self.plan["tokens"] * 3.5 * self.recipe.pretrain_share * share
-        keep = min(1.0, 1.2 * wanted / max(1, source_bytes(self.recipe.text)))
-        for document in read_documents(self.recipe.text):
-            place = place_of(document.id)
-            if held_out == (place > 0.99) and (held_out or place < keep):
-                yield document
-
-    def held_out_texts(self) -> list[Document]:
-        """At most about a megabyte of each language that nothing is trained on.
-
-        The curriculum stands in only for a language without the user's text: it is easier, and mixed in would flatter.
-        """
-        room = {"en": 1_000_000, "zh": 1_000_000, "other": 300_000}
-        kept: list[Document] = []
-        for texts in (self.real_texts(held_out=True), self.lesson_texts(held_out=True)):
-            measured = {document.language for document in kept}
-            for document in texts:
-                if room[document.language] > 0 and document.language not in measured:
-                    room[document.language] -= len(document.text.encode())
-                    kept.append(document)
-        return kept
-
 
 def practice_items(curriculum: Path, seed: int) -> list[dict[str, Any]]:
     """Questions to practise on, none of which the examination of this curriculum asks.
@@ -467,17 +353,6 @@ def messages_of(messages: Sequence[dict[str, Any]]) -> tuple[Message, ...]:
     return tuple(Message.from_dict(message) for message in messages)
 
 
-def mixed(lessons: list[Rendered], own: list[Rendered], share: float) -> list[Rendered]:
-    """Lessons, and own conversations so often that they are `share` of all tokens, at most MOST_TIMES.
-
-    Of too many a part is taken, evenly from all of them.
-    """
-    tokens = [sum(len(chat.tokens) for chat in chats) for chats in (lessons, own)]
-    times = min(MOST_TIMES, share / (1 - share) * tokens[0] / tokens[1])
-    copies = [round((number + 1) * times) - round(number * times) for number in range(len(own))]
-    return lessons + [chat for chat, count in zip(own, copies, strict=True) for _ in range(count)]
-
-
 def split_by_prompt(preferences: Sequence[Preference]) -> tuple[list[int], list[int]]:
     """Numbers of the comparisons to learn from and of those held out: no prompt is in both."""
     sides: tuple[list[int], list[int]] = ([], [])
@@ -491,20 +366,6 @@ def worths(items: Sequence[dict[str, Any]], rollouts: Rollouts) -> Tensor:
     """What each answer is worth by the ground truth (curriculum/preferences.py)."""
     pairs = zip(rollouts.prompt_B.tolist(), rollouts.produced, strict=True)
     return torch.tensor([worth(items[number], [message.to_dict() for message in said]) for number, said in pairs])
-
-
-def place_of(text: str) -> float:
-    """A number in [0, 1) that is always the same for a text and as good as chance between texts."""
-    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 16**8
-
-
-def source_bytes(sources: Sequence[str]) -> int:
-    """Roughly how much text there is: file sizes, packed ones threefold, each by its weight."""
-    total = 0.0
-    for source in map(Source.of, sources):
-        for file in find_files(source.path):
-            total += source.weight * file.stat().st_size * (3 if file.suffix in (".gz", ".zst", ".parquet") else 1)
-    return round(total)
 
 
 def build(

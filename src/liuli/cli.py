@@ -619,6 +619,7 @@ def build_command(
         bool, typer.Option("--serve", help="Open the web page at once and keep it after the build.")
     ] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="The page's port, with --serve.")] = 8365,
+    skip_bad: SkipBad = False,
     quiet: Quiet = False,
 ) -> None:
     """The whole pipeline: text to a chat model and a report. Stops and goes on anywhere.
@@ -627,7 +628,7 @@ def build_command(
     """
     from liuli import running
 
-    running.build_here(recipe, changes or [], minutes, text or [], chats or [], out, serve, port, quiet)
+    running.build_here(recipe, changes or [], minutes, text or [], chats or [], out, serve, port, skip_bad, quiet)
 
 
 @curriculum_app.command(name="make")

@@ -112,9 +112,6 @@ class Plan:
     law: str
     machine: dict[str, Any]
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def vocabulary_for(layers: int, width: int, preset: str, context: int) -> int:
     """The largest vocabulary, in steps of 256, whose head costs under a fifth of the FLOPs; 2,560 to 65,536."""
@@ -186,10 +183,12 @@ def make_plan(
     law: Law | None = None,
     kind: str = "curriculum",
     probe_seconds: float = 4.0,
+    reading: float = 1.0,
 ) -> Plan:
     """Time this machine, then choose the rung with the lowest expected loss after `minutes` of training.
 
-    layers and width fix the shape instead. Takes under ten seconds.
+    layers and width fix the shape instead. reading: share of the tokens that is pretraining, whose bits per byte are
+    told. Takes under ten seconds.
     """
     if preset not in MAKERS:
         raise UsageError(f"unknown preset {preset!r}", "plan", f"use one of {', '.join(MAKERS)}")
@@ -215,7 +214,7 @@ def make_plan(
         bits = law.bits(scaling_size(config), max(1.0, tokens_per_s * max(1.0, seconds - start_up)))
         return bits, tokens_per_s, config
 
-    bits, tokens_per_s, config = min((judged(option) for option in options), key=lambda found: found[0])
+    _, tokens_per_s, config = min((judged(option) for option in options), key=lambda found: found[0])
     tokens = int(tokens_per_s * max(1.0, seconds - start_up))
     costs = flops_per_token(config)
     return Plan(
@@ -232,7 +231,7 @@ def make_plan(
         parameters=parameter_count(config)["total"],
         flops=tokens * costs["train"],
         head_share=round(costs["head"], 3),
-        bpb=round(bits, 3),
+        bpb=round(law.bits(scaling_size(config), max(1.0, reading * tokens)), 3),
         law=law.source,
         machine=machine.to_dict(),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -19,7 +20,7 @@ FIT_VOCABULARY = 2048
 def show(minutes: float, *, preset: str, context: int, kind: str, as_json: bool) -> None:
     plan = make_plan(minutes, preset=preset, context=context, kind=kind)
     if as_json:
-        print(json.dumps(plan.to_dict()))
+        print(json.dumps(asdict(plan)))
         return
     table = Table(title=f"What {minutes:g} minutes of training buy here", show_header=False)
     for name, value in lines(plan):

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from liuli.errors import UsageError
+from liuli.plan import MAKERS
 from liuli.stages.ppo import PPOOptions
 from liuli.stages.reward import RewardOptions
 from liuli.stages.training import TrainOptions, check_option
+from liuli.text.tokenizer import SMALLEST
 
+BUDGETS = {"minutes", "steps", "tokens", "flops"}
 SECTIONS = {"pretrain": TrainOptions, "sft": TrainOptions, "reward": RewardOptions, "ppo": PPOOptions}
 
 
@@ -35,6 +38,7 @@ class Recipe:
     text_share: float = 0.5  # part of the pretraining bytes that is real text, where there is any
     chats: tuple[str, ...] = ()  # folders, files or Hub datasets of the user's own conversations
     chats_share: float = 0.1  # part of the fine-tuning tokens that is those, where there are any
+    skip_bad: bool = False  # bad rows of either are counted and left out
     pretrain_share: float = 0.5  # part of the training time that is pretraining; the rest is fine-tuning
     align_share: float = 0.27  # part of the training time for preferences: the reward model and PPO; 0: none
     evaluate_minutes: float = 0.0  # 0: a twelfth of the budget
@@ -51,6 +55,8 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError("there is no such recipe", path, "try recipes/laptop.toml") from None
+    except IsADirectoryError:
+        raise UsageError("a folder is no recipe", path, f"a run goes on with its own: {path / 'recipe.toml'}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"this recipe is not valid TOML: {error}", path) from None
     for change in changes:
@@ -62,7 +68,10 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
         target[inner or section] = value
     check_keys(values, [f.name for f in fields(Recipe)], path)
     for section, options in SECTIONS.items():
-        check_section(values.get(section, {}), f"{path}, [{section}]", options)
+        check_section(given := values.get(section, {}), f"{path}, [{section}]", options)
+        if budgets := BUDGETS & given.keys():
+            fix = "leave it out: the build deals out its minutes"
+            raise UsageError(f"a stage of a build has no {min(budgets)} of its own", f"{path}, [{section}]", fix)
     recipe = Recipe(**values | {name: paths_of(values.get(name, []), name, path) for name in ("text", "chats")})
     check_values(recipe, path)
     return recipe
@@ -129,9 +138,16 @@ def check_values(recipe: Recipe, where: str | Path) -> None:
             raise UsageError(f"{part.name} = {value!r} is not {type(default).__name__}", where)
     if not 0 <= recipe.align_share < 1:
         raise UsageError(f"align_share = {recipe.align_share} is not between 0 and 1", where)
-    for name in ("pretrain_share", "chats_share"):
+    for name in ("pretrain_share", "text_share", "chats_share"):
         if not 0 < (share := getattr(recipe, name)) < 1:
             raise UsageError(f"{name} = {share} is not between 0 and 1", where)
+    if recipe.preset not in MAKERS:
+        raise UsageError(f"unknown preset {recipe.preset!r}", where, f"use one of {', '.join(MAKERS)}")
+    for name, least in (("vocab", SMALLEST), ("curriculum_mb", 0.1)):
+        if 0 < (size := getattr(recipe, name)) < least:
+            raise UsageError(f"{name} = {size} is too little", where, f"give {least} or more, or 0: from the budget")
+    if not recipe.name:
+        raise UsageError("a recipe needs a name", where, "the run folder is runs/NAME")
 
 
 def recipe_toml(recipe: Recipe) -> str:
@@ -140,7 +156,7 @@ def recipe_toml(recipe: Recipe) -> str:
     lines = [f"{key} = {toml_value(value)}" for key, value in values.items() if not isinstance(value, dict)]
     for key, value in values.items():
         if isinstance(value, dict):
-            lines += ["", f"[{key}]", *(f"{inner} = {toml_value(v)}" for inner, v in value.items())]
+            lines += ["", f"[{key}]", *(f"{inner} = {toml_value(v)}" for inner, v in value.items() if v is not None)]
     return "\n".join(lines) + "\n"
 
 

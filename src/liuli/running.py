@@ -234,13 +234,15 @@ def build_here(
     out: Path | None,
     serve: bool,
     port: int,
+    skip_bad: bool,
     quiet: bool,
 ) -> None:
     """`liuli build`, with the page beside it if asked."""
     demand_one_process("A build")
     budget = [f"minutes={minutes}"] if minutes is not None else []  # checked with the rest: no build of -1, nan or inf
     recipe: Recipe = read_recipe(path, [*changes, *budget])
-    recipe = replace(recipe, text=tuple(text) or recipe.text, chats=tuple(chats) or recipe.chats)
+    texts, talks = tuple(text) or recipe.text, tuple(chats) or recipe.chats
+    recipe = replace(recipe, text=texts, chats=talks, skip_bad=skip_bad or recipe.skip_bad)
     run = out or Path("runs") / recipe.name
     page = open_page(run, port) if serve else None
     try:
@@ -260,9 +262,11 @@ def build_here(
 def open_page(run: Path, port: int) -> subprocess.Popen[bytes]:
     """Start `liuli serve` on the run folder in a process of its own and open a browser on it."""
     try:
-        socket.create_server(("127.0.0.1", port)).close()  # a port that is taken is told before anything is written
+        # a port that is taken is told before anything is written; 0 is any that is free
+        with socket.create_server(("127.0.0.1", port)) as free:
+            port = free.getsockname()[1]
     except OSError:
-        raise LiuliError(f"port {port} is already taken", "--serve", f"choose another: --port {port + 1}") from None
+        raise LiuliError(f"port {port} is already taken", "--serve", "choose another with --port") from None
     run.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "liuli", "serve", str(run), "--port", str(port), "--ends-with-input"]
     page = subprocess.Popen(command, stdin=subprocess.PIPE)  # a build that is killed takes the page with it

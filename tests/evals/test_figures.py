@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
 from liuli.evals import headline, score, wilson
-from liuli.evals.charts import log_ticks, smooth, ticks, time_ticks
-from liuli.evals.words import clock, count_text, percent
+from liuli.evals.charts import Line, log_ticks, plot, smooth, ticks, time_ticks
+from liuli.evals.words import clock, count_text, number, percent
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,13 @@ def test_percent_never_rounds_up_to_all_or_down_to_none() -> None:
 def test_times_and_counts_read_well() -> None:
     assert [clock(s) for s in (0, 59.6, 867, 3661)] == ["0:00", "1:00", "14:27", "1:01:01"]
     assert [count_text(n) for n in (999, 3_050_000, 26_500)] == ["999", "3.05M", "26.5k"]
+
+
+def test_figures_near_zero_are_told_apart_and_a_chart_below_zero_holds_its_line() -> None:
+    assert [number(x) for x in (0.005, 0.01, 0.015, 0.0, -0.25)] == ["0.005", "0.010", "0.015", "0.00", "-0.25"]
+    chart = plot([Line([(0.0, -0.9), (1.0, -0.6), (2.0, -0.3)], 0)], y_text=number)
+    heights = [float(point.split(",")[1]) for point in re.findall(r'points="([^"]+)"', chart)[0].split()]
+    assert min(heights) > 0 and max(heights) < 100.01
 
 
 def test_axis_marks_are_round_and_inside() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,10 +78,10 @@ def test_some_lessons_of_each_language_are_held_out_of_all_training(tmp_path: Pa
     Tokenizer.train(["the stories", "故事"], 300).save(tmp_path / "tokenizer")
     made.rows()
     held = {document.text: document for document in read_held_out(tmp_path / "rows" / "held_out.jsonl")}
-    written = [line["text"] for line in made.lessons("text")]
+    written = [line["text"] for line in made.material.lessons("text")]
     assert {document.language for document in held.values()} == {"en", "zh"}
     assert 0.5 * share < sum(text in held for text in written) / len(written) < 2 * share
-    read = {document.text for document in made.pretraining_texts(chats=True)}
+    read = {document.text for document in made.material.texts(chats=True)}
     assert not read & set(held) and set(written) == {text for text in written if text in read or text in held}
     tokenizer, rows = Tokenizer.load(tmp_path / "tokenizer"), Rows.open(tmp_path / "rows" / "pretrain")
     trained = {text for row in rows.tokens for text in tokenizer.decode(row.tolist()).split("<|bos|>")}
@@ -119,7 +121,7 @@ def test_own_conversations_stand_among_the_lessons_as_often_as_asked(
     made = Build(recipe, tmp_path, quiet=True)
     make(tmp_path / "curriculum", seed=0, size=600_000)
     made.keep(vocab_size=300, tokens=1e5)
-    assert any("Shelf 2 stands" in document.text for document in made.pretraining_texts(chats=True))
+    assert any("Shelf 2 stands" in document.text for document in made.material.texts(chats=True))
     Tokenizer.train(["Where is a shelf in the halls?"], 300).save(tmp_path / "tokenizer")
     made.rows()
     tokenizer, rows = Tokenizer.load(tmp_path / "tokenizer"), Rows.open(tmp_path / "rows" / "chat")
@@ -150,11 +152,61 @@ def test_a_run_begun_before_recipes_had_a_field_goes_on(run: Path) -> None:
     assert state(run) == "done"
 
 
+@pytest.mark.parametrize(("files", "characters"), [(1, 3_000_000), (30, 1_000)], ids=["a book", "notes"])
+def test_of_a_users_text_an_even_part_is_read_and_some_is_held_out(tmp_path: Path, files: int, characters: int) -> None:
+    (tmp_path / "own").mkdir()
+    for n in range(files):
+        lines = (f"{n}: this is line {line} of a text of my own.\n" for line in range(characters // 40))
+        (tmp_path / "own" / f"{n}.txt").write_text("".join(lines))
+    made = Build(Recipe(name="small", text=(str(tmp_path / "own"),), text_share=0.9), tmp_path / "run", quiet=True)
+    make(tmp_path / "run" / "curriculum", seed=0, size=100_000)
+    made.keep(tokens=0.7e6)  # of which less than half is read: 1.3 of 3 MB
+    read, held = ([d.text for d in made.material.real_texts(side)] for side in (False, True))
+    assert held and not set(read) & set(held)
+    if files == 1:
+        assert sum(map(len, read)) == pytest.approx(1.2 * 0.9 * 0.5 * 3.5 * 0.7e6, rel=0.1)
+        at = [int(text.split()[4]) for text in read]
+        assert max(b - a for a, b in itertools.pairwise(at)) < 0.03 * 75_000  # from all parts of the book
+    else:
+        assert len(read) + len(held) == 30
+
+
+def test_what_little_text_holds_nothing_out_is_said(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("One line alone.")
+    made = Build(Recipe(name="small", text=(str(tmp_path / "own.txt"),)), tmp_path / "run", quiet=True)
+    make(tmp_path / "run" / "curriculum", seed=0, size=100_000)
+    made.keep(tokens=1e6)
+    assert made.material.held_out_texts()
+    assert "none of the text is held out" in (tmp_path / "run" / "log.jsonl").read_text()
+
+
+def test_bad_rows_of_the_users_are_left_out_where_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "text.jsonl").write_text('{"text": "A good row."}\n{"text": 3}\n')
+    (tmp_path / "chats.jsonl").write_text('{"question": "Where?", "answer": "Here."}\n{"question": "When?"}\n')
+    own = {"text": (str(tmp_path / "text.jsonl"),), "chats": (str(tmp_path / "chats.jsonl"),)}
+    with pytest.raises(LiuliError, match="skip-bad"):
+        Build(Recipe(name="small", **own), tmp_path / "run", quiet=True).material.check()
+    Build(Recipe(name="small", skip_bad=True, **own), tmp_path / "run", quiet=True).material.check()
+    assert "1 bad rows were skipped" in (tmp_path / "run" / "log.jsonl").read_text()
+
+
+def test_the_time_of_a_start_that_was_stopped_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(_: Build) -> None:
+        time.sleep(0.2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Build, "curriculum", stopped)
+    for start in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            build(RECIPE, tmp_path / "run", quiet=True)
+        assert Build(RECIPE, tmp_path / "run", quiet=True).spent["curriculum"] >= 0.2 * start
+
+
 def test_the_users_text_is_not_mixed_with_lessons_where_it_is_measured(tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": f"It is the {n}th."}) + "\n" for n in range(900)))
     made = Build(Recipe(name="small", text=(str(tmp_path / "text.jsonl"),)), tmp_path, quiet=True)
     made.keep(tokens=1e6)
     make(tmp_path / "curriculum", seed=0, size=300_000)
-    held = made.held_out_texts()
+    held = made.material.held_out_texts()
     assert {d.language for d in held} == {"en", "zh"}
     assert all(d.text.startswith("It is the ") for d in held if d.language == "en")

@@ -116,7 +116,22 @@ def test_report_says_what_each_stage_forgot_and_what_the_reward_model_knows(fake
         "Learn to converse学习对话2.25+1.7590.0Learn from the scores (PPO)从得分中学习（PPO）2.21-0.0491.5+1.50" in text
     )
     assert "1,616 unseen comparisons" in text and "off by 1.1% on average" in text
-    assert "“I don’t know”, not a made-up fact“我不知道”胜过编造97.2%3.59own51.2%-0.04" in text
+    assert "“I don’t know”, not a made-up fact“我不知道”胜过编造97.2%3.59own51.2%-0.040" in text
+
+
+def test_a_report_of_a_model_that_knows_nothing_is_written(fake_run: Path) -> None:
+    figures = json.loads((fake_run / "eval.json").read_text("utf-8"))
+    bits = {"en": {"per_byte": 2.5}}
+    figures |= {"bits_before": bits, "bits_rival": bits, "bits": bits}
+    none = {"n": 90, "right": 0, "accuracy": 0.0, "low": 0.0, "high": 0.04}
+    both = {"before": none, "after": none}
+    wins = {"n": 0, "right": 0, "accuracy": 0.0, "low": 0.0, "high": 1.0}
+    figures["versus"] = {"wins": wins, "asked": 90, "right": both, "claims": both, "refusals": both, "skills": {}}
+    figures["model"]["name"] = "aligned"
+    (fake_run / "eval.json").write_text(json.dumps(figures), "utf-8")
+    text = read(write_report(fake_run)).text
+    assert "What it forgot" in text and "0.00" in text
+    assert "0% – 100%" not in text and "n 0" in text  # where nothing differs there is no share
 
 
 def test_text_of_a_model_cannot_become_markup(fake_run: Path) -> None:

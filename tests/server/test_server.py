@@ -290,11 +290,9 @@ def test_a_build_begins_when_its_page_has_started_not_when_its_port_is_open(
     ready, page = tmp_path / "ready", tmp_path / "page"
     page.write_text(SLOW_START.format(python=sys.executable, ready=str(ready)))
     page.chmod(0o755)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     monkeypatch.setattr("webbrowser.open", lambda url: None)
     monkeypatch.setattr("liuli.running.sys.executable", str(page))
-    started = running.open_page(tmp_path / "run", port)
+    started = running.open_page(tmp_path / "run", 0)  # any port that is free
     began_in_time = ready.exists()
     started.wait(60)
     assert began_in_time

@@ -18,8 +18,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liuli.build import source_bytes
 from liuli.errors import LiuliError, UsageError
+from liuli.material import source_bytes
 from liuli.text import ReadReport, Source, guess_language, read_documents
 from liuli.text.sources import BLOCK, _split_lines
 

@@ -99,7 +99,7 @@ def forgetting(run: Run) -> str:
         for row, stage in zip(rows, bits, strict=True):
             value = column.get(stage, nan)
             change = f"{value - before:+.2f}" if finite(value - before) else ""
-            row.append(figure_bar(value / max(column.values()), colour, number(value) or "–", change))
+            row.append(figure_bar(value / (max(column.values()) or 1), colour, number(value) or "–", change))
             before = value
     return section(
         both("What it forgot", "它忘了什么"),
@@ -115,8 +115,8 @@ def forgetting(run: Run) -> str:
 
 
 def _tile(title: str, cell: Facts, note: str) -> str:
-    interval = f"{percent(cell['low'])} – {percent(cell['high'])} · n {cell['n']:,}"
-    return _plain(title, cell["accuracy"], f"{note}<br>{interval}")
+    interval = f"{percent(cell['low'])} – {percent(cell['high'])} · " if cell["n"] else ""
+    return _plain(title, cell["accuracy"] if cell["n"] else None, f"{note}<br>{interval}n {cell['n']:,}")
 
 
 def _before(title: str, cells: Facts) -> str:
@@ -125,8 +125,9 @@ def _before(title: str, cells: Facts) -> str:
     return _plain(title, now["accuracy"], note)
 
 
-def _plain(title: str, share: float, note: str) -> str:
-    return f'<div class="card tile"><h3>{title}</h3><p class="large">{percent(share)}</p><small>{note}</small></div>'
+def _plain(title: str, share: float | None, note: str) -> str:
+    shown = "–" if share is None else percent(share)
+    return f'<div class="card tile"><h3>{title}</h3><p class="large">{shown}</p><small>{note}</small></div>'
 
 
 def _path(run: Run) -> str:

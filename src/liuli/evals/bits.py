@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
@@ -38,13 +38,7 @@ class Bits:
     ends: int = 0
 
     def __add__(self, other: Bits) -> Bits:
-        return Bits(
-            self.bits + other.bits,
-            self.bytes + other.bytes,
-            self.tokens + other.tokens,
-            self.end_bits + other.end_bits,
-            self.ends + other.ends,
-        )
+        return Bits(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
     def figures(self) -> dict[str, float | int]:
         """What is written down: the ratios and what they were made from."""

@@ -173,7 +173,7 @@ def _range(ys: Sequence[float], log: bool) -> tuple[float, float]:
     if log:
         return low / 1.06, max(high * 1.06, low * 1.12)
     low = min(low, 0.0)
-    return low, max(high * 1.08, low + 1e-9)
+    return low, high + max(0.08 * abs(high), 1e-9)
 
 
 def _path(line: Line, across: Callable[[float], float], down: Callable[[float], float]) -> str:

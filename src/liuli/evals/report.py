@@ -66,13 +66,14 @@ def facts(run: Run) -> list[tuple[str, str, str]]:
     """The few figures at the top: (name, value, note), those that are known."""
     plan, bits, before = run.plan, run.eval.get("bits", {}), run.eval.get("bits_before", {})
     tokens = sum(run.last("tokens").values()) or plan.get("tokens")
+    flops = plan["flops"] * tokens / plan["tokens"] if finite(plan.get("flops")) else None
     reached = next(iter(run.last("bpb").values()), None)
     budget = 60 * plan["minutes"] if finite(plan.get("minutes")) else None
     right, asked = (sum(row[key] for row in run.eval.get("skills", [])) for key in ("right", "n"))
     rows = [
         (both("Parameters", "参数"), count_text(_parameters(run)), escape(_shape(plan))),
-        (both("Tokens trained on", "训练词元"), count_text(tokens), _planned(plan.get("tokens"), count_text)),
-        (both("Compute", "计算量"), _flops(plan.get("flops")), both("floating-point operations", "次浮点运算")),
+        (both("Tokens trained on", "训练词元"), count_text(tokens), _planned(plan.get("taught"), count_text)),
+        (both("Compute", "计算量"), _flops(flops), both("floating-point operations", "次浮点运算")),
         (both("Bits per byte", "每字节比特"), number(reached), _planned(plan.get("bpb"), number)),
         (both("Time", "用时"), clock(run.seconds) if run.seconds else "", _planned(budget, clock)),
     ]

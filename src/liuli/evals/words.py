@@ -94,7 +94,9 @@ def number(value: Any) -> str:
     """A figure with three significant digits or so; empty for none."""
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         return ""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+    size = abs(value)
+    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 0.1 or not size else 3
+    return f"{value:.{digits}f}"
 
 
 def count_text(value: Any) -> str:
