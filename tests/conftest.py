@@ -75,7 +75,9 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     yield open_it
     for context in contexts:
         context.close()
-    assert not [problem for problem in problems if "503" not in problem]
+    # a test's own server may have ended before its page, which asks for news every second
+    expected = ("503", "ERR_CONNECTION_REFUSED")
+    assert not [problem for problem in problems if not any(known in problem for known in expected)]
 
 
 class Listening(ThreadingHTTPServer):
