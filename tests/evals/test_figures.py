@@ -57,7 +57,7 @@ def test_percent_never_rounds_up_to_all_or_down_to_none() -> None:
 
 def test_times_and_counts_read_well() -> None:
     assert [clock(s) for s in (0, 59.6, 867, 3661)] == ["0:00", "1:00", "14:27", "1:01:01"]
-    assert [count_text(n) for n in (999, 3_050_000, 26_500)] == ["999", "3.05M", "26.5k"]
+    assert [count_text(n) for n in (999, 3_050_000, 26_500, 999_600)] == ["999", "3.05M", "26.5k", "1.00M"]
 
 
 def test_figures_near_zero_are_told_apart_and_a_chart_below_zero_holds_its_line() -> None:

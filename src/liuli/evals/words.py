@@ -134,7 +134,7 @@ def _scaled(value: Any, base: int, units: tuple[str, ...], space: str) -> str:
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         return ""
     scaled, unit = float(value), 0
-    while abs(scaled) >= base and unit < len(units) - 1:
+    while abs(scaled) >= base - 0.5 and unit < len(units) - 1:  # 999,600 is 1.00M, not 1000k
         scaled, unit = scaled / base, unit + 1
     digits = f"{scaled:.0f}" if unit == 0 or scaled >= 100 else f"{scaled:.1f}" if scaled >= 10 else f"{scaled:.2f}"
     return f"{digits}{space}{units[unit]}"
