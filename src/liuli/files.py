@@ -87,7 +87,13 @@ def write_file(path: str | Path, data: bytes | str | Iterable[bytes | memoryview
     data: the content, or its pieces in order. durable: also survive a power cut (False: rewritten each second anyway).
     """
     path = Path(path)
-    pieces = [data.encode()] if isinstance(data, str) else [data] if isinstance(data, bytes) else data
+    pieces = (
+        [data.encode("utf-8", "backslashreplace")]
+        if isinstance(data, str)
+        else [data]
+        if isinstance(data, bytes)
+        else data
+    )
     with clear_errors(path):
         make_folder(path.parent)
         temporary = _temporary(path)

@@ -78,7 +78,7 @@ def read_model_folder(path: str | Path, verify: bool = True, tokenizer: bool = T
         )
     _weight_files(path)
     if tokenizer:
-        _demand_tokenizer(path, int(config.get("vocab_size", 0)))
+        _demand_tokenizer(path, int(config.get("vocab_size") or 0))
     return ModelFolder(path, config, read_json(path / PROVENANCE) if (path / PROVENANCE).exists() else {})
 
 

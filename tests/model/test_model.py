@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from liuli.errors import LiuliError
 from liuli.model import Transformer, flops_per_token, load, parameter_count, qwen3, racer, save
+from liuli.model.convert import export_config, import_config
 from liuli.model.ops import (
     CrossEntropyEager,
     NormAndRotateEager,
@@ -249,6 +251,17 @@ def test_folder_written_by_transformers_opens_here(kind, tmp_path):
     ours, tokens = load(tmp_path), torch.randint(0, 120, (2, 40))
     with torch.no_grad():
         assert (theirs(tokens).logits - ours(tokens)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_hidden_layers": None}, {"vocab_size": "many"}, {"num_attention_heads": 0}, {"num_key_value_heads": 0},
+     {"rope_scaling": "linear"}, {"hidden_size": None, "head_dim": None}],
+)  # fmt: skip
+def test_a_config_that_describes_no_model_is_one_clear_error(change):
+    good = export_config(build(SMALL[0]).config)
+    with pytest.raises(LiuliError, match=r"here|model config"):
+        import_config(good | {"rope_parameters": None} | change, "here")
 
 
 @pytest.mark.parametrize("config", SMALL)

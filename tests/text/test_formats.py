@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from liuli.errors import LiuliError
+from liuli.errors import LiuliError, UsageError
 from liuli.text import Message, ReadReport, ToolCall, read_conversations
 
 U, A = Message("user", "1+1?"), Message("assistant", "2")
@@ -109,6 +109,42 @@ def test_input_and_passages_belong_to_the_question(tmp_path: Path) -> None:
     assert read(tmp_path, {"instruction": "Translate", "input": "猫", "output": "cat"})[0][0].content == "Translate\n猫"
     asked = read(tmp_path, {"context": "A cat sat.", "question": "Who?", "answer": "A cat."})[0][0]
     assert asked.content == "A cat sat.\n\nWho?"
+    dolly = {"instruction": "Who?", "context": "A cat sat.", "response": "A cat.", "category": "closed_qa"}
+    assert read(tmp_path, dolly)[0][0].content == "A cat sat.\n\nWho?"
+
+
+def test_markers_inside_a_prompt_are_text_and_a_whole_dialogue_is_one(tmp_path: Path) -> None:
+    for text in ("Go on.\n\nHuman: Who are you?", "Explain:\n\nAssistant: started\nAssistant: stopped"):
+        assert read(tmp_path, {"prompt": text, "completion": "Yes."})[0][0].content == text
+    belle = {
+        "instruction": "Human:你好？\nAssistant:你好！\nHuman:天空为什么是蓝色的？\nAssistant:",
+        "input": "",
+        "output": "瑞利散射。",
+    }
+    said = [("user", "你好？"), ("assistant", "你好！"), ("user", "天空为什么是蓝色的？"), ("assistant", "瑞利散射。")]
+    assert [(message.role, message.content) for message in read(tmp_path, belle)[0]] == said
+
+
+def test_a_weight_counts_for_conversations_too_and_one_that_cannot_be_meant_is_refused(tmp_path: Path) -> None:
+    read(tmp_path, *({"question": f"{n}?", "answer": f"{n}."} for n in range(6)))
+    counts = [len(list(read_conversations(f"{tmp_path / 'chats.jsonl'}={weight}"))) for weight in ("0.5", "1", "2")]
+    assert counts == [3, 6, 12]
+    with pytest.raises(UsageError, match="weight"):
+        list(read_conversations(f"{tmp_path / 'chats.jsonl'}=-7"))
+
+
+def test_a_file_that_was_cut_short_gives_all_that_is_there(tmp_path: Path) -> None:
+    lines = "".join(json.dumps({"question": f"{n}?", "answer": f"{n}."}) + "\n" for n in range(500))
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(lines.encode())[:-8])
+    report = ReadReport()
+    assert len(list(read_conversations(tmp_path / "cut.jsonl.gz", True, report))) == 500 and report.skipped == 1
+
+
+def test_a_turn_of_moss_that_is_not_there_and_an_empty_system_text_are_no_turns(tmp_path: Path) -> None:
+    moss = {"chat": {"turn_1": {"Human": "<|Human|>: Hi<eoh>\n", "MOSS": "<|MOSS|>: Hello<eom>\n"}, "turn_2": None}}
+    assert read(tmp_path, moss) == [(U0, A0)]
+    empty = {"tools": "[1]", "messages": [{"role": "system", "content": ""}, U.to_dict(), A.to_dict()]}
+    assert [message.role for message in read(tmp_path, empty)[0]] == ["system", "user", "assistant"]
 
 
 def test_tools_are_told_and_their_calls_and_results_are_kept(tmp_path: Path) -> None:

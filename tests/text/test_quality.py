@@ -45,6 +45,11 @@ def test_each_rule_removes_what_it_names_and_says_so(reason: str) -> None:
         prose(5),
         "琉璃是一种玻璃。它很透明，可以看见里面的一切。古时候的人用它做成珠子、瓶子和窗户，今天它仍然很受欢迎。",
         "def add(a: int, b: int) -> int:\n    '''Add.'''\n    return a + b\n\n\nprint(add(2, 3) == 5)\n",
+        "床前明月光，疑是地上霜。举头望明月，低头思故乡。",
+        # of four characters a term is made, not a phrase
+        "人工智能已经走进日常生活。医院用人工智能看片子，学校用人工智能改作业，工厂用人工智能找次品。"
+        "也有人担心人工智能会抢走工作，可是每一项新技术都曾让人担心过。怎样用好人工智能，是我们这一代人要回答的问题。",
+        "हिन्दी भारत की एक प्रमुख भाषा है और इसे करोड़ों लोग बोलते हैं।",
         "Alice said: “Good morning!” Bob answered: “Good morning!” Then they both went to the river (it was warm).",
     ],
 )
@@ -55,7 +60,8 @@ def test_good_prose_code_and_chinese_stay(text: str) -> None:
 def test_shares_are_what_they_say() -> None:
     assert measure("ab\nab\ncd\nef")["repeated_lines"] == 0.25
     assert measure("ab $$")["symbols"] == 2 / 5
-    assert measure("一 二 三 四 " * 10)["repeated_phrase"] == 1.0
+    assert measure("一 二 三 四 五 六 七 八 " * 10)["repeated_phrase"] == 1.0
+    assert measure("buy it now here " * 10)["repeated_phrase"] == 1.0
     words = [f"w{n}" for n in range(30)]
     assert measure(" ".join(words + words[:10]))["repeated_passages"] == 10 / 40
     assert set(measure("").values()) == {0.0}
@@ -105,6 +111,20 @@ def test_somewhat_similar_documents_stay() -> None:
 def test_a_threshold_of_one_removes_only_what_has_the_same_words() -> None:
     texts = [prose(1), prose(1).upper(), prose(1)[:-9] + " changed", prose(2)]
     assert [d.text for d in deduplicate(map(Document, texts), threshold=1.0)] == [texts[0], *texts[2:]]
+
+
+def test_what_signs_alone_tell_apart_stays_and_a_comma_does_not_count() -> None:
+    texts = [
+        "What is 12 + 7?",
+        "What is 12 - 7?",
+        "x = a + b",
+        "x = a[b]",
+        "∃x ∈ ℝ: x² ≤ 0",
+        "∀x ∈ ℝ: x² ≥ 0",
+        "😀😀",
+        "→ ←",
+    ]
+    assert [d.text for d in deduplicate(map(Document, [*texts, "What, is 12 + 7"]))] == texts
 
 
 def test_one_line_repeated_leaves_one_document() -> None:

@@ -101,6 +101,24 @@ def test_transformers_opens_it_with_equal_ids(tokenizer: Tokenizer, tmp_path: Pa
     assert len(other) == tokenizer.vocab_size
 
 
+def test_what_transformers_saved_of_its_last_call_cuts_no_text_and_its_template_is_taken(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer.save(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3"}))
+    other = AutoTokenizer.from_pretrained(tmp_path)
+    other(TEXTS, truncation=True, max_length=4, padding=True)
+    other.chat_template = "{{ messages[0]['content'] }}!"
+    other.save_pretrained(tmp_path / "saved")
+    loaded = Tokenizer.load(tmp_path / "saved")
+    assert loaded.encode_batch(TEXTS) == tokenizer.encode_batch(TEXTS) and loaded.chat_template == other.chat_template
+    settings = {"chat_template": [{"name": "tools", "template": "a"}, {"name": "default", "template": "b"}]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert Tokenizer.load(tmp_path).chat_template == "b"
+
+
 def test_saved_and_loaded_it_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     for path in (tmp_path, tmp_path / "tokenizer.json"):

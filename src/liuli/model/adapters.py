@@ -20,6 +20,7 @@ from liuli.model.transformer import Transformer
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FOLDER = "adapters"  # in a model folder
+BASE_KEPT = (True, False, None, "gaussian", "orthogonal", "eva")  # first weights that leave the base model as it is
 _PART = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
 
@@ -79,8 +80,13 @@ def scale(config: dict[str, Any], module: str, rank: int) -> float:
 def refuse_variants(config: dict[str, Any], path: Path) -> None:
     """Raises LiuliError for what is not the plain sum."""
     plain = {"peft_type": "LORA", "bias": "none", "use_dora": False, "lora_bias": False, "fan_in_fan_out": False}
-    plain |= dict.fromkeys(("modules_to_save", "trainable_token_indices", "megatron_config", "use_qalora"))
+    plain |= dict.fromkeys(
+        ("modules_to_save", "trainable_token_indices", "megatron_config", "use_qalora", "alora_invocation_tokens")
+    )
+    plain |= dict.fromkeys(("arrow_config", "use_bdlora", "layer_replication", "target_parameters"))
     used = [name for name, value in plain.items() if config.get(name, value) not in (value, None, [], False)]
+    if config.get("init_lora_weights", True) not in BASE_KEPT:
+        used.append(f"init_lora_weights={config['init_lora_weights']}, which changes the base")
     if used or not isinstance(config.get("lora_alpha"), int | float):
         what = f"Liuli merges plain LoRA adapters; this one has {', '.join(used) or 'no lora_alpha'}"
         raise LiuliError(what, path / CONFIG, "train it without, or merge it with PEFT and serve the merged folder")

@@ -37,7 +37,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise LiuliError(f"unknown preset {self.preset!r}", "model config", f"use one of {', '.join(PRESETS)}")
-        if self.heads % self.kv_heads:
+        if min(self.heads, self.kv_heads) < 1 or self.heads % self.kv_heads:
             raise LiuliError(
                 f"{self.heads} heads cannot share {self.kv_heads} key/value heads",
                 "model config",

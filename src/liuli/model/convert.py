@@ -104,6 +104,14 @@ def import_config(values: Mapping[str, Any], where: str | Path, scores: bool = F
 
     scores: a reward model will do; else it is refused, for it has no head to write with.
     """
+    try:
+        return _imported(values, where, scores)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        what = f"this config.json describes no model: {type(error).__name__}, {error}"
+        raise LiuliError(what, where, "use the config.json that came with these weights") from error
+
+
+def _imported(values: Mapping[str, Any], where: str | Path, scores: bool) -> ModelConfig:
     if not scores and ("score_offsets" in values or "SequenceClassification" in str(values.get("architectures"))):
         raise LiuliError("this is a reward model: it scores, it does not write", where, "give the chat model")
     kind = values.get("model_type")
@@ -123,16 +131,16 @@ def import_config(values: Mapping[str, Any], where: str | Path, scores: bool = F
     if any(lacking.values()):
         used = ", ".join(name for name, is_used in lacking.items() if is_used)
         raise LiuliError(f"this {CLASSES[kind]} model uses what Liuli has no code for: {used}", where)
-    heads = values["num_attention_heads"]
+    heads, width = int(values["num_attention_heads"]), int(values["hidden_size"])
     return ModelConfig(
-        vocab_size=values["vocab_size"],
-        width=values["hidden_size"],
-        layers=values["num_hidden_layers"],
+        vocab_size=int(values["vocab_size"]),
+        width=width,
+        layers=int(values["num_hidden_layers"]),
         heads=heads,
-        kv_heads=values.get("num_key_value_heads", heads),
-        head_size=values.get("head_dim") or values["hidden_size"] // heads,
-        ff_width=values["intermediate_size"],
-        context=values.get("max_position_embeddings", 2048),
+        kv_heads=int(values.get("num_key_value_heads", heads)),
+        head_size=int(values.get("head_dim") or width // heads),
+        ff_width=int(values["intermediate_size"]),
+        context=int(values.get("max_position_embeddings", 2048)),
         preset=kind,
         rope_base=float(rope.get("rope_theta", values.get("rope_theta", 10_000.0))),
         norm_eps=values.get("rms_norm_eps", 1e-6),

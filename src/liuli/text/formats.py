@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from liuli.errors import LiuliError
 from liuli.text.chat import Conversation, Message, ToolCall
@@ -30,12 +30,13 @@ from liuli.text.sources import (
     ReadReport,
     Source,
     file_kind,
-    find_files,
+    files_of,
     in_row,
     open_parquet,
     read_json_lines,
     read_lines,
     shown,
+    weighted,
 )
 
 KINDS = (".jsonl", ".json", ".parquet", ".txt")
@@ -55,47 +56,82 @@ PAIRS = (
 Messages = list[Message]
 
 
+Sources = str | Path | Source | Sequence[str | Path | Source]
+Row = Mapping[str, Any]
+T = TypeVar("T")
+
+
 def read_conversations(
-    paths: str | Path | Source | Sequence[str | Path | Source],
-    skip_bad: bool = False,
-    report: ReadReport | None = None,
+    sources: Sources, skip_bad: bool = False, report: ReadReport | None = None
 ) -> Iterator[Conversation]:
     """Read conversations in order. A row in no known format is an error with file, row and field, or is counted.
 
-    paths: files, folders or Hub datasets; a Source's weight is not used. report: filled as it goes.
+    sources: files, folders or Hub datasets, each perhaps with a weight. report: filled as it goes.
+    """
+    yield from read_rows(sources, KINDS, _conversation, skip_bad, report, "conversation")
+
+
+def _conversation(row: Row, place: str, source: str) -> list[Conversation]:
+    messages = messages_of(row)
+    if not messages:
+        raise LiuliError("the conversation has no messages")
+    name = row.get("id", row.get("conversation_id"))
+    return [Conversation(tuple(messages), place if name is None else shown(str(name)), source)]
+
+
+def read_rows(
+    sources: Sources,
+    kinds: tuple[str, ...],
+    convert: Callable[[Row, str, str], list[T]],
+    skip_bad: bool,
+    report: ReadReport | None,
+    wanted: str = "comparison, thumb or task",
+) -> Iterator[T]:
+    """What `convert` (row, its place, its source) makes of each row of all files. A bad row is an error that names
+    file, row and field, or is counted; one of which nothing is made is a tie, and counted.
     """
     report = report if report is not None else ReadReport()
-    paths = [paths] if isinstance(paths, str | Path | Source) else paths
-    for path in paths:
-        path = Source.of(path).path
-        for file in find_files(path, KINDS):
-            report.files += 1
-            for number, row in _read_rows(file):
-                try:
-                    conversation = _convert(row, file, number, str(path))
-                except LiuliError as error:
-                    if not skip_bad:
-                        raise
-                    report.skip(error)
-                    continue
-                report.documents += 1
-                yield conversation
+    sources = [sources] if isinstance(sources, str | Path | Source) else sources
+    for source in map(Source.of, sources):
+        for made in weighted(_converted(source, kinds, convert, skip_bad, report), source.weight):
+            report.documents += 1
+            yield made
     if not report.documents:
-        bad = f" ({report.skipped} bad rows were skipped)" if report.skipped else ""
-        raise LiuliError(f"no conversation found{bad}", ", ".join(map(str, paths)), "give files with conversations")
+        bad = f" ({report.skipped} rows were skipped)" if report.skipped else ""
+        raise LiuliError(f"no {wanted} found{bad}", ", ".join(map(str, sources)), "give other files")
 
 
-def _convert(row: Mapping[str, Any] | LiuliError, file: Path, number: int, source: str) -> Conversation:
+def _converted(
+    source: Source,
+    kinds: tuple[str, ...],
+    convert: Callable[[Row, str, str], list[T]],
+    skip_bad: bool,
+    report: ReadReport,
+) -> Iterator[T]:
+    for file in files_of(source, kinds):
+        report.files += 1
+        for number, row in _read_rows(file):
+            try:
+                found = _made(row, convert, file, number, shown(source.path))
+            except LiuliError as error:
+                if not skip_bad:
+                    raise
+                report.skip(error)
+                continue
+            if not found:
+                report.skip(LiuliError("a tie: the judge prefers neither", f"{file}, row {number}"))
+            yield from found
+
+
+def _made(
+    row: Row | LiuliError, convert: Callable[[Row, str, str], list[T]], file: Path, number: int, source: str
+) -> list[T]:
     if isinstance(row, LiuliError):
         raise row
     try:
-        messages = messages_of(row)
-        if not messages:
-            raise LiuliError("the conversation has no messages")
+        return convert(row, shown(f"{file}:{number}"), source)
     except LiuliError as error:
         raise in_row(error, file, number) from error
-    name = row.get("id", row.get("conversation_id"))
-    return Conversation(tuple(messages), shown(f"{file}:{number}" if name is None else str(name)), shown(source))
 
 
 # --- rows of a file --------------------------------------------------------------------------------------------------
@@ -139,7 +175,7 @@ def _read_parquet(file: Path) -> Iterator[tuple[int, Mapping[str, Any] | LiuliEr
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
-    except (pa.ArrowException, OSError, UnicodeDecodeError, *BROKEN) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError, *BROKEN) as error:
         what = f"the file cannot be read past row {number}: {error}"
         yield number + 1, LiuliError(what, file, "get the file again, or pass --skip-bad")
 
@@ -192,10 +228,9 @@ def _with_system(messages: Messages, row: Mapping[str, Any]) -> Messages:
         raise LiuliError("the system text is no text", "system")
     tools = tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)
     tools = f"Tools:\n{tools}" if tools.strip() not in ("", "[]") else ""
-    own = messages[0].content if messages and messages[0].role == "system" else ""
-    parts = [part for part in (system.strip(), own, tools) if part]
-    rest = messages[1:] if own else messages
-    return [Message("system", "\n\n".join(parts)), *rest] if parts else rest
+    own, rest = (messages[:1], messages[1:]) if messages and messages[0].role == "system" else ([], messages)
+    parts = [part for part in (system.strip(), *(message.content for message in own), tools) if part]
+    return [Message("system", "\n\n".join(parts)), *rest] if parts else messages
 
 
 def _listed(row: Mapping[str, Any], key: str | None = None) -> Messages:
@@ -283,11 +318,11 @@ def _question(row: Mapping[str, Any], key: str) -> Messages:
     text = _text(row, key)
     if _ROUND_LINE.match(text):
         return rounds(text)
-    if _HH.search(text):
-        return _hh(text)
+    if dialogue := hh_prompt(text):
+        return dialogue
     if key == "context":  # Med-ChatGLM and InstructGLM write the cue into the question
         text = re.sub(r"^(问题：|Instruction: )", "", re.sub(r"\s*(回答|Answer)[:：]\s*$", "", text))
-    if key == "question" and row.get("context"):  # a question about a passage
+    if key != "context" and row.get("context"):  # a question about a passage
         text = f"{_text(row, 'context')}\n\n{text}"
     extra = _text(row, "input") if row.get("input") else ""
     return [Message("user", f"{text}\n{extra}" if extra else text)]
@@ -312,6 +347,7 @@ def _text(row: Mapping[str, Any], key: str) -> str:
 # --- the formats with an inner grammar -------------------------------------------------------------------------------
 
 _HH = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+_HH_PROMPT = re.compile(r"\s*Human:(.*\s)Assistant:\s*\Z", re.DOTALL)
 _ROUND_LINE = re.compile(r"\[Round (\d+)\]\s*(?:\n|$)")
 _ROUND = re.compile(r"(?:^|\n)\[Round \d+\]\n+")
 
@@ -336,6 +372,18 @@ def _hh(text: str) -> Messages:
     pairs = zip(parts[1::2], parts[2::2], strict=True)
     messages = [Message("user" if who == "Human" else "assistant", said.strip()) for who, said in pairs]
     return messages[:-1] if messages[-1].role == "assistant" and not messages[-1].content else messages
+
+
+def hh_prompt(text: str) -> Messages:
+    """A text that begins with "Human:" and ends in the cue "Assistant:"; no messages for any other. BELLE's have one
+    line feed before each."""
+    found = _HH_PROMPT.match(text)
+    if not found:
+        return []
+    said = found[1].rstrip()
+    if "\n\nAssistant:" not in said:
+        said = re.sub(r"\n(Human|Assistant):", r"\n\n\1:", said)
+    return _hh(f"Human:{said}\n\nAssistant:")
 
 
 def rounds(text: str) -> Messages:
@@ -364,6 +412,8 @@ def _moss(row: Mapping[str, Any]) -> Messages:
         raise LiuliError("not an object of turns", "chat")
     text = ""
     for name, turn in row["chat"].items():
+        if turn is None:  # a shorter dialogue, in a column of parquet
+            continue
         if not isinstance(turn, Mapping) or not isinstance(turn.get("Human"), str):
             raise LiuliError("the turn has no 'Human'", f"chat.{name}")
         text += "".join(str(turn.get(key) or "") for key in _MOSS_KEYS)

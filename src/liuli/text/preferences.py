@@ -32,18 +32,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import combinations
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from liuli.errors import LiuliError
 from liuli.text.chat import Message
-from liuli.text.formats import _answer, _hh, _read_rows, messages_of
-from liuli.text.sources import ReadReport, Source, find_files, in_row, shown
+from liuli.text.formats import Row, Sources, _answer, _hh, _text, hh_prompt, messages_of, read_rows
+from liuli.text.sources import ReadReport, shown
 
 KINDS = (".jsonl", ".json", ".parquet")
 Messages = tuple[Message, ...]
-Sources = str | Path | Source | Sequence[str | Path | Source]
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +87,7 @@ def read_preferences(
     Where the judge prefers neither there is no pair; a row of ties only is counted as skipped in the report. Raises
     LiuliError for a bad row (file, row, field), unless skip_bad: then it is counted; and if nothing is found.
     """
-    yield from _read(sources, _compare, skip_bad, report)
+    yield from read_rows(sources, KINDS, _compare, skip_bad, report)
 
 
 def read_judged(sources: Sources, skip_bad: bool = False, report: ReadReport | None = None) -> Iterator[Judged]:
@@ -100,7 +97,7 @@ def read_judged(sources: Sources, skip_bad: bool = False, report: ReadReport | N
     """
     report = report if report is not None else ReadReport()
     seen: dict[bool, str] = {}
-    for judged in _read(sources, _thumb, skip_bad, report):
+    for judged in read_rows(sources, KINDS, _thumb, skip_bad, report):
         seen.setdefault(judged.good, judged.source)
         yield judged
     for good, source in seen.items() if len(seen) == 1 else ():
@@ -113,7 +110,7 @@ def read_judged(sources: Sources, skip_bad: bool = False, report: ReadReport | N
 
 def read_tasks(sources: Sources, skip_bad: bool = False, report: ReadReport | None = None) -> Iterator[Task]:
     """Read prompts with the answers that are expected, in order. Raises LiuliError as `read_preferences`."""
-    yield from _read(sources, _task, skip_bad, report)
+    yield from read_rows(sources, KINDS, _task, skip_bad, report)
 
 
 def preference_line(preference: Preference) -> dict[str, Any]:
@@ -140,45 +137,16 @@ def _dicts(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [message.to_dict() for message in messages]
 
 
-# --- files and rows --------------------------------------------------------------------------------------------------
-
-T = TypeVar("T")
+# --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _read(
-    sources: Sources, convert: Callable[[Row, str], list[T]], skip_bad: bool, report: ReadReport | None
-) -> Iterator[T]:
-    report = report if report is not None else ReadReport()
-    sources = [sources] if isinstance(sources, str | Path | Source) else sources
-    for file in (file for source in sources for file in find_files(Source.of(source).path, KINDS)):
-        report.files += 1
-        for number, row in _read_rows(file):
-            try:
-                found = _convert(row, convert, file, number)
-                problem = None if found else LiuliError("a tie: the judge prefers neither", f"{file}, row {number}")
-            except LiuliError as error:
-                if not skip_bad:
-                    raise
-                found, problem = [], error
-            if problem:
-                report.skip(problem)
-            report.documents += len(found)
-            yield from found
-    if not report.documents:
-        bad = f" ({report.skipped} rows were skipped)" if report.skipped else ""
-        raise LiuliError(f"nothing to learn from was found{bad}", ", ".join(map(str, sources)), "give other files")
+def _without_nulls(row: Row) -> Row:
+    """Columns of parquet stand in every row."""
+    return {key: value for key, value in row.items() if value is not None}
 
 
-def _convert(row: Row | LiuliError, convert: Callable[[Row, str], list[T]], file: Path, number: int) -> list[T]:
-    if isinstance(row, LiuliError):
-        raise row
-    try:
-        return convert({key: value for key, value in row.items() if value is not None}, shown(f"{file}:{number}"))
-    except LiuliError as error:
-        raise in_row(error, file, number) from error
-
-
-def _compare(row: Row, source: str) -> list[Preference]:
+def _compare(row: Row, source: str, data_set: str) -> list[Preference]:
+    row = _without_nulls(row)
     prompt, answers, pairs = _found(row)
     _check_prompt(prompt)
     for field, answer in answers.items():
@@ -193,7 +161,8 @@ def _compare(row: Row, source: str) -> list[Preference]:
     return [Preference(prompt, answers[b], answers[w], who, group, margin, source) for b, w, margin in pairs]
 
 
-def _thumb(row: Row, source: str) -> list[Judged]:
+def _thumb(row: Row, source: str, data_set: str) -> list[Judged]:
+    row = _without_nulls(row)
     if "completions" in row and "labels" in row:
         row = _steps(row)
     mark = next((key for key in ("kto_tag", "label") if key in row), None)
@@ -221,7 +190,8 @@ def _steps(row: Row) -> Row:
     return {**rest, "completion": "\n".join(kept), "label": all(labels)}
 
 
-def _task(row: Row, source: str) -> list[Task]:
+def _task(row: Row, source: str, data_set: str) -> list[Task]:
+    row = _without_nulls(row)
     prompt, source = _prompt(row), str(row.get("from_row", source))
     _check_prompt(prompt)
     if field := next((key for key in ("tests", "test_list") if key in row), ""):
@@ -264,7 +234,6 @@ def _expected(row: Row) -> tuple[str, str]:
 # --- what is asked and what is answered ------------------------------------------------------------------------------
 
 _ASKED = ("prompt", "instruction", "question", "query")
-_HH_PROMPT = re.compile(r"\s*Human:(.*\s)Assistant:\s*\Z", re.DOTALL)
 
 
 def _prompt(row: Row) -> Messages:
@@ -285,9 +254,10 @@ def _question(row: Row, key: str) -> Any:
     text = row[key]
     if not isinstance(text, str):
         return text
-    if found := _HH_PROMPT.match(text):
-        return _dicts(_hh(f"Human:{found[1].rstrip()}\n\nAssistant:"))
-    parts = [*_passages(row.get("passages", [])), f"{text}\n{row['input']}" if row.get("input") else text]
+    if dialogue := hh_prompt(text):
+        return _dicts(dialogue)
+    context = [_text(row, "context")] if row.get("context") and key != "context" else []
+    parts = [*_passages(row.get("passages", [])), *context, f"{text}\n{row['input']}" if row.get("input") else text]
     return [{"role": "user", "content": "\n\n".join(parts)}]
 
 

@@ -15,13 +15,14 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import zstandard
 
 from liuli.errors import LiuliError, UsageError
 
 Language = Literal["en", "zh", "other"]
+T = TypeVar("T")
 KINDS = (".txt", ".md", ".jsonl", ".parquet")
 WITH_FIELDS = (".jsonl", ".parquet")
 PACKED = ("", ".gz", ".zst")
@@ -97,29 +98,35 @@ def read_documents(
     Raises LiuliError for a bad row unless skip_bad, and for sources without a single document.
     """
     report = report if report is not None else ReadReport()
-    found = [(source, _files_of(source)) for source in map(Source.of, sources)]  # all, before the first is read
+    found = [(source, files_of(source)) for source in map(Source.of, sources)]  # all, before the first is read
     if field != "text" and found and not any(file_kind(file) in WITH_FIELDS for _, files in found for file in files):
         raise UsageError("no file here has fields", f"--field {field}", "leave it out: it is for .jsonl and .parquet")
     for source, files in found:
-        due = max(1 - source.weight, 0.0)  # so that the first document of a source is always read
-        for document in _read_files(files, source, field, skip_bad, report):
-            due += source.weight
-            for _ in range(int(due + 1e-9)):
-                report.documents += 1
-                report.bytes += len(document.text.encode())
-                yield document
-            due -= int(due + 1e-9)
+        for document in weighted(_read_files(files, source, field, skip_bad, report), source.weight):
+            report.documents += 1
+            report.bytes += len(document.text.encode())
+            yield document
     if not report.documents:
         where = ", ".join(str(source.path) for source, _ in found) or None
         bad = f" ({report.skipped} bad rows were skipped)" if report.skipped else ""
         raise LiuliError(f"the corpus is empty: no document found{bad}", where, "give a source that holds text")
 
 
-def _files_of(source: Source) -> list[Path]:
+def weighted(items: Iterable[T], weight: float) -> Iterator[T]:
+    """Each item as often as the weight says: 2.0 twice, 0.5 the first, third, fifth…"""
+    due = max(1 - weight, 0.0)
+    for item in items:
+        due += weight
+        yield from [item] * int(due + 1e-9)
+        due -= int(due + 1e-9)
+
+
+def files_of(source: Source, kinds: tuple[str, ...] = KINDS) -> list[Path]:
+    """`find_files` of a source. Raises UsageError for a weight that cannot be meant."""
     if not 0 < source.weight < 1000:
         fix = "weights are above 0 and under 1000"
         raise UsageError(f"a weight of {source.weight} cannot be meant", source.path, fix)
-    return find_files(source.path)
+    return find_files(source.path, kinds)
 
 
 def _read_files(
@@ -415,7 +422,7 @@ def read_bytes(file: Path) -> Iterator[bytes]:
         return
     opener: Callable[..., Any] = gzip.open if file.suffix.lower() == ".gz" else open
     with opener(file, "rb") as stream:
-        while block := stream.read(BLOCK):
+        while block := stream.read1(BLOCK):  # of a file that was cut short all that is there; read() gives none of it
             yield block
 
 

@@ -64,6 +64,8 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer, chat_template: str = CHAT_TEMPLATE) -> None:
         self.backend = backend
         self.backend.encode_special_tokens = True  # names of special tokens in a text are text
+        self.backend.no_truncation()  # transformers keeps those of its last call in the file
+        self.backend.no_padding()
         self.chat_template = chat_template
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
         ids = {name: self.backend.token_to_id(name) for name in SPECIALS}
@@ -138,15 +140,8 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_str(file.read_text("utf-8"))
         except Exception as error:  # the library raises bare Exception
             raise DamagedError(f"the tokenizer cannot be read: {error}", file, _FIX) from error
-        template = CHAT_TEMPLATE
-        config = file.with_name("tokenizer_config.json")
-        if config.is_file():
-            try:
-                template = json.loads(config.read_text("utf-8")).get("chat_template") or CHAT_TEMPLATE
-            except (ValueError, AttributeError) as error:
-                raise DamagedError(f"the tokenizer's settings cannot be read: {error}", config, _FIX) from error
         try:
-            return cls(backend, template)
+            return cls(backend, _template(file.parent))
         except LiuliError as error:
             raise LiuliError(error.what, file, error.fix) from error
 
@@ -251,3 +246,18 @@ class Sample:
         while self._held > 2 * self._characters and len(self.kept) > 1:
             self.kept, self._stride = self.kept[::2], self._stride * 2
             self._held = sum(map(len, self.kept))
+
+
+def _template(folder: Path) -> str:
+    """The chat template beside a tokenizer: a file of its own, as transformers 5 has it, or among the settings, where
+    of several the one named "default" is taken."""
+    file, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    try:
+        if file.is_file():
+            return file.read_text("utf-8")
+        found = json.loads(settings.read_text("utf-8")).get("chat_template") if settings.is_file() else None
+        if isinstance(found, list):
+            found = next(each["template"] for each in found if each["name"] == "default")
+    except (ValueError, AttributeError, LookupError, TypeError, StopIteration) as error:
+        raise DamagedError(f"the tokenizer's settings cannot be read: {error}", settings, _FIX) from error
+    return str(found or CHAT_TEMPLATE)
