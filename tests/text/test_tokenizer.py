@@ -117,6 +117,9 @@ def test_what_transformers_saved_of_its_last_call_cuts_no_text_and_its_template_
     settings = {"chat_template": [{"name": "tools", "template": "a"}, {"name": "default", "template": "b"}]}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     assert Tokenizer.load(tmp_path).chat_template == "b"
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": 5}')
+    with pytest.raises(DamagedError, match="settings cannot be read"):
+        Tokenizer.load(tmp_path)
 
 
 def test_saved_and_loaded_it_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -> None:

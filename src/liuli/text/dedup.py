@@ -81,7 +81,7 @@ class _Index:
 
     def find_or_add(self, document: Document) -> tuple[str | None, float]:
         """(id of a similar document, similarity), or (None, 0) after adding this one."""
-        words = _WORD.findall(document.text.lower())
+        words = _WORD.findall(document.text.lower()) or [document.text]
         runs = list({" ".join(words[start : start + RUN]).encode() for start in range(max(len(words) - RUN + 1, 1))})
         signature = self.empty.copy()
         for start in range(0, len(runs), 1000):  # all at once takes a kilobyte for each

@@ -258,6 +258,6 @@ def _template(folder: Path) -> str:
         found = json.loads(settings.read_text("utf-8")).get("chat_template") if settings.is_file() else None
         if isinstance(found, list):
             found = next(each["template"] for each in found if each["name"] == "default")
+        return "" + (found or CHAT_TEMPLATE)
     except (ValueError, AttributeError, LookupError, TypeError, StopIteration) as error:
         raise DamagedError(f"the tokenizer's settings cannot be read: {error}", settings, _FIX) from error
-    return str(found or CHAT_TEMPLATE)
