@@ -123,6 +123,8 @@ def test_what_signs_alone_tell_apart_stays_and_a_comma_does_not_count() -> None:
         "∀x ∈ ℝ: x² ≥ 0",
         "😀😀",
         "→ ←",
+        "？！",
+        "…",
     ]
     assert [d.text for d in deduplicate(map(Document, [*texts, "What, is 12 + 7"]))] == texts
 

@@ -140,8 +140,9 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_str(file.read_text("utf-8"))
         except Exception as error:  # the library raises bare Exception
             raise DamagedError(f"the tokenizer cannot be read: {error}", file, _FIX) from error
+        template = _template(file.parent)
         try:
-            return cls(backend, _template(file.parent))
+            return cls(backend, template)
         except LiuliError as error:
             raise LiuliError(error.what, file, error.fix) from error
 
