@@ -13,17 +13,22 @@ from typing import Any
 
 import pytest
 
-from liuli.curriculum import judge, make, skills
+from liuli.curriculum import judge, make, skills, worth
 from liuli.curriculum.draw import Draw, held
-from liuli.curriculum.invent import first_name, given_name, neighbours, stranger
+from liuli.curriculum.invent import first_name, given_name, given_names, neighbours, stranger
 from liuli.curriculum.items import LANGUAGES, Item, estimated_tokens, eval_line, item_tokens, reference_of
+from liuli.curriculum.knowledge import knowledge
 from liuli.curriculum.make import eval_items
 from liuli.curriculum.numbers import evaluate, number_text
-from liuli.curriculum.questions import fill, taught
+from liuli.curriculum.preferences import WRONG, spoil
+from liuli.curriculum.questions import RELATIONS, article, fill, taught
 from liuli.curriculum.skills import LARGEST_SHARE, LONGEST_TALK, chinese_titles
 from liuli.curriculum.skills.arithmetic import write_steps
+from liuli.curriculum.skills.citation import NAMED, NOT_THERE, NUMBERED, passages
 from liuli.curriculum.skills.dialogue import distinct_dialogues, distinct_fillers, filler
-from liuli.curriculum.skills.stories import count_expansions, distinct_sentences, grammar, story_names
+from liuli.curriculum.skills.facts import SKILLS, answered
+from liuli.curriculum.skills.smalltalk import TALK
+from liuli.curriculum.skills.stories import count_expansions, distinct_sentences, grammar, story_names, write
 from liuli.errors import UsageError
 from liuli.files import verify_folder
 
@@ -39,6 +44,13 @@ def school(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def drawn(skill: str, language: str, count: int) -> Iterator[Item]:
+    """Lessons of one skill."""
+    draw = Draw(Random(1), language, "train", 0, 0)
+    for draw.index in range(count):
+        yield skills()[skill].item(draw)
 
 
 def every_test(count: int) -> Iterator[tuple[dict[str, Any], Item]]:
@@ -237,11 +249,68 @@ def test_the_judge_rejects_another_item_s_answer_silence_and_a_doubled_answer() 
             "The answer is 55.",
             False,
         ),
+        (
+            {"check": "steps", "accept": ["55"], "reject": [], "answer": write_steps(48, 7, "+", "en"), "q": "?"},
+            write_steps(48, 7, "+", "en").replace(" is ", " is not "),
+            False,
+        ),
+        (
+            {"check": "unknown", "accept": [], "reject": [], "answer": "I don't know.", "q": "Capital of Xan?"},
+            "I know. I don't know.",
+            False,
+        ),
+        (
+            {"check": "quoted", "accept": ["cat"], "reject": [], "answer": "It is “cat”.", "q": "“猫” in English?"},
+            "It is not “cat”.",
+            False,
+        ),
+        ({"check": "value", "accept": ["9"], "reject": [], "answer": "9.", "q": "Go on: 12, 11, 10"}, "-9.", False),
+        *[
+            (
+                {"check": "value", "accept": [value], "reject": [], "answer": value, "q": question},
+                answer,
+                right,
+            )
+            for value, question, answer, right in (
+                ("law", "Which one does not belong: fox, law, cat?", "It is not law.", False),
+                ("law", "Which one does not belong: fox, law, cat?", "Law does not belong.", True),
+                ("法律", "哪个不是一类：猫、法律？", "不是法律。", False),
+                ("法律", "哪个不是一类：猫、法律？", "法律不是一类。", True),
+            )
+        ],
     ],
 )
 def test_the_judge_is_strict(item: dict[str, Any], answer: str, right: bool) -> None:
     test = {**item, "messages": [{"role": "user", "content": item["q"]}]}
     assert judge(test, [{"role": "assistant", "content": answer}]) is right
+
+
+@pytest.mark.parametrize(
+    ("key", "subject", "language", "right", "wrong"),
+    [
+        ("unit", "kilometre", "en", ["1000.", "1,000 metres"], ["1000 kilometres", "1000 km", "-1000 metres", "1000%"]),
+        ("unit", "kilometre", "zh", ["1000。", "1,000米"], ["1000千米", "1000厘米", "不是1000米。", "−1000米"]),
+        ("month.days", "May", "en", ["31.", "It has 31."], ["30.", "-31", "31 hours", "31 May"]),
+        ("month.days", "February", "zh", ["28或29。", "28天或29天"], ["28。", "28天"]),
+        ("planet.rings", "Jupiter", "en", ["Yes.", "It has rings."], ["No.", "Yes, no.", "It has no rings."]),
+        ("planet.rings", "Mars", "en", ["No."], ["Yes.", "No, yes.", "No, there are rings."]),
+        ("planet.rings", "Jupiter", "zh", ["有。"], ["没有。", "没有光环。"]),
+        ("planet.rings", "Mars", "zh", ["没有。"], ["有。", "没有，有。"]),
+        ("landmark.country", "Buckingham Palace", "en", ["United Kingdom."], ["United States."]),
+        ("country.capital", "the United States", "en", ["Washington.", "Washington DC."], ["Not Washington."]),
+        ("country.capital", "Bhutan", "zh", ["不丹的首都是廷布。"], ["不是廷布。", "不丹的首都不是廷布。"]),
+        ("animal.legs", "spider", "en", ["8 legs.", "8"], ["-8", "It has −8.", "8%"]),
+    ],
+)
+def test_the_judge_takes_what_says_the_same_and_nothing_else(
+    key: str, subject: str, language: str, right: list[str], wrong: list[str]
+) -> None:
+    pairs = [pair for own in taught().values() for pair in own if pair[0].key == key and not pair[0].back]
+    relation, fact = next(pair for pair in pairs if pair[1].subject_en == subject)
+    item = answered(fill(relation.forms(language)[0], fact, language), relation, fact, language)
+    test = json.loads(eval_line(item, "s", language, "train", 0))
+    said = {answer: judge(test, [{"role": "assistant", "content": answer}]) for answer in right + wrong}
+    assert said == dict.fromkeys(right, True) | dict.fromkeys(wrong, False)
 
 
 def test_a_calculator_answer_counts_only_with_the_call_its_result_and_its_use() -> None:
@@ -251,6 +320,10 @@ def test_a_calculator_answer_counts_only_with_the_call_its_result_and_its_use() 
     assert not judge(test, [answer])
     assert not judge(test, [call, {**result, "content": "1"}, answer])
     assert not judge(test, [call, result, {**answer, "content": answer["content"].replace(" = ", " = 1")}])
+    assert not judge(test, [call, result, {**answer, "content": answer["content"].replace(" = ", " is not ")}])
+    large = next(one for one in drawn("calculate_multiply", "en", 99) if len(one.accept[0]) > 3)
+    test, (call, result, answer) = json.loads(eval_line(large, "s", "en", "train", 0)), reference_of(large)
+    assert judge(test, [call, result, {**answer, "content": f"It is {int(large.accept[0]):,}."}])
 
 
 def test_every_call_computes_what_its_tool_message_says() -> None:
@@ -358,3 +431,81 @@ def test_too_small_a_size_is_an_error_a_person_can_read(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot hold every skill"):
         make(tmp_path / "tiny", size=10)
     assert not (tmp_path / "tiny").exists()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_name_stands_twice_on_a_page_nor_is_a_stranger_on_it(language: str) -> None:
+    draw = Draw(Random(0), language, "names", 0, 0)
+    for _ in range(600):
+        _, _, entities, values = passages(draw, NAMED)
+        names = sorted([*entities, *values], key=len)
+        assert not [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if a in b]
+    sentences = [re.escape(schema.sentence) for kind in (NAMED, NUMBERED) for schema in kind[language]]
+    start = "|".join(s.replace(r"\{e\}", "(.+)").replace(r"\{v\}", NOT_THERE[language]) for s in sentences)
+    for item in drawn("cite_none", language, 600):
+        found = re.fullmatch(start, item.messages[-1]["content"])
+        assert found and found[found.lastindex or 0] not in item.messages[0]["content"].rpartition("\n")[0]
+
+
+@pytest.mark.parametrize(("gender", "others"), [("f", "he|his|him"), ("m", "she|her")])
+def test_a_story_of_a_real_name_has_its_pronouns(gender: str, others: str) -> None:
+    draw = Draw(Random(0), "en", "train", 0, 0)
+    names = given_names("en", gender) + given_names("en", gender, held_out=True)
+    assert not [name for name in names if re.search(rf"\b({others})\b", write(draw, "fox", name), re.IGNORECASE)]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_word_is_denied_a_kind_it_belongs_to(language: str) -> None:
+    kinds = {word.name[language]: word.category for word in knowledge().lexicon}
+    within = {("fruit", "food"), ("vegetable", "food"), ("job", "person"), ("family", "person")}
+    within |= {(b, a) for a, b in within}
+    for item in drawn("yes_or_no", language, 3_000):
+        before, word, after = re.split("[“”]", item.messages[0]["content"])
+        kind = max(
+            (kind for kind in kinds.values() if kind[language] in before + after), key=lambda k: len(k[language])
+        )
+        assert item.messages[1]["content"] in ("Yes.", "是的。") or (kinds[word].en, kind.en) not in within, word
+    for item in drawn("odd_one_out", language, 1_500):
+        assert (kinds[item.reject[0]].en, kinds[item.accept[0]].en) not in within, item.messages[0]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("skill", ["story", "story_named"])
+def test_a_spoiled_story_is_never_right(skill: str, language: str) -> None:
+    draw = Draw(Random(0), language, "train", 0, 0)
+    for item in drawn(skill, language, 300):
+        test = json.loads(eval_line(item, skill, language, "train", 0))
+        assert worth(test, spoil(item, "story", skill, draw)) == WRONG
+
+
+def test_a_chinese_measure_word_follows_only_a_number() -> None:
+    asked = [item.messages[0]["content"] for skill in ("units", "convert_units") for item in drawn(skill, "zh", 500)]
+    assert not [question for question in asked if "成个" in question]
+    assert any("成月" in question for question in asked) and any("多少个月" in question for question in asked)
+
+
+def test_requests_have_the_right_article() -> None:
+    asked = [item.messages[0]["content"].lower() for item in drawn("unknown_request", "en", 6_000)]
+    words = {word.name.en for word in knowledge().lexicon}
+    found = {match[1] for question in asked for match in re.finditer(r"\ba (\w+)", question)} & words
+    assert len(found) > 20 and not [word for word in found if article(word) != f"a {word}"]
+    assert article("pork") == "pork" and article("eagle") == "an eagle"
+
+
+def test_a_held_out_wording_of_small_talk_is_more_than_another_mark() -> None:
+    for forms, _ in (pair for kind in TALK.values() for pairs in kind.values() for pair in pairs):
+        *known, held_out = (re.sub(r"\W", "", form).lower() for form in forms)
+        assert held_out not in known, forms
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_leap_year_is_asked_about_as_often_as_another(language: str) -> None:
+    asked = [list(drawn("leap_year", language, 1_000))]
+    asked += [eval_items(0, "leap_year", language, split, 40) for split in skills()["leap_year"].splits]
+    for items in asked:
+        answers = Counter(item.messages[1]["content"] for item in items)
+        assert max(answers.values()) < 0.7 * len(items)
+
+
+def test_every_relation_that_has_a_wording_is_taught() -> None:
+    assert {relation.key for relation in RELATIONS} | {"unit"} == {key for keys in SKILLS.values() for key in keys}

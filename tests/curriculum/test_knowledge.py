@@ -102,7 +102,7 @@ def test_a_word_or_name_has_one_translation_within_its_table(table: str) -> None
 
 
 def test_every_term_is_translated_once_and_used() -> None:
-    terms = [(row["kind"], row["en"]) for _, row in base._rows(base.DATA / "terms.tsv")]
+    terms = [(row["kind"], row["en"]) for _, row in base.read_table(base.DATA / "terms.tsv")]
     used = {(where.split(".")[1], pair.en) for where, pair in every_pair()}
     assert repeated(terms) == []
     assert [term for term in terms if term not in used] == []
@@ -169,6 +169,6 @@ def test_a_torn_row_and_an_untranslated_term_are_named(tmp_path: Any) -> None:
     torn = tmp_path / "shapes.tsv"
     torn.write_text("name_en\tname_zh\tsides\n# comment\ntriangle\t三角形\n", encoding="utf-8")
     with pytest.raises(DamagedError, match=r"shapes\.tsv:3"):
-        list(base._rows(torn))
+        list(base.read_table(torn))
     with pytest.raises(DamagedError, match="'night'"):
         base._value("opposite", Both, {"opposite": "night"}, {}, "here:1")

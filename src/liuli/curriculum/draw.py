@@ -27,7 +27,7 @@ APOSTROPHES = ("'", "’", "")
 class Draw:
     """The argument of every skill.
 
-    rng: the only source of chance. language: en or zh. split: one of `items.SPLITS`.
+    rng: the only source of chance. language: en or zh. split: train, names, templates or combinations.
     index: how many items of this skill, language and kind came before. seed: the classroom's, names its people.
     alone: one question, as people ask it, where a lesson asks several of one page.
     """

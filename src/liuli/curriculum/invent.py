@@ -29,10 +29,6 @@ class Neighbour:
     gender: str
     city: str
     job: str
-    pet: str
-    pet_name: str
-    hobby: str
-    age: int
 
 
 PETS = forms("pets")
@@ -165,16 +161,9 @@ def neighbours(seed: int, language: str) -> tuple[Neighbour, ...]:
         name = _full_name(rng, language, gender)
         if name in people or held_within(name) or is_real(name):
             continue
-        people[name] = Neighbour(
-            name=name,
-            gender=gender,
-            city=rng.choice(CITIES[language]),
-            job=rng.choice(jobs),
-            pet=rng.choice(PETS[language]),
-            pet_name=rng.choice(given_names(language)),
-            hobby=rng.choice(HOBBIES[language]),
-            age=rng.randint(18, 79),
-        )
+        people[name] = Neighbour(name, gender, rng.choice(CITIES[language]), rng.choice(jobs))
+        for once_told in (PETS[language], given_names(language), HOBBIES[language], range(62)):
+            rng.choice(once_told)  # of the same length: else everybody after would be somebody else
     return tuple(people.values())
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 Turn = dict[str, Any]  # one OpenAI chat message
 LANGUAGES = ("en", "zh")
-SPLITS = ("train", "names", "templates", "combinations")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +22,8 @@ class Item:
 
     messages: all turns; the last one is the assistant's reference answer.
     check: how the answer is judged, a name in `judge.CHECKS`.
-    accept: the values that count as right, the first one is the reference's; none: the whole reference answer.
+    accept: the values that count as right, first the reference's, then what will do where nothing else is said ("12"
+    of 12 months); of a story, what must occur; none: the whole reference answer.
     reject: values that must not occur beside the right one.
     """
 

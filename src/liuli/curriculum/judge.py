@@ -24,8 +24,12 @@ _HARMLESS = {
     *["their", "here", "s"],
     *"是的在有它他她们我你这那叫个了就为呢啊和也和以于答案该",
 }
-_WIDE = str.maketrans("，。！？：；（）［］“”‘’", ",.!?:;()[]\"\"''")
-_TOKEN = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+?(?=[\u3400-\u9fff\d\W_]|$)|[\u3400-\u9fff]")
+_FILLING = _HARMLESS - {"yes", "有"}  # "Yes, no." says nothing
+_WIDE = str.maketrans("，。！？：；（）［］“”‘’−－", ",.!?:;()[]\"\"''--")
+_GROUPED = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")  # 1,000
+_INITIALS = re.compile(r"\b[a-z](?:\.[a-z]\b)+\.?")  # D.C.
+_DENIAL = re.compile(r"\b(?:not|no|never|neither|nor|\w+n't)\b\W*\w*|不是?.|没有?.")  # with what it denies
+_TOKEN = re.compile(r"[%°$€£¥]|\d+(?:\.\d+)?|[^\W\d_]+?(?=[\u3400-\u9fff\d\W_]|$)|[\u3400-\u9fff]")
 _CITATION = re.compile(r"\[(\d+)\]")
 _QUOTATION = re.compile(r'"([^"]*)"')
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
@@ -41,15 +45,15 @@ def judge(item: Mapping[str, Any], messages: Produced) -> bool:
 
 
 def _value(item: Mapping[str, Any], messages: Produced, final: str) -> bool:
-    """One of the accepted values as a whole word or number, none of the rejected, no other word of substance."""
+    """The accepted value as a whole word or number, none of the rejected, no other word of substance; or a short one
+    alone: "1000 kilometres" are not the 1000 asked for in metres."""
     if _calls(messages):
         return False
-    answer = _plain(final)
-    for accepted in map(_plain, item["accept"]):
-        rest, found = _without(answer, accepted)
-        if found and not any(_without(rest, _plain(wrong))[1] for wrong in item["reject"]) and not _extra(item, rest):
-            return True
-    return False
+    answer, (accepted, *short) = _plain(final), map(_plain, item["accept"])
+    rest, found = _without(answer, accepted.removeprefix("the "))
+    if found and not any(_without(rest, _plain(wrong))[1] for wrong in item["reject"]) and not _extra(item, rest):
+        return True
+    return any(found and not {*_TOKEN.findall(rest)} - _FILLING for rest, found in (_without(answer, x) for x in short))
 
 
 def _exact(item: Mapping[str, Any], messages: Produced, final: str) -> bool:
@@ -60,8 +64,9 @@ def _exact(item: Mapping[str, Any], messages: Produced, final: str) -> bool:
 def _quoted(item: Mapping[str, Any], messages: Produced, final: str) -> bool:
     """The accepted text as the one quotation of the answer, or as the whole of it."""
     quotations = _QUOTATION.findall(_plain(final))
-    said = quotations[0] if len(quotations) == 1 else final
-    return not _calls(messages) and _bare(said) in {_bare(accepted) for accepted in item["accept"]}
+    said, around = (quotations[0], _QUOTATION.sub(" ", _plain(final))) if len(quotations) == 1 else (final, "")
+    right = _bare(said) in {_bare(accepted) for accepted in item["accept"]}
+    return right and not _calls(messages) and not _denies(item, around)
 
 
 def _call(item: Mapping[str, Any], messages: Produced, final: str) -> bool:
@@ -84,6 +89,7 @@ def _call(item: Mapping[str, Any], messages: Produced, final: str) -> bool:
         and numbers[-1].lstrip("-") == right.lstrip("-")
         and (right.startswith("-") == _signed(final, right))
         and all(number.lstrip("-") in allowed for number in numbers)
+        and not _denies(item, _plain(final))
     )
 
 
@@ -101,7 +107,8 @@ def _unknown(item: Mapping[str, Any], messages: Produced, final: str) -> bool:
     claims = answer
     for phrase in _NOT_KNOWN:
         claims = claims.replace(phrase, " ")
-    return not _calls(messages) and claims != answer and not _extra(item, claims)
+    knows = re.search("know|知道|清楚", claims)
+    return not _calls(messages) and claims != answer and not knows and not _extra(item, claims)
 
 
 def _steps(item: Mapping[str, Any], messages: Produced, final: str) -> bool:
@@ -111,6 +118,7 @@ def _steps(item: Mapping[str, Any], messages: Produced, final: str) -> bool:
         not _calls(messages)
         and _NUMBER.findall(answer)[-1:] == [item["accept"][0]]
         and _EQUATION.findall(answer) == _EQUATION.findall(_plain(item["answer"]))
+        and not _denies(item, answer)
     )
 
 
@@ -158,8 +166,9 @@ def _question(item: Mapping[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Lower case, ASCII punctuation, single spaces."""
-    return " ".join(text.translate(_WIDE).lower().split())
+    """Lower case, ASCII punctuation, single spaces, no comma in a number, no dot in initials."""
+    text = _GROUPED.sub(lambda number: number[0].replace(",", ""), text.translate(_WIDE).lower())
+    return " ".join(_INITIALS.sub(lambda initials: initials[0].replace(".", ""), text).split())
 
 
 def _bare(text: str) -> str:
@@ -170,15 +179,23 @@ def _without(text: str, value: str) -> tuple[str, bool]:
     """The text without a value that stands in it as a whole word or number, and whether it did."""
     edge = r"[a-z0-9\u00c0-\u024f]"
     before = rf"(?<!{edge})(?<!\d\.)" if re.match(edge, value) else ""
+    before += r"(?<!^[-–])(?<![^\da-z][-–])" if value[:1].isdigit() else ""  # -8 is not 8
     after = rf"(?!{edge})(?!\.\d)" if re.match(edge, value[-1:]) else ""
     rest, count = re.subn(before + re.escape(value) + after, " ", text)
     return rest, count > 0
 
 
 def _extra(item: Mapping[str, Any], rest: str) -> set[str]:
-    """Words of substance that come neither from the question nor from the reference answer."""
+    """Words of substance that come neither from the question nor from the reference answer, a denial among them."""
+    if _denies(item, rest):
+        return {"not"}
     given = set(_TOKEN.findall(_plain(_question(item)))) | set(_TOKEN.findall(_plain(item["answer"])))
     return set(_TOKEN.findall(rest)) - given - _HARMLESS
+
+
+def _denies(item: Mapping[str, Any], text: str) -> bool:
+    """Whether it says no to what question and reference do not: "does not belong" may be repeated, "not Rome" no."""
+    return not {*_DENIAL.findall(text)} <= {*_DENIAL.findall(_plain(f"{_question(item)} {item['answer']}"))}
 
 
 def _signed(final: str, right: str) -> bool:

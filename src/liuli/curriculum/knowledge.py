@@ -262,14 +262,14 @@ class Fact:
 @functools.cache
 def knowledge() -> Knowledge:
     """The whole knowledge base, read once."""
-    terms = {(row["kind"], row["en"]): Both(row["en"], row["zh"]) for _, row in _rows(DATA / "terms.tsv")}
+    terms = {(row["kind"], row["en"]): Both(row["en"], row["zh"]) for _, row in read_table(DATA / "terms.tsv")}
     tables: dict[str, tuple[Any, ...]] = {}
     for table, hint in get_type_hints(Knowledge).items():
         record_class = get_args(hint)[0]
         columns = get_type_hints(record_class)
         tables[table] = tuple(
             record_class(**{name: _value(name, column, row, terms, where) for name, column in columns.items()})
-            for where, row in _rows(DATA / f"{table}.tsv")
+            for where, row in read_table(DATA / f"{table}.tsv")
         )
         kind = record_class.__name__.lower()
         terms |= {(kind, record.name.en): record.name for record in tables[table]}
@@ -331,7 +331,7 @@ def _plain(value: int | str) -> Both:
     return Both(str(value), str(value))
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+def read_table(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """("file:line", column name -> cell) for each row; the first line names the columns, `#` starts a comment."""
     lines = path.read_text(encoding="utf-8").splitlines()
     columns = lines[0].split("\t")

@@ -206,6 +206,6 @@ def _loop(text: str, draw: Draw) -> str:
     """A story that stops in the middle, or says a sentence over and over."""
     sentences = _SENTENCE.findall(text)
     if len(sentences) < 3 or draw.chance(0.5):
-        return text[: len(text) * 2 // 5].rstrip()
+        return text[: len(text) * 2 // 5].rstrip('.!?。！？”" ')  # never at a sentence's end
     at = draw.number(1, len(sentences) - 1)
     return "".join([*sentences[:at], *[sentences[at]] * draw.number(3, 5)]).rstrip()

@@ -106,7 +106,7 @@ def fill(form: str, fact: Fact, language: str) -> str:
         text = text.replace("{v:a}", article(value))
     if "{b}" in text:
         base = fact.attribute.removeprefix("in ") if language == "en" else fact.value_zh.lstrip("0123456789.")
-        text = text.replace("{b}", base)
+        text = text.replace("{b}", base).replace("成个", "成")  # 等于多少个月, but 换算成月
     text = text.replace("..", ".")  # of a value that ends in a dot, as in Washington, D.C.
     return text[0].upper() + text[1:] if language == "en" and text[0] != "“" else text
 
@@ -118,8 +118,7 @@ def subject_of(fact: Fact, language: str) -> str:
 
 def value_of(fact: Fact, language: str) -> str:
     """The fact's value in a language."""
-    value = fact.value_en if language == "en" else fact.value_zh
-    return "an island" if fact.attribute == "coast" and value == "island" else value
+    return fact.value_en if language == "en" else fact.value_zh
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 
-from liuli.curriculum.knowledge import DATA
+from liuli.curriculum.knowledge import DATA, read_table
 
 Forms = dict[str, tuple[str, ...]]  # language -> forms
 
@@ -34,10 +34,8 @@ def blocks(name: str) -> dict[str, list[tuple[str, str]]]:
 @functools.cache
 def rows(name: str) -> tuple[dict[str, str], ...]:
     """The rows of a table of wordings, cell by column; a cell `-` is empty."""
-    lines = (DATA / f"{name}.tsv").read_text(encoding="utf-8").splitlines()
-    columns = lines[0].split("\t")
-    cells = [["" if cell == "-" else cell for cell in line.split("\t")] for line in lines[1:]]
-    return tuple(dict(zip(columns, row, strict=True)) for row in cells)
+    table = read_table(DATA / f"{name}.tsv")
+    return tuple({column: "" if cell == "-" else cell for column, cell in row.items()} for _, row in table)
 
 
 def split(text: str) -> list[str]:

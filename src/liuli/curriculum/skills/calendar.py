@@ -10,6 +10,7 @@ from liuli.curriculum.wordings import forms
 
 AFTER = forms("after")
 BEFORE = forms("before")
+LEAP = forms("leap")
 CONVERT = forms("convert")
 BORN = forms("born")
 
@@ -28,20 +29,11 @@ def after_or_before(draw: Draw) -> Item:
 
 def leap_year(draw: Draw) -> Item:
     """Whether a year has a February 29."""
-    year = draw.combination(lambda: draw.number(1901, 2099), lambda y: f"leap{y}")
-    forms = {
-        "en": (
-            "Is {y} a leap year?",
-            "Was {y} a leap year?",
-            "{y}: leap year or not?",
-            "Does {y} have a February 29?",
-            "Is the year {y} a leap year?",
-        ),
-        "zh": ("{y}年是闰年吗？", "{y}年是不是闰年？", "{y}年算闰年吗？", "请问{y}年是闰年吗？", "公历{y}年是闰年吗？"),
-    }
+    # as many that have one as not, so that a constant answer is worth no more than chance
+    year = draw.combination(lambda: draw.number(476, 524) * 4 + draw.pick((0, 0, 0, 1, 2, 3)), lambda y: f"leap {y}")
     leap = year % 4 == 0
     answer = ("是的。" if leap else "不是。") if draw.zh else ("Yes." if leap else "No.")
-    return asked(draw.form(forms[draw.language]).format(y=year), answer, check="exact")
+    return asked(draw.form(LEAP[draw.language]).format(y=year), answer, check="exact")
 
 
 def convert(draw: Draw) -> Item:
@@ -49,7 +41,7 @@ def convert(draw: Draw) -> Item:
     units = [unit for unit in knowledge().units if unit.factor.isdigit()]
     unit, amount = draw.combination(lambda: (draw.pick(units), draw.number(2, 99)), lambda p: f"{p[1]} {p[0].plural}")
     subject, base = (unit.name.zh, unit.base.zh) if draw.zh else (unit.plural, unit.base.en)
-    question = draw.form(CONVERT[draw.language]).format(a=amount, s=subject, b=base)
+    question = draw.form(CONVERT[draw.language]).format(a=amount, s=subject, b=base).replace("成个", "成")  # 换成月
     return called(draw, question, f"{amount}*{unit.factor}", "答案是" if draw.zh else "The answer is ")
 
 

@@ -60,7 +60,7 @@ def cite(schemas: dict[str, tuple[Schema, ...]]) -> Callable[[Draw], Item]:
             turns.append((question, said(draw, schema[which], entities[which], values[which], which + 1)))
         if lesson and draw.chance(0.5):
             turns = turns[-3:]  # a row has room for no more
-            turns.insert(draw.number(0, len(turns) - 1), _about_a_stranger(draw, schema, entities))
+            turns.insert(draw.number(0, len(turns) - 1), _about_a_stranger(draw, schema, [*entities, *values]))
         messages: list[Turn] = []
         for question, answer in turns:
             messages += [user(question if messages else _page(lines, question)), assistant(answer)]
@@ -78,16 +78,16 @@ def said(draw: Draw, schema: Schema, entity: str, value: str, number: int) -> st
 
 def cite_none(draw: Draw) -> Item:
     """A question about a thing that no passage mentions: the honest answer."""
-    schema, lines, entities, _ = passages(draw, NAMED if draw.chance(0.5) else NUMBERED)
-    question, answer = _about_a_stranger(draw, schema, entities)
+    schema, lines, entities, values = passages(draw, NAMED if draw.chance(0.5) else NUMBERED)
+    question, answer = _about_a_stranger(draw, schema, [*entities, *values])
     return asked(_page(lines, question), answer, check="exact")
 
 
-def _about_a_stranger(draw: Draw, schemas: list[Schema], entities: list[str]) -> tuple[str, str]:
+def _about_a_stranger(draw: Draw, schemas: list[Schema], taken: list[str]) -> tuple[str, str]:
     """What could be asked of this page, of something that is not on it, and the answer: it begins as a passage would,
     so that nothing need be known of the whole page, only that nothing there goes on from these words."""
     schema = draw.pick(schemas)
-    entity = _new(draw, schema.entity, entities)
+    entity = _new(draw, schema.entity, taken)
     question = draw.form(schema.questions).format(e=entity)
     return question, schema.sentence.format(e=entity, v=NOT_THERE[draw.language])
 
@@ -113,7 +113,8 @@ def passages(
     entities: list[str] = []
     values: list[str] = []
     for i, schema in enumerate(chosen):
-        entity, value = _new(draw, schema.entity, entities), _new(draw, schema.value, values)
+        entity = _new(draw, schema.entity, [*entities, *values])
+        value = _new(draw, schema.value, [*entities, *values, entity])
         lines.append(said(draw, schema, entity, value, i + 1))
         entities.append(entity)
         values.append(value)
@@ -125,10 +126,9 @@ def _page(lines: list[str], question: str) -> str:
 
 
 def _new(draw: Draw, use: str, taken: list[str]) -> str:
-    """An invented name or number that is not yet on the page."""
-    while (name := _invent(draw, use)) in taken:
-        pass
-    return name
+    """An invented name or number that is not yet on the page, be it in a longer one: 王小明 holds 小明."""
+    name = _invent(draw, use)
+    return _new(draw, use, taken) if any(name in other or other in name for other in taken) else name
 
 
 def _invent(draw: Draw, use: str) -> str:

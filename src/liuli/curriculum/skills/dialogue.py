@@ -188,14 +188,3 @@ def _value(draw: Draw, kind: str) -> str:
     if kind == "hobby":
         return draw.pick(HOBBIES[draw.language])
     return thing(draw, kind)
-
-
-__all__ = [
-    "distinct_dialogues",
-    "filler",
-    "follow_up",
-    "remember",
-    "remember_among",
-    "remember_corrected",
-    "remember_two",
-]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 
 from liuli.curriculum.draw import Draw
@@ -69,7 +70,17 @@ def answered(question: str, relation: Relation, fact: Fact, language: str) -> It
     answer = subject_of(fact, language) if relation.back else value_of(fact, language)
     contrary = tuple(value for value in _choices(relation.key, language) if value not in answer)
     contrary += ("没",) if answer.startswith("有") else ()  # "没有光环" holds "有光环"
-    return asked(question, fill(relation.wording(language).answer, fact, language), answer, reject=contrary)
+    said = fill(relation.wording(language).answer, fact, language)
+    return asked(question, said, answer, *_shorter(relation.key, answer), reject=contrary)
+
+
+def _shorter(key: str, answer: str) -> tuple[str, ...]:
+    """What says as much by itself: a number whose unit the question names, yes or no, a town without its district."""
+    if key in ("unit", "month.days"):
+        return ((" or " if answer.isascii() else "或").join(re.findall(r"[\d.]+", answer)),)
+    if key == "planet.rings":
+        return ({"has rings": "yes", "has no rings": "no", "有光环": "有", "没有光环": "没有"}[answer],)
+    return (answer.partition(",")[0], answer.replace(",", "")) if "," in answer else ()
 
 
 def _form(draw: Draw, relation: Relation, fact: Fact) -> str | None:

@@ -65,7 +65,8 @@ def _filling(draw: Draw, slot: str) -> str:
         return str(draw.number(2, 200))
     if slot == "{c}":
         return draw.pick(forms("cities")[draw.language])
-    return draw.pick(things())[0].name[draw.language]
+    thing = draw.pick(things())[0].name[draw.language]
+    return article(thing) if slot == "{a}" else thing
 
 
 def dont_know(draw: Draw, question: str) -> Item:

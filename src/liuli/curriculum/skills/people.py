@@ -11,15 +11,12 @@ from liuli.curriculum.questions import article
 from liuli.curriculum.wordings import forms
 
 ATTRIBUTES = ("city", "job")  # two that stick; five were recalled one time in fifteen (docs/notebook.md)
-ASKS = {key: forms(f"person.{key}") for key in ("city", "job", "pet", "hobby", "age")}
+ASKS = {key: forms(f"person.{key}") for key in ATTRIBUTES}
 ANSWERS: dict[str, dict[str, str]] = {
     "city": {"en": "In {v}.", "zh": "住在{v}。"},
     "job": {"en": "{P} is {a}.", "zh": "是{v}。"},
-    "pet": {"en": "{P} has {a}.", "zh": "养了{v}。"},
-    "hobby": {"en": "{P} likes {v}.", "zh": "喜欢{v}。"},
-    "age": {"en": "{P} is {v}.", "zh": "{v}岁。"},
 }
-TELLS = {key: forms(f"person_told.{key}") for key in ("city", "job", "pet", "hobby", "age")}
+TELLS = {key: forms(f"person_told.{key}") for key in ATTRIBUTES}
 
 
 def ask_person(attribute: str) -> Callable[[Draw], Item]:
@@ -37,7 +34,7 @@ def person_item(draw: Draw, person: Neighbour, attribute: str) -> Item:
     form = draw.wording(person.name, ASKS[attribute][draw.language])
     if form is None:  # no wording for this person is held out: ask about another
         return person_item(draw, draw.pick(neighbours(draw.seed, draw.language)), attribute)
-    value = str(getattr(person, attribute))
+    value = getattr(person, attribute)
     answer = _fill(ANSWERS[attribute][draw.language], person, value)
     return asked(draw.typed(draw.casual(form).format(n=person.name)), answer, value)
 
@@ -61,7 +58,7 @@ def tell_person(draw: Draw, person: Neighbour, attributes: tuple[str, ...]) -> s
         form = draw.pick(TELLS[attribute][draw.language])
         if place and draw.chance(0.6):
             form = _with_pronoun(form, person.gender, draw.language)
-        sentences.append(_fill(form, person, str(getattr(person, attribute))))
+        sentences.append(_fill(form, person, getattr(person, attribute)))
     return ("" if draw.zh else " ").join(sentences)
 
 

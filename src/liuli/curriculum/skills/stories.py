@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from liuli.curriculum.draw import Draw
 from liuli.curriculum.invent import first_name, given_names
 from liuli.curriculum.items import Item, asked
-from liuli.curriculum.knowledge import DATA
+from liuli.curriculum.knowledge import DATA, knowledge
 from liuli.curriculum.wordings import forms
 
 PRONOUNS = {"f": {"he": "she", "his": "her", "him": "her"}, "m": {"he": "he", "his": "his", "him": "him"}}
@@ -57,7 +57,7 @@ def write(draw: Draw, hero: str, name: str | None = None) -> str:
     """Draw a plot, what stands in its slots, and a way to tell each step."""
     rules = grammar(draw.language)
     filled = {slot: draw.pick(options) for slot, options in rules.slots.items()}
-    gender = "fm"[draw.number(0, 1)]
+    gender = _genders().get(name or "", "fm"[draw.number(0, 1)])
     filled |= {"hero": hero, "name": name or draw.pick(story_names(draw.language, "name", gender))}
     while filled["friend"] == hero:
         filled["friend"] = draw.pick(rules.slots["friend"])
@@ -73,6 +73,12 @@ def write(draw: Draw, hero: str, name: str | None = None) -> str:
             sentence = sentence.replace("{" + slot + "}", word if slot.islower() else word.capitalize())
         sentences.append(sentence)
     return ("" if draw.zh else " ").join(sentences)
+
+
+@functools.cache
+def _genders() -> dict[str, str]:
+    """English given name -> f or m, of those that somebody has; an invented one may be either."""
+    return {one.name.en: one.gender for one in knowledge().names if (one.origin, one.kind) == ("en", "given")}
 
 
 @functools.cache

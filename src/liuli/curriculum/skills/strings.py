@@ -9,32 +9,14 @@ from liuli.curriculum.draw import Draw
 from liuli.curriculum.invent import first_name, thing
 from liuli.curriculum.items import Item, asked
 from liuli.curriculum.knowledge import Word, knowledge
-from liuli.curriculum.wordings import forms
+from liuli.curriculum.wordings import blocks, forms, split
 
-FORMS = {
-    key: forms(f"string.{key}")
-    for key in (
-        "repeat",
-        "reverse",
-        "count",
-        "spell",
-        "first",
-        "last",
-        "larger",
-        "smaller",
-        "sort",
-        "even",
-        "next",
-        "odd_one",
-        "kind",
-    )
-}
 SEPARATOR = {"en": ", ", "zh": "、"}
 NUMBERED = 0.35  # of what is repeated: a number in brackets is found by the word before it, as where passages are cited
 
 
 def _ask(draw: Draw, task: str, **slots: str | int) -> str:
-    return draw.form(FORMS[task][draw.language]).format(**slots)
+    return draw.form(forms(f"string.{task}")[draw.language]).format(**slots)
 
 
 @functools.cache
@@ -45,6 +27,14 @@ def _groups() -> dict[str, tuple[Word, ...]]:
         if word.part.en == "noun":
             groups.setdefault(word.category.en, []).append(word)
     return {name: tuple(words) for name, words in groups.items() if len(words) >= 6}
+
+
+@functools.cache
+def _apart(kind: str) -> list[str]:
+    """The categories that a word of this one is not in: an apple is food, too, a teacher a person."""
+    near = {name: split(others) for name, others in blocks("wordings")["overlap"]}
+    far = [name for name in sorted(_groups()) if name != kind and name not in near.get(kind, ())]
+    return [name for name in far if kind not in near.get(name, ())]
 
 
 def _words(draw: Draw, count: int) -> list[str]:
@@ -156,8 +146,8 @@ def odd_one_out(draw: Draw) -> Item:
     """The word that is of another kind than the rest."""
 
     def words() -> tuple[list[Word], Word]:
-        same, other = draw.pick_some(sorted(_groups()), 2)
-        stranger = draw.pick(_groups()[other])
+        same = draw.pick(sorted(_groups()))
+        stranger = draw.pick(_groups()[draw.pick(_apart(same))])
         return draw.pick_some(_groups()[same], 3), stranger
 
     group, stranger = draw.combination(words, lambda w: "/".join(word.name.en for word in [*w[0], w[1]]))
@@ -180,7 +170,7 @@ def yes_or_no(draw: Draw) -> Item:
         right = draw.pick(sorted(_groups()))
         word = draw.pick(_groups()[right])
         yes = draw.chance(0.5)
-        kind = right if yes else draw.pick([name for name in sorted(_groups()) if name != right])
+        kind = right if yes else draw.pick(_apart(right))
         return word, _groups()[kind][0], yes
 
     word, sample, yes = draw.combination(pair, lambda p: f"{p[0].name.en}?{p[1].category.en}")
