@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -91,8 +92,8 @@ def test_the_plan_is_global_and_the_same_every_time(tmp_path: Path) -> None:
     assert (tmp_path / "a/tokens.bin").read_bytes() == (tmp_path / "b/tokens.bin").read_bytes()
     assert first.info == second.info and first.info.cropped < 0.001 * first.info.tokens
     plan = plan_text(np.asarray(lengths) + 1, 129)
-    blocks = np.concatenate([index for _, index in lay_out(plan, 129, rows_at_once=7)])
-    assert np.array_equal(blocks, np.concatenate([index for _, index in lay_out(plan, 129)]))
+    blocks = np.concatenate(list(lay_out(plan, 129, rows_at_once=7)))
+    assert np.array_equal(blocks, np.concatenate(list(lay_out(plan, 129))))
 
 
 def test_rows_are_as_narrow_as_the_vocabulary_allows(tmp_path: Path) -> None:
@@ -119,6 +120,21 @@ def test_an_empty_a_short_and_a_repeated_text_are_clear_errors(tokenizer: Tokeni
         pack_documents([[1, 2, 3]], 1, tmp_path / "rows")
     check_variety(np.arange(5000))
     check_variety(np.tile(np.arange(100), 49))  # a curriculum may say things often
+
+
+def test_the_order_of_sources_does_not_decide_whether_a_text_repeats_itself() -> None:
+    same, varied = np.tile(np.arange(100), 1000), np.arange(500_000)
+    for tokens in ([same, varied], [varied, same]):
+        check_variety(np.concatenate(tokens), most=100_000)
+    with pytest.raises(LiuliError, match="repeats itself"):
+        check_variety(np.tile(same, 6), most=100_000)
+
+
+def test_a_context_longer_than_the_text_costs_no_memory() -> None:
+    tracemalloc.start()
+    assert plan_text(np.array([100]), 300_001).rows == 0
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
 
 
 def test_figures_by_language_are_in_the_index(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ fits is taken until none does (best fit decreasing; Johnson 1973), first come fi
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -40,8 +40,8 @@ class Plan:
 class Shelf:
     """Pieces by length, with the longest that fits found by one bit operation."""
 
-    def __init__(self, longest: int) -> None:
-        self._by_length: list[deque[int]] = [deque() for _ in range(longest + 1)]
+    def __init__(self) -> None:
+        self._by_length: defaultdict[int, deque[int]] = defaultdict(deque)
         self._present = 0  # bit n is set when a piece of length n is there
 
     def add(self, piece: int, length: int) -> None:
@@ -70,7 +70,7 @@ def plan_text(lengths: Ints, width: int) -> Plan:
     """
     head, body, size = _cut(lengths, width)
     heads, bodies = head.tolist(), body.tolist()
-    shelf = Shelf(width)
+    shelf = Shelf()
     for piece, length in enumerate(size.tolist()):
         shelf.add(piece, length)
     rows: list[list[tuple[int, int, int]]] = []  # of (head, body, length)
@@ -97,7 +97,7 @@ def plan_whole(lengths: Ints, width: int) -> Plan:
     """Lay pieces of at most `width` tokens into rows without cutting any; what stays free is padding."""
     ends = np.cumsum(lengths)
     heads = (ends - lengths).tolist()
-    shelf = Shelf(width)
+    shelf = Shelf()
     for piece, length in enumerate(lengths.tolist()):
         shelf.add(piece, length)
     rows: list[list[tuple[int, int, int]]] = []
@@ -133,8 +133,8 @@ def _plan(rows: list[list[tuple[int, int, int]]], cropped: int) -> Plan:
     return Plan(row, ends - ends[first] if len(row) else ends, flat[:, 0], flat[:, 1], length, len(rows), cropped)
 
 
-def lay_out(plan: Plan, width: int, rows_at_once: int = 16384) -> Iterator[tuple[int, Ints]]:
-    """Yield (first row, index_RW int64): where in the stream each place of a block of rows comes from; -1: padding."""
+def lay_out(plan: Plan, width: int, rows_at_once: int = 16384) -> Iterator[Ints]:
+    """Yield index_RW int64 of blocks of rows: where in the stream each place comes from; -1: padding."""
     for first in range(0, plan.rows, rows_at_once):
         count = min(rows_at_once, plan.rows - first)
         start, stop = np.searchsorted(plan.row, [first, first + count])
@@ -144,4 +144,4 @@ def lay_out(plan: Plan, width: int, rows_at_once: int = 16384) -> Iterator[tuple
         index = np.full(count * width, -1, dtype=np.int64)
         index[np.repeat(place, length) + offset] = np.repeat(plan.body[start:stop] - 1, length) + offset
         index[place] = plan.head[start:stop]
-        yield first, index.reshape(count, width)
+        yield index.reshape(count, width)

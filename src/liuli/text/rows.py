@@ -136,8 +136,14 @@ def pack_documents(
 
 
 def check_variety(tokens_N: NDArray[Any], window: int = 8, most: int = 1_000_000) -> None:
-    """Raise LiuliError if fewer than one in fifty of the passages of 8 tokens is a new one (one line, repeated)."""
-    sample = tokens_N[:most].astype(np.uint64)
+    """Raise LiuliError if fewer than one in fifty of the passages of 8 tokens is a new one (one line, repeated).
+
+    most: tokens to look at; of more, a hundred slices from all of it, whatever the order of the sources.
+    """
+    if len(tokens_N) > most:
+        starts = np.linspace(0, len(tokens_N) - most // 100, 100, dtype=np.int64)
+        tokens_N = np.concatenate([tokens_N[start : start + most // 100] for start in starts])
+    sample = tokens_N.astype(np.uint64)
     count = len(sample) - window + 1
     if count < 1000:
         return
@@ -185,7 +191,7 @@ class _Stream:
 
 def _write_tokens(stage: Path, tokens_N: NDArray[Any], plan: Plan, width: int) -> None:
     with (stage / "tokens.bin").open("wb") as file:
-        for _, index in lay_out(plan, width):
+        for index in lay_out(plan, width):
             file.write(tokens_N[index].tobytes())
 
 
@@ -232,7 +238,7 @@ def pack_conversations(
     with new_folder(out, replace=replace) as stage:
         _write_tokens(stage, tokens_N, plan, T + 1)  # index -1 is the pad at the end
         with (stage / "weights.bin").open("wb") as file:
-            for _, index in lay_out(plan, T + 1):
+            for index in lay_out(plan, T + 1):
                 file.write(weights_N[index].tobytes())
         info = Info(
             kind="chat",
