@@ -86,19 +86,27 @@ def write_file(path: str | Path, data: bytes | str | Iterable[bytes | memoryview
 
     data: the content, or its pieces in order. durable: also survive a power cut (False: rewritten each second anyway).
     """
+    data = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
+    with new_file(path, durable) as temporary:
+        _write_pieces(temporary, [data] if isinstance(data, bytes) else data)
+
+
+@contextlib.contextmanager
+def new_file(path: str | Path, durable: bool = True) -> Iterator[Path]:
+    """Yield a name beside `path` for others to write a file under; when the block ends well it appears at `path`.
+
+    durable: as in `write_file`; and what killed processes of this machine left beside it is removed first.
+    """
     path = Path(path)
-    pieces = (
-        [data.encode("utf-8", "backslashreplace")]
-        if isinstance(data, str)
-        else [data]
-        if isinstance(data, bytes)
-        else data
-    )
     with clear_errors(path):
         make_folder(path.parent)
         temporary = _temporary(path)
         try:
-            _write_pieces(temporary, pieces, durable)
+            if durable:
+                _recover(path)
+            yield temporary
+            if durable:
+                _sync(temporary)
             _rename(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -222,7 +230,7 @@ def new_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
             _io("mkdir", stage)
             make_folder(stage)
             yield stage
-            _write_pieces(stage / MANIFEST, [_manifest_text(_sums(stage))], durable=True)
+            _write_pieces(stage / MANIFEST, [_manifest_text(_sums(stage))])
             for inside, _, names in os.walk(stage):
                 for name in (*names, ""):
                     _sync(Path(inside, name))
@@ -343,7 +351,7 @@ os.register_at_fork(after_in_child=_release_in_child)
 # --- the operations below change the disk, each announced to `_io` ---------------------------------------------------
 
 
-def _write_pieces(path: Path, pieces: Iterable[bytes | memoryview], durable: bool) -> None:
+def _write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     _io("open", path)
     with open(path, "xb", buffering=0) as file:
         for piece in pieces:
@@ -351,9 +359,6 @@ def _write_pieces(path: Path, pieces: Iterable[bytes | memoryview], durable: boo
             while len(view):
                 _io("write", path)
                 view = view[file.write(view[:CHUNK]) :]
-        if durable:
-            _io("fsync", path)
-            os.fsync(file.fileno())
 
 
 def _rename(source: Path, target: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -125,14 +126,20 @@ def test_llama_cpp_computes_our_logits(tmp_path: Path, tokenizer: Tokenizer, tie
 def test_a_file_appears_whole_and_is_never_written_over(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*args: object) -> None:
+    seen: list[str] = []
+
+    def fail(writer: object) -> None:
+        seen.extend(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
         raise LiuliError("the disk is full")
 
     with monkeypatch.context() as patched, pytest.raises(LiuliError, match="disk"):
-        patched.setattr(gguf, "_pieces", fail)
+        patched.setattr(gguf_package.GGUFWriter, "write_tensors_to_file", fail)
         gguf.export_gguf(folder, tmp_path / "m.gguf")
     assert list(tmp_path.iterdir()) == []
+    (draft,) = seen  # had the process been killed here, the next export would find it as a dead one's
+    (tmp_path / draft.replace(str(os.getpid()), str(2**22 + 1), 1)).write_bytes(b"half")
     gguf.export_gguf(folder, tmp_path / "m.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
     with pytest.raises(UsageError, match="exists already"):
         gguf.export_gguf(folder, tmp_path / "m.gguf")
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ import torch
 from torch import Tensor
 
 from liuli.errors import LiuliError, UsageError
-from liuli.files import CHUNK, clear_errors, make_folder, write_file
+from liuli.files import new_file
 from liuli.folder import TOKENIZER, ModelFolder, read_model_folder
 from liuli.model.config import ModelConfig
 from liuli.model.convert import import_config, rename
@@ -70,8 +68,7 @@ def export_gguf(model: str | Path, out: str | Path, kind: str = "q8_0") -> None:
         raise LiuliError(
             f"a {config.preset} model cannot be written as GGUF", folder.path, "train one with preset=qwen3"
         )
-    with clear_errors(out), tempfile.TemporaryDirectory(prefix=".liuli-gguf-", dir=make_folder(out.parent)) as made:
-        draft = Path(made) / "model.gguf"
+    with new_file(out) as draft:
         writer = gguf.GGUFWriter(draft, "qwen3")
         writer.add_file_type(getattr(gguf.LlamaFileType, "ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"))
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -84,7 +81,6 @@ def export_gguf(model: str | Path, out: str | Path, kind: str = "q8_0") -> None:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        write_file(out, _pieces(draft))
 
 
 def gguf_package() -> Any:
@@ -153,9 +149,3 @@ def _add_tensor(writer: Any, gguf: Any, name: str, tensor: Tensor, kind: str) ->
     else:
         number = getattr(gguf.GGMLQuantizationType, kind.upper())
         writer.add_tensor(name, gguf.quants.quantize(values, number), raw_dtype=number)
-
-
-def _pieces(file: Path) -> Iterator[bytes]:
-    with open(file, "rb") as draft:
-        while piece := draft.read(CHUNK):
-            yield piece
