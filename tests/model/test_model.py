@@ -142,8 +142,9 @@ def test_eager_cross_entropy_has_value_and_gradient_of_the_plain_form(softcap):
         losses = F.cross_entropy(cap(x @ head.T, softcap), targets, reduction="none")
         return (losses * weights).sum()
 
-    value = CrossEntropyEager.apply(x, head, targets, weights, softcap)
-    torch.testing.assert_close(value, plain(x, head), rtol=1e-5, atol=1e-3)
+    for scale in (50, 1):  # of 50: probabilities that float32 cannot hold
+        value = CrossEntropyEager.apply(scale * x, head, targets, weights, softcap)
+        torch.testing.assert_close(value, plain(scale * x, head), rtol=1e-5, atol=1e-3)
     wanted = torch.autograd.grad(plain(x, head), (x, head))
     for a, b in zip(wanted, torch.autograd.grad(value, (x, head)), strict=True):
         torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-4)
