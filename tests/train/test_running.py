@@ -21,6 +21,7 @@ from liuli.files import folder_hash, lock, read_json, read_lines
 from liuli.folder import read_model_folder
 from liuli.model import Transformer, flops_per_token, load, qwen3, save
 from liuli.stages import pretrain as pretrain_stage
+from liuli.stages import training
 from liuli.stages.training import TrainOptions, make_pace
 from liuli.text import Tokenizer, pack_documents
 from liuli.train import Pace, RunLog, StageState, load_checkpoint, next_token
@@ -111,6 +112,19 @@ def test_ctrl_c_saves_the_step_says_so_and_the_same_command_goes_on_bit_for_bit(
     pretrain(data, tmp_path / "whole" / "base")
     assert weights(tmp_path / "run" / "base") == weights(tmp_path / "whole" / "base")
     assert read_json(tmp_path / "run" / "status.json")["state"] == "done"
+
+
+def test_killed_before_the_model_is_written_a_run_ends_with_its_figures(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = {name: tmp_path / name / "base" for name in ("whole", "killed")}
+    pretrain(data, out["whole"], "save_every_steps=1")
+    with monkeypatch.context() as patch, pytest.raises(LiuliError, match="disk"):
+        patch.setattr(training, "write_model", lambda *parts: fail())
+        pretrain(data, out["killed"], "save_every_steps=1")
+    pretrain(data, out["killed"], "save_every_steps=1")
+    whole, killed = (read_json(path / "liuli.json")["figures"] for path in out.values())
+    assert (killed["loss"], killed["bpb"]) == (whole["loss"], whole["bpb"]) and killed["tokens_per_s"] > 0
 
 
 def test_a_run_stopped_in_its_last_step_keeps_its_figures(data: Path, tmp_path: Path) -> None:
@@ -300,3 +314,9 @@ def test_dropout_is_an_option_that_changes_training_and_not_the_model_folder(
 def test_dropout_of_nothing_or_all_is_refused(dropout: float) -> None:
     with pytest.raises(UsageError, match="dropout"):
         TrainOptions(steps=1, dropout=dropout)
+
+
+def test_a_rate_that_the_optimizer_does_not_use_is_refused() -> None:
+    with pytest.raises(UsageError, match="adamw takes no matrix_lr"):
+        TrainOptions(steps=1, optimizer="adamw", matrix_lr=0.5)
+    assert TrainOptions(steps=1, optimizer="adamw", adam_lr=0.5).adam_lr == 0.5

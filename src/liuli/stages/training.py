@@ -70,6 +70,8 @@ class TrainOptions:
     def __post_init__(self) -> None:
         for part in fields(self):
             check_option(part.name, getattr(self, part.name), part.default)
+        if self.optimizer == "adamw" and self.matrix_lr != TrainOptions.matrix_lr:
+            raise UsageError("adamw takes no matrix_lr", "training options", "adam_lr is that of its matrices too")
         given = [name for name in ("minutes", "steps", "tokens", "flops") if getattr(self, name) is not None]
         if len(given) != 1:
             raise UsageError(

@@ -81,9 +81,10 @@ class Training:
         options: LoopOptions,
         machine: Machine,
         bos: int | None,
+        bytes_per_id: np.ndarray[Any, Any] | None = None,
     ) -> None:
         self.model, self.optimizer, self.loader, self.pace = model, optimizer, loader, pace
-        self.options, self.machine, self.bos = options, machine, bos
+        self.options, self.machine, self.bos, self.window = options, machine, bos, Window(bytes_per_id)
         self.objective = compiled(objective) if options.compile else objective
         self.step = self.tokens = self.skipped = self.bad_in_a_row = 0
         self.rolled_back: list[int] = []  # the checkpoints that this start went back to
@@ -101,6 +102,7 @@ class Training:
             "position": self.loader.position,
             "pace": self.pace.state(),
             "counts": [self.step, self.tokens, self.skipped, self.bad_in_a_row],
+            "window": self.window.recent(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -112,6 +114,7 @@ class Training:
         self.loader.position = state["position"]
         self.pace.load_state(state["pace"])
         self.step, self.tokens, self.skipped, self.bad_in_a_row = state["counts"]
+        self.window.before = state.get("window", [])
 
     def load_weights(self, state: dict[str, Any]) -> None:
         """Model and optimizer only: what a roll-back takes from a checkpoint."""
@@ -180,7 +183,8 @@ def fit(
     # compiled kernels on several threads repeat bit for bit only in this mode (measured); eager ones always do
     torch.use_deterministic_algorithms(options.compile and machine.device == "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    run = Training(model, optimizer, loader, objective, pace, options, machine, bos)
+    run = Training(model, optimizer, loader, objective, pace, options, machine, bos, bytes_per_id)
+    window = run.window
     if checkpoints is not None:
         found = from_first(load_checkpoint, checkpoints, log.warn)
         if found is not None:
@@ -188,7 +192,6 @@ def fit(
             log.event("continued from checkpoint", step=run.step)
             log.say(f"continuing from step {run.step}")
     model.train()
-    window = Window(bytes_per_id)
     stepped = saved = shown = time.monotonic()
 
     def now(finite: bool) -> tuple[bool, bool, bool]:
@@ -208,7 +211,7 @@ def fit(
             if run.bad_in_a_row > BAD_STEPS_ALLOWED:
                 roll_back(run, checkpoints, log)
             if run.step % options.figures_every_steps == 0 or pace.progress >= 1.0:
-                report(run, window, norm, log)
+                report(run, norm, log)
             snapshot, save, stop = from_first(now, math.isfinite(norm))
             if snapshot and on_snapshot is not None:
                 model.eval()
@@ -234,9 +237,10 @@ def fit(
     )
 
 
-def report(run: Training, window: Window, norm: float, log: RunLog) -> None:
+def report(run: Training, norm: float, log: RunLog) -> None:
     """The figures of the last steps, to the bar, the page and log.jsonl."""
-    pace, o, rate = run.pace, run.options, window.tokens_per_s()
+    pace, o, window = run.pace, run.options, run.window
+    rate = window.tokens_per_s()
     figures = {"loss": window.loss(), "bpb": window.bpb(), "tokens_per_s": rate, "peak_share": run.peak_share(rate)}
     log.progress(pace.progress, pace.seconds_left(), step=run.step, **figures)
     log.figures(
@@ -314,7 +318,8 @@ class Window:
 
     def __init__(self, bytes_per_id: np.ndarray[Any, Any] | None) -> None:
         self.bytes_per_id = bytes_per_id
-        self.steps: list[tuple[float, float, float, float, float]] = []
+        self.steps: list[tuple[float, ...]] = []
+        self.before: list[tuple[float, ...]] = []  # the last ones of the run that this one goes on from
 
     def add(self, loss: float, targets: float, batch: Batch, seconds: float) -> None:
         count = 0.0
@@ -322,8 +327,11 @@ class Window:
             (count,) = summed(float((self.bytes_per_id[batch.targets_BT] * batch.weights_BT).sum()))
         self.steps.append((loss * targets, targets, count, batch.tokens_BT.size * ranks(), seconds))
 
+    def recent(self) -> list[tuple[float, ...]]:
+        return [*self.before, *self.steps[-self.LENGTH :]][-self.LENGTH :]
+
     def _sums(self) -> tuple[float, float, float]:
-        finite = [step for step in self.steps[-self.LENGTH :] if math.isfinite(step[0])]
+        finite = [step for step in self.recent() if math.isfinite(step[0])]
         return sum(s[0] for s in finite), sum(s[1] for s in finite), sum(s[2] for s in finite)
 
     def loss(self) -> float:
@@ -336,7 +344,7 @@ class Window:
 
     def tokens_per_s(self, last: int = LENGTH) -> float:
         """Over the last steps; 0: over all."""
-        recent = self.steps[1:][-last:] or self.steps  # the first step may compile
+        recent = self.steps[1:][-last:] or self.steps or self.before  # the first step may compile
         return sum(s[3] for s in recent) / max(sum(s[4] for s in recent), 1e-9)
 
 
