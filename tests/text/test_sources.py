@@ -121,6 +121,15 @@ def test_the_first_document_of_a_source_is_always_read(tmp_path: Path) -> None:
     assert texts(f"{tmp_path}/one.txt=0.5") == texts(f"{tmp_path}/one.txt=0.001") == ["one"]
 
 
+def test_folders_that_links_lead_to_are_read_once_and_a_link_back_ends(tmp_path: Path) -> None:
+    for folder in ("books", "corpus"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text(folder)
+    (tmp_path / "corpus" / "linked").symlink_to(tmp_path / "books")
+    (tmp_path / "books" / "back").symlink_to(tmp_path / "corpus")
+    assert texts(tmp_path / "corpus") == ["corpus", "books"]
+
+
 def test_an_empty_corpus_and_a_wrong_path_are_clear_errors(tmp_path: Path) -> None:
     with pytest.raises(LiuliError, match="empty"):
         texts(tmp_path)

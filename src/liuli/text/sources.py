@@ -26,7 +26,7 @@ T = TypeVar("T")
 KINDS = (".txt", ".md", ".jsonl", ".parquet")
 WITH_FIELDS = (".jsonl", ".parquet")
 PACKED = ("", ".gz", ".zst")
-BLOCK = 1 << 20  # bytes read at a time; a plain text file above this becomes several documents of about this size
+BLOCK = 1 << 20  # bytes read at a time; a plain text of more characters becomes several documents of about so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,14 +214,22 @@ def _exists(path: Path) -> bool:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """What lies below a folder, without what is hidden. Raises UsageError for a folder that cannot be read."""
+    """What lies below a folder and where links in it lead, once each, without what is hidden.
+
+    Raises UsageError for a folder that cannot be read.
+    """
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
             raise _unreadable(error) from error
 
-    for inside, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    seen = set[str]()
+    for inside, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if (real := os.path.realpath(inside)) in seen:  # a link back
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(inside, name) for name in names if not name.startswith("."))
 
 
