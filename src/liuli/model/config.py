@@ -63,12 +63,8 @@ def qwen3(vocab_size: int, width: int, layers: int, *, context: int = 256, **cha
     Head and embedding are two matrices: sharing one saves no FLOPs and costs loss at every size tried here
     (docs/notebook.md); `tied=True` shares it, as small Qwen3 models do.
     """
-    head_size = changes.pop("head_size", 32 if width <= 128 else 64)
-    heads = changes.pop("heads", max(1, width // head_size))
-    sizes: dict[str, Any] = {"kv_heads": heads, "ff_width": round_up(8 * width / 3, 32), "tied": False}
-    return ModelConfig(
-        vocab_size, width, layers, heads=heads, head_size=head_size, context=context, preset="qwen3", **sizes | changes
-    )
+    sizes = {"context": context, "ff_width": round_up(8 * width / 3, 32)}
+    return _made("qwen3", vocab_size, width, layers, sizes | changes)
 
 
 def racer(vocab_size: int, width: int, layers: int, *, context: int = 256, **changes: Any) -> ModelConfig:
@@ -78,19 +74,21 @@ def racer(vocab_size: int, width: int, layers: int, *, context: int = 256, **cha
     last, a hashed bigram table, learned residual scalars, zero-initialised projections and capped logits
     (arXiv 2408.00118): the parts that the speed-running community found to pay at 124M parameters and below.
     """
-    head_size = changes.pop("head_size", 32 if width <= 128 else 64)
-    heads = changes.pop("heads", max(1, width // head_size))
-    sizes: dict[str, Any] = {
-        "kv_heads": heads,
+    sizes = {
+        "context": context,
         "ff_width": 4 * width,
-        "tied": False,
         "softcap": 15.0,
         "bigram_rows": min(5 * vocab_size, vocab_size * vocab_size + 1),
         "value_layers": tuple(range((layers - 1) % 2, layers, 2)),
     }
-    return ModelConfig(
-        vocab_size, width, layers, heads=heads, head_size=head_size, context=context, preset="racer", **sizes | changes
-    )
+    return _made("racer", vocab_size, width, layers, sizes | changes)
+
+
+def _made(preset: str, vocab_size: int, width: int, layers: int, sizes: dict[str, Any]) -> ModelConfig:
+    head_size = sizes.get("head_size", 32 if width <= 128 else 64)
+    heads = sizes.get("heads", max(1, width // head_size))
+    shared = {"heads": heads, "kv_heads": heads, "head_size": head_size, "tied": False}
+    return ModelConfig(vocab_size, width, layers, preset=preset, **shared | sizes)
 
 
 def round_up(value: float, multiple: int) -> int:
