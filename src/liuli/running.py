@@ -31,7 +31,8 @@ from liuli.recipe import Recipe, option_values, read_recipe
 from liuli.stages.pretrain import Shape, pretrain
 from liuli.stages.sft import sft
 from liuli.stages.training import TrainOptions, begun_with, checkpoints_of
-from liuli.text import ReadReport, Rows, Tokenizer, pack_conversations, read_conversations, render_many
+from liuli.text import ReadReport, Rows, Tokenizer, pack_conversations, read_conversations
+from liuli.text.commands import render_in_turn
 from liuli.train import FitResult, RunLog, StageState
 from liuli.train.parallel import from_first, join, leave, rank
 
@@ -110,7 +111,7 @@ def sft_here(
 def packed(data: Path, model: Path, T: int, rows: Path, skip_bad: bool) -> tuple[Path, ReadReport]:
     """Conversations as rows of T tokens, in the folder `rows`."""
     tokenizer, read = Tokenizer.load(model), ReadReport()
-    rendered = render_many(read_conversations([data], skip_bad, read), tokenizer)
+    rendered = render_in_turn(read_conversations([data], skip_bad, read), tokenizer)
     pack_conversations(rendered, T, rows, vocab_size=tokenizer.vocab_size, replace=True)
     return rows, read
 

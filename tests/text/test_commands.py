@@ -67,6 +67,19 @@ def test_raw_text_becomes_rows_by_commands(
     assert (chat["kind"], chat["pieces"], chat["rows"]) == ("chat", 1, 1)
 
 
+def test_bytes_per_token_of_all_are_those_of_the_text_and_not_the_mean_of_its_languages(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("liuli.text.commands.ESTIMATE_CHARACTERS", 1000)
+    texts = [prose(n, 1000) for n in range(12)] + ["今天天气不错，我们去公园走走吧，那里的花开了。" * 40]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    _, out, _ = run(
+        capsys, monkeypatch, "tokenizer", tmp_path / "a.jsonl", tmp_path / "t", "--vocab-size", 400, "--json"
+    )
+    tokens = sum(map(len, Tokenizer.load(tmp_path / "t").encode_batch(texts)))
+    assert json.loads(out)["bytes_per_token"]["all"] == pytest.approx(len("".join(texts).encode()) / tokens, rel=0.02)
+
+
 def test_what_commands_say_to_people_and_their_exit_codes(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from liuli.model import Transformer, flops_per_token, load, qwen3, save
 from liuli.stages import pretrain as pretrain_stage
 from liuli.stages import training
 from liuli.stages.training import TrainOptions, make_pace
-from liuli.text import Tokenizer, pack_documents
+from liuli.text import Rows, Tokenizer, commands, pack_documents
 from liuli.train import Pace, RunLog, StageState, load_checkpoint, next_token
 from liuli.train.steps import run_steps
 
@@ -268,6 +268,20 @@ def test_sft_says_how_many_conversations_do_not_fit_and_how_many_lose_turns(data
     )
     told = [line["message"] for line in read_lines(tmp_path / "r" / "log.jsonl") if line.get("event") == "warning"]
     assert ["2 conversations have no answer" in told[0], "1 conversations are longer" in told[1]] == [True, True]
+
+
+def test_sft_renders_no_more_than_a_thousand_conversations_at_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+    real = commands.render_many
+    monkeypatch.setattr(
+        commands, "render_many", lambda many, tokenizer: held.append(len(many)) or real(many, tokenizer)
+    )
+    line = (data / "chats.jsonl").read_text().splitlines(keepends=True)[0]
+    (tmp_path / "own.jsonl").write_text(line * 1003)
+    rows, _ = running.packed(tmp_path / "own.jsonl", data / "model", 64, tmp_path / "rows", False)
+    assert held == [1000, 3] and Rows.open(rows).info.pieces == 1003
 
 
 # --- budgets and dropout ---------------------------------------------------------------------------------------------

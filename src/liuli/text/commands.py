@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +24,7 @@ from liuli.text.dedup import DedupReport, deduplicate
 from liuli.text.formats import read_conversations
 from liuli.text.rows import Rows, pack_conversations
 from liuli.text.sources import Document, ReadReport, read_documents
-from liuli.text.tokenizer import Sample, Tokenizer
+from liuli.text.tokenizer import TRAINING_CHARACTERS, Sample, Tokenizer
 
 ESTIMATE_VOCABULARY, ESTIMATE_CHARACTERS = 4096, 1_000_000  # of the tokenizer that `stats` makes if it is given none
 T_ = TypeVar("T_")
@@ -39,7 +41,8 @@ def counted(what: str, read: ReadReport) -> Iterator[Callable[[Iterable[T_]], It
         def through(items: Iterable[T_]) -> Iterator[T_]:
             for number, item in enumerate(items):
                 if number % 100 == 0:
-                    done = f"{read.documents:,} documents, {read.bytes / 1e6:,.1f} MB, {read.files:,} files"
+                    size = f"{read.bytes / 1e6:,.1f} MB, " if read.bytes else ""  # unknown of conversations
+                    done = f"{read.documents:,} documents, {size}{read.files:,} files"
                     bar.update(task, description=f"{what}: {done}")
                 yield item
 
@@ -50,16 +53,20 @@ def tokenizer_here(
     sources: list[str], out: Path, vocab_size: int, digits: int, field: str, skip_bad: bool, as_json_: bool
 ) -> None:
     """The command `liuli tokenizer`."""
-    read, sample = ReadReport(), Sample(5_000_000)
+    read, sample = ReadReport(), Sample(TRAINING_CHARACTERS)
     by_language: dict[str, Sample] = {}
+    sizes = Counter[str]()
     _must_be_new(out)
     with counted("reading", read) as through:
         for document in through(read_documents(sources, field, skip_bad, read)):
             sample.add(document.text)
+            sizes[document.language] += len(document.text.encode())
             by_language.setdefault(document.language, Sample(ESTIMATE_CHARACTERS)).add(document.text)
     with counted("learning merges", read):
         tokenizer = Tokenizer.train(sample.kept, vocab_size, digits=digits)
         ratios = _ratios(by_language, tokenizer)
+        # of the samples, which are equally long, "all" would be the mean
+        ratios["all"] = round(sizes.total() / sum(size / ratios[name] for name, size in sizes.items()), 3)
     with new_folder(out) as stage:
         tokenizer.save(stage)
     figures = {"vocab_size": tokenizer.vocab_size, "bytes_per_token": ratios, "skipped": read.skipped}
@@ -163,7 +170,7 @@ def rows_here(
     with counted("packing", read) as through:
         if chat:
             conversations = through(read_conversations(sources, skip_bad, read))
-            rows = pack_conversations(_render(conversations, known), context, out, vocab_size=known.vocab_size)
+            rows = pack_conversations(render_in_turn(conversations, known), context, out, vocab_size=known.vocab_size)
         else:
             rows = make_rows(through(read_documents(sources, field, skip_bad, read)), known, context, out)
     info = dataclasses.asdict(rows.info)
@@ -185,14 +192,11 @@ def _print_rows(rows: Rows, out: Path) -> None:
         print(f"  {name}: {ratio:.2f} bytes per token")
 
 
-def _render(conversations: Iterable[Any], tokenizer: Tokenizer, at_once: int = 1000) -> Iterator[Rendered]:
-    held = []
-    for conversation in conversations:
-        held.append(conversation)
-        if len(held) == at_once:
-            yield from render_many(held, tokenizer)
-            held = []
-    yield from render_many(held, tokenizer)
+def render_in_turn(conversations: Iterable[Any], tokenizer: Tokenizer, at_once: int = 1000) -> Iterator[Rendered]:
+    """`render_many` of a thousand at a time, so that not all of them are held."""
+    rest = iter(conversations)
+    while held := list(islice(rest, at_once)):
+        yield from render_many(held, tokenizer)
 
 
 def _write(documents: Iterable[Document], out: Path, report: Any) -> None:
