@@ -28,6 +28,17 @@ def ask(page: Page, text: str) -> None:
     page.keyboard.press("Enter")
 
 
+def scripted(page: Page, *events: dict) -> None:
+    """The model answers with these events, and with nothing else."""
+    whole = [{"type": "start", "left_out": 0}, *events, {"type": "done", "stopped_by": "end"}]
+    body = "".join(json.dumps(event) + "\n" for event in whole)
+    page.route("**/api/chat", lambda route: route.fulfill(body=body))
+
+
+def token(text: str) -> dict:
+    return {"type": "token", "id": 1, "text": text, "logprob": 0, "alternatives": []}
+
+
 def ask_to_the_end(page: Page, text: str) -> None:
     ask(page, text)
     expect(page.get_by_role("button", name="Answer again")).to_be_visible(timeout=20_000)
@@ -49,6 +60,17 @@ def test_text_appears_while_it_is_written_and_stop_stops_it(tmp_path: Path, open
         expect(page.locator(".words")).to_contain_text("word3")  # and the conversation is still there
         page.get_by_role("button", name="New chat").click()
         expect(page.locator(".question")).to_have_count(0)
+
+        # Escape that ends the input of Chinese stops nothing; a reload does, and nothing failed
+        ask(page, "long")
+        expect(words).to_contain_text("word3")
+        escape = "new KeyboardEvent('keydown', {key: 'Escape', isComposing: true, bubbles: true})"
+        page.evaluate(f"document.getElementById('message').dispatchEvent({escape})")
+        expect(words).to_contain_text("word6")
+        expect(page.get_by_role("button", name="Stop", exact=True)).to_be_visible()
+        page.reload()
+        expect(page.locator(".foot")).to_contain_text("stopped")
+        expect(page.get_by_role("alert")).to_have_count(0)
 
 
 def test_regenerate_keeps_both_answers(live: LiveServer, open_page: Open) -> None:
@@ -92,6 +114,70 @@ def test_words_can_be_walked_by_keyboard(live: LiveServer, open_page: Open) -> N
     expect(page.locator(".inspector li.chosen")).to_contain_text("end")  # ending is a choice too
 
 
+def test_the_open_word_and_its_pane_stay_in_the_window(live: LiveServer, open_page: Open) -> None:
+    page = open_page(live.url, viewport={"width": 700, "height": 480})
+    ask_to_the_end(page, "long")
+    page.locator(".words").focus()
+    word, pane = page.locator(".word.selected"), page.locator(".inspector")
+    for key, presses in (("Enter", 1), ("ArrowLeft", 1), ("ArrowRight", 110)):  # the first word, the last, and on
+        if key == "ArrowRight":
+            page.locator(".word").nth(160).click()
+        for _ in range(presses):
+            page.keyboard.press(key)
+        expect(word).to_be_in_viewport(ratio=1)
+        expect(pane).to_be_in_viewport(ratio=1)
+        page.keyboard.press("Escape" if key != "ArrowRight" else "Shift")
+    page.locator(".scroll").evaluate("e => (e.scrollTop = 0)")
+    expect(pane).to_have_count(0)  # who scrolls away reads on
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.locator(".word").nth(-2).click()
+    page.wait_for_timeout(300)
+    at, sheet = word.bounding_box(), pane.bounding_box()
+    assert at["y"] + at["height"] <= sheet["y"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "5.",
+        "1783.",
+        "- 5",
+        "+ 7",
+        "# 5",
+        "> 5",
+        "Counted:\n\n5.",
+        "2*3*4 = 24",
+        "(1+2)*3*(4) = 36",
+        "2**3**2 = 512",
+        "x*y*z",
+        "温度3~5天，湿度7~9天。",
+    ],
+)
+def test_every_sign_of_a_short_answer_is_seen_and_opens(live: LiveServer, open_page: Open, said: str) -> None:
+    page = open_page(live.url)
+    scripted(page, *map(token, pieces(said)))
+    ask_to_the_end(page, "hello")
+    assert page.locator(".words").inner_text() == said
+    assert "".join(page.locator(".word").all_text_contents()).strip() == said.replace("\n", "")
+    assert page.locator(".words :is(em, strong, del, li, h3)").count() == 0
+
+
+def test_markup_that_is_meant_is_drawn_also_before_chinese(live: LiveServer, open_page: Open) -> None:
+    page = open_page(live.url)
+    scripted(
+        page,
+        *map(token, pieces("**粗体。**后面是*斜体*，~~删除~~。\n\n0. zero\n1. one\n\n[here](https://example.org)")),
+    )
+    ask_to_the_end(page, "hello")
+    words = page.locator(".words")
+    for tag, said in {"strong": "粗体。", "em": "斜体", "del": "删除", "a": "here"}.items():
+        expect(words.locator(tag)).to_have_text(said)
+    expect(words.locator("ol")).to_have_attribute("start", "0")
+    page.evaluate("document.querySelector('.words a').addEventListener('click', e => e.preventDefault())")
+    words.locator("a .word").first.click()
+    expect(page.locator(".inspector")).to_have_count(0)  # a link opens its page, not its words
+
+
 def test_markdown_is_drawn_its_words_open_and_nothing_in_it_runs(live: LiveServer, open_page: Open) -> None:
     page = open_page(live.url)
     ask_to_the_end(page, "markdown")
@@ -118,6 +204,22 @@ def test_a_tool_call_is_a_card(live: LiveServer, open_page: Open) -> None:
     expect(page.locator(".words")).to_contain_text("The result is 84.")
     ask(page, "history")
     expect(page.locator(".words").last).to_contain_text("tool:84|assistant:The result is 84.|user:history")
+
+
+def test_what_was_said_and_computed_is_read_again_as_it_was(live: LiveServer, open_page: Open) -> None:
+    page = open_page(live.url)
+    calls = [
+        {"type": "call", "id": id, "name": "calculator", "arguments": json.dumps({"expression": sum})}
+        for id, sum in (("a", "1+1"), ("b", "2*9"))
+    ]
+    results = [{"type": "result", "id": "b", "content": "18"}, {"type": "result", "id": "a", "content": "2"}]
+    scripted(page, token("Let me compute."), *calls, *results, token("2 and 18."))
+    ask_to_the_end(page, "two sums")
+    expect(page.locator(".tool strong")).to_have_text(["2", "18"])
+    page.unroute("**/api/chat")
+    ask_to_the_end(page, "history")
+    read = "user:two sums|assistant:Let me compute.|tool:2|assistant:|tool:18|assistant:2 and 18.|user:history"
+    expect(page.locator(".words").last).to_have_text(read)
 
 
 def test_settings_reach_the_model(live: LiveServer, open_page: Open) -> None:
@@ -164,6 +266,29 @@ def test_a_failed_answer_says_so_in_the_readers_language(live: LiveServer, open_
         page.get_by_role("textbox").fill(question)
         page.keyboard.press("Enter")
         expect(page.get_by_role("alert")).to_have_text(told)
+    page.reload()
+    page.get_by_role("button", name="切换到英文").click()
+    expect(page.get_by_role("alert")).to_have_text("The model computes no numbers any more (NaN).")
+
+
+def test_a_question_that_failed_is_not_in_the_way_of_the_next(live: LiveServer, open_page: Open) -> None:
+    page = open_page(live.url)
+    # any other status than 503 would be an error in the console
+    page.route("**/api/chat", lambda route: route.fulfill(response=route.fetch(), status=503))
+    ask(page, "x" * 1_000_000)
+    expect(page.get_by_role("alert")).to_have_text("This message is longer than the model can read.")
+    page.unroute("**/api/chat")
+    ask_to_the_end(page, "history")
+    expect(page.locator(".words").last).to_have_text("user:history")
+
+    # of a conversation that is too long as a whole the newest turns are read
+    answers = [{"parts": [], "state": "done"}]
+    turns = [{"question": str(n) + "x" * 400_000, "answers": answers, "shown": 0} for n in range(3)]
+    page.evaluate("turns => { localStorage.clear(); localStorage['liuli.turns'] = turns }", json.dumps(turns))
+    other = page.context.new_page()
+    other.goto(live.url)
+    ask_to_the_end(other, "hello")
+    assert [m.content[0] for m in live.voice.asked[-1][0] if m.role == "user"] == ["1", "2", "h"]
 
 
 def test_an_old_question_can_be_asked_differently(live: LiveServer, open_page: Open) -> None:
@@ -186,7 +311,10 @@ def test_an_old_question_can_be_asked_differently(live: LiveServer, open_page: O
     page.get_by_role("button", name="Edit").first.click()
     ask_to_the_end(page, "hello again")
     expect(page.locator(".bubble")).to_have_text(["hello again"])
-    expect(box).to_have_value("")
+    expect(box).to_have_value("not sent yet")  # after the reload, too
+    box.fill("\n  return x\n    y\n")
+    page.keyboard.press("Enter")
+    expect(page.locator(".bubble").last).to_have_text("  return x\n    y", use_inner_text=True)
 
 
 def test_a_tab_that_changed_nothing_leaves_the_conversation_of_another(live: LiveServer, open_page: Open) -> None:
@@ -199,8 +327,42 @@ def test_a_tab_that_changed_nothing_leaves_the_conversation_of_another(live: Liv
     page.get_by_role("button", name="New chat").click()
     ask_to_the_end(page, "something else")
     expect(other.locator(".bubble")).to_have_text(["hello", "second"])  # another one does not take its place
-    other.reload()  # nor does it write over what was said since
-    expect(other.locator(".bubble")).to_have_text(["something else"])
+    other.reload()
+    expect(other.locator(".bubble")).to_have_text(["hello", "second"])
+    third = page.context.new_page()  # a new tab opens the newest
+    third.goto(live.url)
+    expect(third.locator(".bubble")).to_have_text(["something else"])
+
+
+def test_no_conversation_is_lost_to_another_tab_or_to_a_new_chat(tmp_path: Path, open_page: Open) -> None:
+    with LiveServer(make_model(tmp_path / "slow"), pause=0.03) as live:
+        page = open_page(live.url)
+        ask_to_the_end(page, "hello")
+        page.get_by_role("button", name="New chat").click()
+        back = page.get_by_role("button", name="Back to the last conversation")
+        back.click()
+        expect(page.locator(".bubble")).to_have_text(["hello"])
+        other = page.context.new_page()
+        other.goto(live.url)
+        expect(other.locator(".bubble")).to_have_text(["hello"])
+        ask(page, "here")
+        ask(other, "there")  # at the same time
+        for tab, question in ((page, "here"), (other, "there")):
+            expect(tab.locator(".foot")).to_have_count(2)
+            tab.reload()
+            expect(tab.locator(".bubble")).to_have_text(["hello", question])
+            expect(tab.locator(".words").last).to_contain_text(question)
+        ask(page, "long")
+        expect(page.locator(".words").last).to_contain_text("word3")
+        page.get_by_role("button", name="New chat").click()  # while it is being written
+        back.click()
+        expect(page.locator(".foot").last).to_contain_text("stopped")
+        for n in range(25):
+            page.evaluate("n => localStorage['liuli.old' + n] = '[]'", n)
+        page.evaluate("localStorage['liuli.conversations'] = JSON.stringify([...Array(25).keys()].map(n => 'old' + n))")
+        ask_to_the_end(page, "again")
+        names = json.loads(page.evaluate("localStorage['liuli.conversations']"))
+        assert len(names) == 20 and page.evaluate("localStorage['liuli.old24']") is None
 
 
 def test_copying_works_without_the_browsers_clipboard_and_says_so_only_then(live: LiveServer, open_page: Open) -> None:

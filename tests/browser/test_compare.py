@@ -58,7 +58,7 @@ def test_both_models_answer_side_by_side_until_it_is_turned_off(run: Path, open_
         page.keyboard.press("Escape")
 
         # what a person prefers is kept, once
-        answers.nth(1).get_by_role("button", name="This one is better").click()
+        page.evaluate("[1, 0].forEach(n => document.querySelectorAll('.pair .pill')[n].click())")  # in one breath
         expect(page.locator(".pair .pill[aria-pressed=true]")).to_have_count(1)
         expect(page.locator(".pair .pill:disabled")).to_have_count(2)
         (row,) = map(json.loads, httpx.get(f"{live.url}/api/label/export").text.splitlines())

@@ -39,6 +39,13 @@ def contents(row: dict) -> tuple[str, str]:
     return row["chosen"][0]["content"], row["rejected"][0]["content"]
 
 
+def shown(page: Page, number: int = 2) -> list[str]:
+    """The answers of a new task, when there was time to read them: before that nothing is judged."""
+    expect(page.locator(".label-card")).to_have_count(number)
+    page.wait_for_timeout(550)
+    return texts(page)
+
+
 def count(page: Page, kind: str) -> Locator:
     return page.locator(f"[data-count={kind}] dd")
 
@@ -52,19 +59,17 @@ def test_a_person_compares_ranks_edits_and_gives_a_thumb(live: LiveServer, open_
         page = open_page(f"{live.url}/#/label", locale="en-US" if language == "en" else "zh-CN")
         cards = page.locator(".label-card")
         page.get_by_role("textbox", name=word("Your name", "你的名字")).fill("Ada 1")  # a 1 typed there judges nothing
-        expect(cards).to_have_count(2)
-        first, second = texts(page)
+        first, second = shown(page)
         assert first != second and "onerror" in first and page.locator(".label-page img").count() == 0
         page.locator(".label-head h2").click()
         page.keyboard.press("2")
         expect(count(page, "choice")).to_have_text("1")
-        expect(cards).to_have_count(2)
+        shown(page)
         (row,) = export(live, "dpo")
         assert contents(row) == (second, first) and row["who"] == "Ada 1"
         page.keyboard.press("0")
         expect(count(page, "skipped")).to_have_text("1")
-        expect(cards).to_have_count(2)
-        first, second = texts(page)
+        first, second = shown(page)
         page.get_by_role("button", name=word("This one is better", "这个更好")).first.click()
         expect(count(page, "choice")).to_have_text("2")
         assert contents(export(live, "dpo")[-1]) == (first, second)
@@ -93,8 +98,7 @@ def test_a_person_compares_ranks_edits_and_gives_a_thumb(live: LiveServer, open_
         assert [contents(row)[0] for row in export(live, "dpo")].count("<b>1 + 1 = 2</b>") == 0
 
         page.get_by_role("button", name=word("Rank several", "多个排序")).click()
-        expect(cards).to_have_count(4)
-        a, b, c, d = texts(page)
+        a, b, c, d = shown(page, 4)
         keep = page.get_by_role("button", name=word("Keep this order", "确定排序"))
         page.locator(".label-head h2").click()
         for letter in "cab":
@@ -105,8 +109,7 @@ def test_a_person_compares_ranks_edits_and_gives_a_thumb(live: LiveServer, open_
         expect(count(page, "ranking")).to_have_text("1")
         rows = export(live, "dpo")[-6:]
         assert [contents(row) for row in rows] == [(c, a), (c, b), (c, d), (a, b), (a, d), (b, d)]
-        expect(cards).to_have_count(4)
-        a, b, c, d = texts(page)
+        a, b, c, d = shown(page, 4)
         page.locator("li").nth(3).drag_to(page.locator("li").nth(0))
         assert texts(page) == [d, a, b, c]
         keep.click()
@@ -138,15 +141,89 @@ def test_a_person_compares_ranks_edits_and_gives_a_thumb(live: LiveServer, open_
 def test_a_judgement_that_could_not_be_kept_stays_on_the_page(live: LiveServer, open_page: Open) -> None:
     with live:
         page = open_page(f"{live.url}/#/label")
-        expect(page.locator(".label-card")).to_have_count(2)
-        before = texts(page)
+        before = shown(page)
         page.route("**/api/label/judge", lambda route: route.fulfill(status=503, body="{}"))
         page.keyboard.press("1")
-        expect(page.get_by_role("alert")).to_be_visible()
+        expect(page.get_by_role("alert")).to_contain_text("This could not be kept")
         assert texts(page) == before
         page.unroute("**/api/label/judge")
-        page.keyboard.press("1")
+        page.get_by_role("button", name="Try again").click()
         expect(count(page, "choice")).to_have_text("1")
+        assert [contents(row) for row in export(live, "dpo")] == [tuple(before)]
+
+
+def test_only_answers_that_were_read_are_judged_and_no_edit_is_lost(live: LiveServer, open_page: Open) -> None:
+    with live:
+        page = open_page(live.url)
+        page.get_by_role("button", name="Judge answers").click()
+        shown(page)
+        better = page.get_by_role("button", name="This one is better").first
+        better.click(click_count=2, delay=150)
+        expect(count(page, "choice")).to_have_text("1")
+        shown(page)
+        for _ in range(2):
+            page.keyboard.press("1")
+            page.wait_for_timeout(300)
+        expect(count(page, "choice")).to_have_text("2")
+
+        # the keyboard goes on where the new question is
+        shown(page)
+        better.focus()
+        page.keyboard.press("Enter")
+        expect(count(page, "choice")).to_have_text("3")
+        expect(page.locator(".label-question")).to_be_focused()
+
+        shown(page)
+        page.get_by_role("button", name="Edit").first.click()
+        box = page.get_by_role("textbox", name="Your version of the answer")
+        box.fill("with care")
+        page.locator(".label-head h2").click()
+        for key in "120":
+            page.keyboard.press(key)
+        for name in ("This one is better", "Neither is better", "Rank several"):
+            expect(page.get_by_role("button", name=name).first).to_be_disabled()
+        page.get_by_role("button", name="Close").click()
+        expect(page.get_by_role("button", name="Judge answers")).to_be_focused()
+        page.get_by_role("button", name="Judge answers").click()
+        expect(box).to_have_value("with care")
+        page.get_by_role("button", name="Save").click()
+        expect(count(page, "edit")).to_have_text("1")
+        expect(better).to_be_enabled()
+        assert httpx.get(f"{live.url}/api/label/counts").json()["choice"] == 3
+
+
+def test_thumbs_follow_each_other_under_the_prompt_and_the_name_of_their_time(
+    live: LiveServer, open_page: Open
+) -> None:
+    with live:
+        page = open_page(live.url)
+        page.evaluate("""localStorage["liuli.settings"] = '{"system": "Be kind."}'""")
+        page.reload()
+        page.get_by_role("textbox", name="Message").fill("hello")
+        page.keyboard.press("Enter")
+        good, bad = (page.get_by_role("button", name=f"{name} answer") for name in ("Good", "Bad"))
+        expect(good).to_be_visible()
+        page.get_by_role("button", name="Settings").click()
+        page.get_by_label("System prompt").fill("Be a pirate.")
+        page.keyboard.press("Escape")
+        both = "['Good', 'Bad'].forEach(name => document.querySelector(`[aria-label='${name} answer']`).click())"
+        page.evaluate(both)
+        expect(bad).to_have_attribute("aria-pressed", "true")
+        (thumb,) = export(live, "kto")
+        assert (thumb["label"], thumb["prompt"][0]["content"]) == (False, "Be kind.")
+        page.evaluate("""localStorage["liuli.who"] = '"Ada"'""")
+        good.click()
+        expect(good).to_have_attribute("aria-pressed", "true")
+        (thumb,) = export(live, "kto")
+        assert thumb["label"] is True
+
+        # a new chat is seen, wherever it is asked for
+        page.get_by_role("button", name="Judge answers").click()
+        expect(page.locator(".label-page")).to_be_visible()
+        page.get_by_role("button", name="New chat").click()
+        expect(page.locator(".label-page")).to_have_count(0)
+        expect(page.get_by_role("textbox", name="Message")).to_be_focused()
+        assert page.evaluate("location.hash") == ""
 
 
 def test_without_a_store_the_chat_has_no_thumbs(tmp_path: Path, open_page: Open) -> None:

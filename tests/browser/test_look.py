@@ -88,7 +88,8 @@ def test_dark_mode_follows_the_system_until_one_chooses(tmp_path: Path, open_pag
 
 
 def test_the_run_shows_stage_progress_curve_and_samples(tmp_path: Path, open_page: Open) -> None:
-    with LiveServer(make_run(tmp_path / "laptop")) as live:
+    live_run = make_run(tmp_path / "laptop")
+    with LiveServer(live_run) as live:
         page = open_page(live.url)
         expect(page.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "42")
         expect(page.locator(".learn")).to_contain_text("8 min left")
@@ -101,6 +102,24 @@ def test_the_run_shows_stage_progress_curve_and_samples(tmp_path: Path, open_pag
         page.get_by_label("Snapshot").fill("0")
         expect(page.locator(".said")).to_contain_text("the the of the")
         expect(page.locator(".samples header")).to_contain_text("step 150")
+        for seconds, said in ((3590, "1 h 0 min left"), (7190, "2 h 0 min left"), (89, "1 min left")):
+            set_status(live_run, seconds_left=seconds)
+            expect(page.locator(".learn")).to_contain_text(said)
+
+
+def test_a_curve_has_numbers_on_its_axis_and_a_dot_for_a_single_point(tmp_path: Path, open_page: Open) -> None:
+    run = make_run(tmp_path / "laptop")
+    points = [("pretrain", 4.1), ("pretrain", 3.6), ("pretrain", 3.2), ("chat", 3.4)]
+    lines = [
+        json.dumps({"time": 10.0 * n, "stage": stage, "step": n, "loss": bpb, "bpb": bpb})
+        for n, (stage, bpb) in enumerate(points)
+    ]
+    (run / "log.jsonl").write_text("\n".join(lines) + "\n")
+    with LiveServer(run) as live:
+        page = open_page(live.url)
+        expect(page.locator(".legend > span")).to_have_count(2)
+        expect(page.locator(".chart .dot-mark")).to_have_count(1)
+        assert page.locator(".chart .grid").count() >= 2
 
 
 def test_chat_opens_with_the_first_snapshot_and_follows_newer_ones(tmp_path: Path, open_page: Open) -> None:
@@ -148,6 +167,9 @@ def test_a_phone_has_everything_behind_two_tabs(tmp_path: Path, open_page: Open)
     with LiveServer(run) as live:
         page = open_page(live.url, viewport={"width": 360, "height": 700}, has_touch=True)
         expect(page.locator(".learn")).to_be_hidden()
+        page.wait_for_timeout(200)
+        for first in (".welcome .logo", ".welcome h2", ".welcome > p"):
+            expect(page.locator(first)).to_be_in_viewport(ratio=1)  # the first screen begins at its beginning
         page.get_by_role("button", name="Learning").click()
         expect(page.locator(".learn")).to_be_visible()
         expect(page.locator("main.chat")).to_be_hidden()

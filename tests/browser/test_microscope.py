@@ -131,10 +131,14 @@ def test_it_follows_a_run_that_goes_on(tmp_path: Path, open_page: Open) -> None:
             set_status(run, step=step)
             expect(page.locator(".micro-step")).to_contain_text(f"Step {step}")
         expect(page.locator(".micro-chips [data-place]").first).to_be_visible()
-        told = {"error": {"message": "This step cannot be read: it is damaged."}}
+        told = {"error": {"message": "This step cannot be read: 0.npz is damaged.", "code": "damaged"}}
         page.route("**/api/traces/grpo/0?*", lambda route: route.fulfill(status=503, body=json.dumps(told)))
         page.get_by_role("button", name="Previous traced step").click()
-        expect(page.get_by_role("alert")).to_have_text("This step cannot be read: it is damaged.")
+        expect(page.get_by_role("alert")).to_have_text("This step cannot be read: its file is damaged.")
+        expect(page.locator(".micro-answers, .micro-chips")).to_have_count(0)  # those were of another step
+        page.get_by_role("button", name="Switch to Chinese").click()
+        expect(page.get_by_role("alert")).to_have_text("这一步无法读取：文件已损坏。")
+        page.get_by_role("button", name="切换到英文").click()
         page.get_by_role("button", name="Next traced step").click()
         expect(page.get_by_role("alert")).to_have_count(0)
 
@@ -163,6 +167,40 @@ def test_grpo_has_no_values_and_none_are_charted_or_offered(tmp_path: Path, open
 
 def by_place(rollouts: Rollouts) -> Reward:
     return Reward(torch.arange(float(len(rollouts))))
+
+
+def test_small_figures_are_told_apart_and_seen_whole(live: LiveServer, open_page: Open) -> None:
+    page = open_page(live.url, viewport={"width": 360, "height": 740})
+
+    def small(route: Route) -> None:
+        said = route.fetch().json()
+        for n, point in enumerate(said["stages"][0]["figures"]):
+            point |= {"clip_fraction": 0.006 * n, "score": 0.5 if n == 0 else -3.07e-8}
+        route.fulfill(json=said)
+
+    def near_one(route: Route) -> None:
+        said = route.fetch().json()
+        route.fulfill(json={**said, "scales": {**said["scales"], "ratio": [0.997, 1.003]}})
+
+    def half(route: Route) -> None:
+        said = route.fetch().json()
+        said["tokens"]["text"][0] = "\ufffd"
+        route.fulfill(json=said)
+
+    for path, change in (("", small), ("/ppo/80?*", near_one), ("/ppo/80/*", half)):
+        page.route(f"**/api/traces{path}", change)
+    page.goto(f"{live.url}/#/microscope")
+    page.reload()
+    expect(page.locator("figure[data-figure=score] figcaption b")).to_have_text("0")
+    cut = "[...document.querySelectorAll('.micro-charts text')].filter(e => e.getBBox().x < 0).map(e => e.textContent)"
+    assert page.evaluate(cut) == []
+    page.get_by_label("Colour by").select_option("ratio")
+    expect(page.locator(".micro-ramp")).to_have_text("0.9971.003")
+    chip = page.locator(".micro-chips [data-place]").first
+    expect(chip).to_have_text("part of a character")
+    chip.click()
+    page.get_by_label("Colour by").select_option("advantage")
+    expect(page.locator(".token.held")).to_have_text("part of a character")
 
 
 def test_a_phone_in_chinese_and_the_dark(live: LiveServer, open_page: Open) -> None:

@@ -1,14 +1,18 @@
 // One question with its answer: words that open, tool calls as cards, and what can be done with it.
+import { useComputed } from "@preact/signals";
 import { useState } from "preact/hooks";
 import { Better, ModelTitle } from "./compare";
+import { shownAnswer, writing } from "./conversations";
 import { copyText } from "./copy";
 import { editing } from "./draft";
+import { explain } from "./failures";
 import { Icon } from "./icons";
 import { opened, tokensOf } from "./inspector";
 import { Markdown } from "./markdown";
 import { run } from "./run";
-import { answerText, regenerate, settings, show, shownAnswer, thumb, writing } from "./talk";
+import { regenerate, settings, show, thumb } from "./talk";
 import type { Answer, Part, Side, ToolPart, Turn } from "./types";
+import { answerText } from "./wire";
 import { t, type Word } from "./words";
 
 export function TurnView({ turn, place, last, edit }: { turn: Turn; place: number; last: boolean; edit: (turn: number) => void }) {
@@ -20,7 +24,9 @@ export function TurnView({ turn, place, last, edit }: { turn: Turn; place: numbe
         <button class="icon quiet-button" aria-label={t("edit")} title={t("edit")} onClick={() => edit(place)}>
           <Icon name="edit" />
         </button>
-        <div class={editing.value === place ? "bubble edited" : "bubble"}>{turn.question}</div>
+        <div class={editing.value === place ? "bubble edited" : "bubble"} dir="auto">
+          {turn.question}
+        </div>
       </article>
       {answer && !answer.other && <AnswerView {...about} answer={answer} side="main" />}
       {answer?.other && (
@@ -58,7 +64,7 @@ function AnswerView({ turn, answer, place, side, last, pair = false }: AnswerPro
       )}
       {answer.state === "failed" && (
         <p class="problem" role="alert">
-          {answer.error}
+          {explain(answer.error ?? "unreachable", "failed")}
         </p>
       )}
       {!busy && <Foot turn={turn} answer={answer} place={place} side={side} last={last} pair={pair} />}
@@ -66,16 +72,19 @@ function AnswerView({ turn, answer, place, side, last, pair = false }: AnswerPro
   );
 }
 
-/** The token of an answer that is open, or -1. */
-function openToken(place: number, side: Side): number {
-  const now = opened.value;
-  return now?.turn === place && now.side === side ? now.token : -1;
+/** The token of an answer that is open, or -1; only that answer is drawn again when it changes. */
+function useOpenToken(place: number, side: Side): number {
+  return useComputed(() => {
+    const now = opened.value;
+    return now?.turn === place && now.side === side ? now.token : -1;
+  }).value;
 }
 
 function Words({ answer, place, side }: { answer: Answer; place: number; side: Side }) {
-  const open = openToken(place, side);
+  const open = useOpenToken(place, side);
   const click = (event: MouseEvent) => {
-    const word = (event.target as Element).closest<HTMLElement>("[data-word]");
+    const target = event.target as Element;
+    const word = target.closest("a") ? null : target.closest<HTMLElement>("[data-word]"); // a link opens its page
     if (word && getSelection()?.isCollapsed !== false) opened.value = { turn: place, side, token: Number(word.dataset["word"]) };
   };
   const key = (event: KeyboardEvent) => {
@@ -105,9 +114,10 @@ function Words({ answer, place, side }: { answer: Answer; place: number; side: S
 /** Ending is a choice of the model too: the token that ended the answer opens like a word. */
 function EndMark({ answer, place, side }: { answer: Answer; place: number; side: Side }) {
   const tokens = answer.parts.flatMap((part: Part) => (part.kind === "text" ? part.tokens : []));
+  const chosen = useOpenToken(place, side);
   if (answer.stoppedBy !== "end" || tokens.at(-1)?.text !== "") return null;
   const token = tokens.length - 1;
-  const open = openToken(place, side) === token;
+  const open = chosen === token;
   return (
     <button class={open ? "word end selected" : "word end"} data-word={token} onClick={() => (opened.value = { turn: place, side, token })}>
       {t("end_mark")}

@@ -1,16 +1,19 @@
 // The page: a header, the chat, beside it (on a phone: behind a tab) the run being watched.
 import { signal } from "@preact/signals";
-import { Chat } from "./chat";
+import { Chat, focusBox } from "./chat";
+import { turns } from "./conversations";
 import { Icon, Logo } from "./icons";
-import { Inspector, opened } from "./inspector";
+import { Inspector } from "./inspector";
 import { Label, LabelButton } from "./label";
+import { setOpen as setLabelOpen } from "./labelling";
 import { Learn } from "./learn";
 import { Microscope, MicroscopeButton } from "./microscope";
 import { front, run } from "./run";
 import { SettingsDialog, settingsOpen } from "./settings";
 import { load, save } from "./store";
-import { clear, turns } from "./talk";
+import { goTo } from "./talk";
 import { dark, toggleTheme } from "./theme";
+import { setOpen as setMicroscopeOpen } from "./traces";
 import { language, setLanguage, t } from "./words";
 
 const side = signal(load("side", true)); // on a wide window
@@ -85,11 +88,13 @@ function Tool({ icon, label, act, pressed, only = "" }: ToolProps) {
   );
 }
 
+/** Also from the page where answers are judged, or from the microscope. */
 function newChat(): void {
-  opened.value = null;
+  setLabelOpen(false);
+  setMicroscopeOpen(false);
   front.value = "chat";
-  clear();
-  document.getElementById("message")?.focus();
+  goTo();
+  setTimeout(focusBox); // when the chat is drawn again
 }
 
 function toggleSide(): void {

@@ -51,11 +51,21 @@ export function smoothed(dots: Dot[]): Dot[] {
   });
 }
 
-/** Round numbers on a logarithmic axis: 1, 2, 5 times powers of ten, thinned to a handful. */
+/** Two to five round numbers inside a range. */
+export function ticksOf(low: number, high: number): number[] {
+  const rough = (high - low) / 4;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * ([1, 2, 2.5, 5].find((each) => each * power >= rough) ?? 10);
+  const first = Math.ceil(low / step - 1e-9);
+  return Array.from({ length: Math.floor(high / step + 1e-9) - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(6)));
+}
+
+/** Round numbers on a logarithmic axis: 1, 2, 5 times powers of ten, thinned to a handful; any round ones between two. */
 export function logTicks(low: number, high: number): number[] {
   const ticks: number[] = [];
   for (let power = -4; power < 4; power++) for (const digit of [1, 1.5, 2, 3, 5, 7]) ticks.push(Number((digit * 10 ** power).toPrecision(2)));
   const inside = ticks.filter((tick) => tick >= low && tick <= high);
+  if (inside.length < 2) return ticksOf(low, high);
   const every = Math.ceil(inside.length / 6);
   return inside.filter((_, i) => i % every === 0);
 }
@@ -145,6 +155,7 @@ function Plot({ now, points }: { now: Run; points: Point[] }) {
           <g key={line.stage} class={`line line-${i % 4}`}>
             <path class="raw" d={path(line.raw)} />
             <path class="smooth" d={path(line.smooth)} />
+            {line.raw.length === 1 && <circle class="dot-mark" cx={x(line.raw[0]!.x)} cy={y(line.raw[0]!.y)} r="3" />}
           </g>
         ))}
         {near && <circle class="near" cx={x(near.x)} cy={y(near.y)} r="3.5" />}

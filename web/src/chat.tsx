@@ -2,11 +2,12 @@
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { TurnView } from "./answer";
 import { CompareSwitch } from "./compare";
+import { lastOther, turns, writing } from "./conversations";
 import { draft, edit, editing, endEdit, send } from "./draft";
 import { Icon, Logo } from "./icons";
-import { opened } from "./inspector";
+import { closeWhenScrolled, opened } from "./inspector";
 import { reachable, run } from "./run";
-import { announcement, ask, stop, turns, writing } from "./talk";
+import { announcement, ask, goTo, stop } from "./talk";
 import { duration, stageTitle, t, type Word } from "./words";
 
 const EXAMPLES: Word[] = ["example_1", "example_2", "example_3", "example_5", "example_4", "example_8", "example_7", "example_6"];
@@ -20,7 +21,7 @@ export function Chat() {
   useLayoutEffect(() => {
     const box = scroller.current!;
     const observer = new ResizeObserver(() => {
-      if (follow.current && !opened.value) box.scrollTo({ top: box.scrollHeight });
+      if (turns.value.length && follow.current && !opened.value) box.scrollTo({ top: box.scrollHeight });
     });
     for (const each of [box, box.firstElementChild!]) observer.observe(each);
     return () => observer.disconnect();
@@ -31,12 +32,7 @@ export function Chat() {
     // an answer that grew since the last frame leaves the end behind, too: only who scrolls up reads elsewhere
     follow.current = atEnd || (follow.current && box.scrollTop >= before.current);
     before.current = box.scrollTop;
-    if (opened.value && innerWidth >= 640) opened.value = null;
-  };
-  const change = (turn: number) => {
-    opened.value = null;
-    edit(turn);
-    focusBox();
+    closeWhenScrolled(box);
   };
   return (
     <main class="chat">
@@ -58,7 +54,14 @@ export function Chat() {
   );
 }
 
+function change(turn: number): void {
+  opened.value = null;
+  edit(turn);
+  focusBox();
+}
+
 function Welcome() {
+  const other = lastOther();
   const waiting = run.value?.kind === "run" && !run.value.model;
   return (
     <section class="welcome">
@@ -67,6 +70,11 @@ function Welcome() {
       </div>
       <h2>{t(waiting ? "waiting_title" : "greeting")}</h2>
       <p class="quiet">{t(waiting ? "waiting_more" : "greeting_more")}</p>
+      {other && (
+        <button class="plain back" onClick={() => goTo(other)}>
+          {t("back")}
+        </button>
+      )}
       {!waiting && (
         <div class="examples">
           {EXAMPLES.map((key) => (
@@ -115,7 +123,7 @@ function EditNote() {
 /** Elsewhere the focus would open a keyboard over half of the page. */
 const hasKeyboard = () => matchMedia("(pointer: fine)").matches;
 
-function focusBox(): void {
+export function focusBox(): void {
   document.getElementById("message")?.focus();
 }
 
@@ -146,7 +154,7 @@ function Composer({ sent }: { sent: () => void }) {
       event.preventDefault();
       submit();
     } else if (event.key === "Escape" && editing.value !== null && !composing) endEdit();
-    else if (event.key === "Escape" && writing.value) stop();
+    else if (event.key === "Escape" && writing.value && !composing) stop();
   };
   return (
     <form
@@ -160,6 +168,7 @@ function Composer({ sent }: { sent: () => void }) {
         id="message"
         ref={box}
         rows={1}
+        dir="auto"
         aria-label={t("message_label")}
         placeholder={t("placeholder")}
         value={draft.value}

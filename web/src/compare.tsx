@@ -1,9 +1,11 @@
 // Two models side by side: the switch that asks both, the name over an answer, the word on which one is better.
+import { shownAnswer } from "./conversations";
 import { Icon } from "./icons";
 import { comparing, newestTwo, run } from "./run";
 import { save } from "./store";
-import { answerText, prefer, shownAnswer } from "./talk";
+import { prefer } from "./talk";
 import type { Answer, Model, Side, Turn } from "./types";
+import { answerText } from "./wire";
 import { stageTitle, t } from "./words";
 
 export function CompareSwitch() {

@@ -1,8 +1,8 @@
 // The pane that opens on a click on a word: what else the model could have said there, with probabilities.
-import { signal } from "@preact/signals";
+import { effect, signal } from "@preact/signals";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { conversation, shownAnswer, turns } from "./conversations";
 import { Icon } from "./icons";
-import { shownAnswer, turns } from "./talk";
 import type { Side, Token } from "./types";
 import { t } from "./words";
 
@@ -14,6 +14,9 @@ export interface Opened {
 }
 
 export const opened = signal<Opened | null>(null);
+effect(() => {
+  if (conversation.value) opened.value = null; // the words of another one are others
+});
 
 /** All text tokens of the shown answer of a turn, or of the one it is compared with. */
 export function tokensOf(turn: number, side: Side): Token[] {
@@ -88,16 +91,36 @@ function Bars({ token }: { token: Token }) {
   );
 }
 
+let placedAt = 0; // how far the conversation was scrolled then
+
+/** The pane stays where it was placed: it closes when its word is scrolled away. A sheet at the bottom need not. */
+export function closeWhenScrolled(scroller: HTMLElement): void {
+  if (opened.value && !isSheet() && scroller.scrollTop !== placedAt) opened.value = null;
+}
+
+const isSheet = () => innerWidth < 640;
+
+/** Scroll until the word can be seen, above the sheet. */
+function reveal(word: Element, pane: DOMRect): void {
+  const scroller = word.closest(".scroll");
+  if (!scroller) return;
+  word.scrollIntoView({ block: "nearest" });
+  if (isSheet()) scroller.scrollTop += Math.max(0, word.getBoundingClientRect().bottom + 12 - pane.top);
+  placedAt = scroller.scrollTop;
+}
+
 /** Below or above the word, inside the window; on a phone the pane is a sheet at the bottom and needs no place. */
 function usePlace(now: Opened | null, pane: { current: HTMLElement | null }) {
   const [place, setPlace] = useState<{ left: string; top: string } | undefined>();
   useLayoutEffect(() => {
     const word = now && document.querySelector(`[data-turn="${now.turn}"][data-side="${now.side}"] [data-word="${now.token}"]`);
     const box = pane.current?.getBoundingClientRect();
-    if (!word || !box || innerWidth < 640) return setPlace(undefined);
+    if (word && box) reveal(word, box);
+    if (!word || !box || isSheet()) return setPlace(undefined);
     const at = word.getBoundingClientRect();
     const below = at.bottom + 10;
-    const top = below + box.height < innerHeight - 8 ? below : Math.max(8, at.top - box.height - 10);
+    const wanted = below + box.height < innerHeight - 8 ? below : at.top - box.height - 10;
+    const top = Math.max(8, Math.min(innerHeight - box.height - 8, wanted));
     const left = Math.min(innerWidth - box.width - 12, Math.max(12, at.left - 24));
     setPlace({ left: `${left}px`, top: `${top}px` });
   }, [now?.turn, now?.side, now?.token]);

@@ -1,9 +1,11 @@
 // The page where a person compares, ranks and edits answers: the human in learning from human feedback.
-import { useEffect } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
+import { explain } from "./failures";
+import { useOpener } from "./focus";
 import { Icon } from "./icons";
 import { AnswerCard, Question } from "./label_cards";
 import "./label.css";
-import { choose, counts, drop, mode, next, open, order, place, problem, setMode, setOpen, setWho, skip, submitOrder, task, who } from "./labelling";
+import { choose, counts, drop, mode, open, order, place, problem, setMode, setOpen, setWho, skip, submitOrder, task, unsaved, who } from "./labelling";
 import { run } from "./run";
 import { settingsOpen } from "./settings";
 import { t, type Word } from "./words";
@@ -12,24 +14,30 @@ const LETTERS = "ABCD";
 
 /** In the header, where the server keeps judgements. */
 export function LabelButton() {
+  const button = useOpener(open.value);
   if (!run.value?.judging && !open.value) return null;
   const label = t("label");
   return (
-    <button class="icon" aria-label={label} title={label} aria-pressed={open.value} onClick={() => setOpen(!open.value)}>
+    <button ref={button} class="icon" aria-label={label} title={label} aria-pressed={open.value} onClick={() => setOpen(!open.value)}>
       <Icon name="scales" />
     </button>
   );
 }
 
 export function Label() {
+  const page = useRef<HTMLElement>(null);
   useEffect(() => {
     if (!open.value) return;
     addEventListener("keydown", key);
     return () => removeEventListener("keydown", key);
   }, [open.value]);
+  useLayoutEffect(() => {
+    // the button that was pressed went with the last task: whoever uses the keyboard goes on here
+    if (document.activeElement === document.body) page.current?.querySelector<HTMLElement>(".label-question")?.focus();
+  }, [task.value]);
   if (!open.value) return null;
   return (
-    <main class="label-page" aria-label={t("label")}>
+    <main ref={page} class="label-page" aria-label={t("label")}>
       <header class="label-head">
         <h2>{t("label")}</h2>
         <p class="quiet small">{t("label_more")}</p>
@@ -40,10 +48,12 @@ export function Label() {
       </header>
       {problem.value && (
         <p class="problem small" role="alert">
-          {problem.value}
-          <button class="plain" onClick={() => void next()}>
-            {t("label_again")}
-          </button>
+          {explain(problem.value.cause, problem.value.undone)}
+          {problem.value.again && (
+            <button class="plain" onClick={problem.value.again}>
+              {t("label_again")}
+            </button>
+          )}
         </p>
       )}
       {!task.value && !problem.value && (
@@ -77,10 +87,10 @@ function key(event: KeyboardEvent): void {
 function ModeSwitch() {
   return (
     <div class="switch" role="group" aria-label={t("label_mode")}>
-      <button aria-pressed={mode.value === "compare"} onClick={() => setMode("compare")}>
+      <button aria-pressed={mode.value === "compare"} disabled={unsaved.value} onClick={() => setMode("compare")}>
         {t("label_compare")}
       </button>
-      <button aria-pressed={mode.value === "rank"} onClick={() => setMode("rank")}>
+      <button aria-pressed={mode.value === "rank"} disabled={unsaved.value} onClick={() => setMode("rank")}>
         {t("label_rank")}
       </button>
     </div>
@@ -108,7 +118,7 @@ function Compare() {
       <div class="label-answers two">
         {task.value?.answers.map((shown, i) => (
           <AnswerCard key={shown.id} shown={shown} name={String(i + 1)}>
-            <button class="choice" onClick={() => choose(i)}>
+            <button class="choice" disabled={unsaved.value} onClick={() => choose(i)}>
               {t("label_better")} <kbd>{i + 1}</kbd>
             </button>
           </AnswerCard>
@@ -131,7 +141,7 @@ function Rank() {
         ))}
       </ol>
       <Actions skipping="label_neither">
-        <button class="choice" disabled={placed < answers.length} onClick={submitOrder}>
+        <button class="choice" disabled={placed < answers.length || unsaved.value} onClick={submitOrder}>
           {t("label_submit")} <kbd>↵</kbd>
         </button>
       </Actions>
@@ -167,9 +177,10 @@ function Actions({ skipping, children }: { skipping: Word; children?: preact.Com
   return (
     <div class="label-actions">
       {children}
-      <button class="plain" onClick={skip}>
+      <button class="plain" disabled={unsaved.value} onClick={skip}>
         {t(skipping)} <kbd>0</kbd>
       </button>
+      {unsaved.value && <p class="quiet small">{t("label_edit_first")}</p>}
     </div>
   );
 }

@@ -1,18 +1,17 @@
 // A question as it was put to the model, and a card for each answer, which can be rewritten.
 import type { ComponentChildren } from "preact";
-import { useState } from "preact/hooks";
 import { ToolCard } from "./answer";
 import { Icon } from "./icons";
-import { edited, saveEdit, type Shown } from "./labelling";
+import { drafts, edited, saveEdit, setDraft, versionOf, type Shown } from "./labelling";
 import { Markdown } from "./markdown";
 import type { Part, WireMessage } from "./types";
 import { t } from "./words";
 
 export function Question({ messages }: { messages: WireMessage[] }) {
   return (
-    <section class="label-question" aria-label={t("label_question")}>
+    <section class="label-question" tabIndex={-1} aria-label={t("label_question")}>
       {messages.map((message, i) => {
-        if (message.role === "user") return <div key={i} class="bubble">{message.content}</div>;
+        if (message.role === "user") return <div key={i} class="bubble" dir="auto">{message.content}</div>;
         if (message.role === "system") return <p key={i} class="quiet small label-system">{message.content}</p>;
         return message.role === "assistant" ? <Said key={i} messages={[message, ...resultsAfter(messages, i)]} /> : null;
       })}
@@ -35,8 +34,8 @@ function partsOf(messages: WireMessage[]): Part[] {
       if (open?.kind === "tool") open.result = message.content;
       continue;
     }
-    for (const call of message.tool_calls ?? []) parts.push({ kind: "tool", id: call.id, ...call.function, result: null });
     if (message.content.trim()) parts.push({ kind: "text", tokens: [{ id: 0, text: message.content.trim(), logprob: 0, alternatives: [] }] });
+    for (const call of message.tool_calls ?? []) parts.push({ kind: "tool", id: call.id, ...call.function, result: null });
   }
   return parts;
 }
@@ -58,19 +57,19 @@ interface CardProps {
 }
 
 export function AnswerCard({ shown, name, children }: CardProps) {
-  const [editing, setEditing] = useState(false);
+  const editing = drafts.value[shown.id] !== undefined;
   const kept = edited.value[shown.id];
   return (
     <article class="card glass label-card" aria-label={name}>
       <header>
         <strong class="label-name">{name}</strong>
         {!editing && (
-          <button class="icon" aria-label={t("edit")} title={t("edit")} onClick={() => setEditing(true)}>
+          <button class="icon" aria-label={t("edit")} title={t("edit")} onClick={() => setDraft(shown.id, versionOf(shown))}>
             <Icon name="edit" />
           </button>
         )}
       </header>
-      {editing ? <Edit shown={shown} close={() => setEditing(false)} /> : <Said messages={shown.messages} />}
+      {editing ? <Edit shown={shown} /> : <Said messages={shown.messages} />}
       {kept !== undefined && !editing && (
         <section class="label-kept">
           <span class="chip">{t("label_saved")}</span>
@@ -82,10 +81,10 @@ export function AnswerCard({ shown, name, children }: CardProps) {
   );
 }
 
-function Edit({ shown, close }: { shown: Shown; close: () => void }) {
+function Edit({ shown }: { shown: Shown }) {
   const original = shown.messages.at(-1)?.content ?? "";
-  const before = edited.value[shown.id] ?? original;
-  const [text, setText] = useState(before);
+  const text = drafts.value[shown.id] ?? "";
+  const close = () => setDraft(shown.id, null);
   const save = async () => {
     if (await saveEdit(shown.id, text)) close();
   };
@@ -98,9 +97,9 @@ function Edit({ shown, close }: { shown: Shown; close: () => void }) {
       }}
       onKeyDown={(event) => event.key === "Escape" && !event.isComposing && close()}
     >
-      <textarea rows={6} autoFocus aria-label={t("label_edit_box")} value={text} onInput={(event) => setText(event.currentTarget.value)} />
+      <textarea rows={6} autoFocus aria-label={t("label_edit_box")} value={text} onInput={(event) => setDraft(shown.id, event.currentTarget.value)} />
       <div class="label-actions">
-        <button class="choice" disabled={!text.trim() || text === before || text === original}>
+        <button class="choice" disabled={!text.trim() || text === versionOf(shown) || text === original}>
           {t("label_save")}
         </button>
         <button type="button" class="plain" onClick={close}>

@@ -3,7 +3,7 @@
 // marked only reads the text into a tree; the tree is drawn as elements here, never as HTML, so nothing a model writes
 // can become markup. Each leaf of the tree is found again in the source (leaves come in the source's order), which tells
 // the tokens it is made of. A leaf that is not found is drawn as plain text.
-import { lexer, type Token as Mark, type Tokens } from "marked";
+import { Marked, type Token as Mark, type Tokens } from "marked";
 import type { ComponentChildren, JSX } from "preact";
 import { memo } from "./memo";
 import type { Token } from "./types";
@@ -83,6 +83,39 @@ function firstAfter(spans: Span[], start: number): number {
   return low;
 }
 
+/** Markdown as models mean it: 2*3*4 is a sum, 3~5天，7~9天 are ranges, and **粗体。** is bold before Chinese, too. */
+const reader = new Marked({
+  gfm: true,
+  breaks: true,
+  tokenizer: {
+    // undefined: no markup; false: as marked does it
+    del: (source) => (source.startsWith("~~") ? false : undefined),
+    emStrong: (source, whole) => (/^\*/.test(source) && AFTER_A_FACTOR.test(whole.slice(0, -source.length)) ? undefined : false),
+  },
+  extensions: [
+    {
+      name: "strong",
+      level: "inline",
+      tokenizer(source) {
+        const found = /^\*\*(?![\s*])([^*\n`]+\p{P})\*\*(?=\p{Script=Han})/u.exec(source);
+        if (found) return { type: "strong", raw: found[0], text: found[1], tokens: this.lexer.inlineTokens(found[1]!) };
+        return undefined;
+      },
+    },
+  ],
+});
+const AFTER_A_FACTOR = /[\p{N}\p{Script=Latin}\p{Script=Greek})\]]\**$/u;
+
+/** A line that is alone, like "5." or "- 5": the number that was asked for, and no list, heading or quote. */
+const ALONE = ["list", "heading", "blockquote", "hr", "def"];
+
+function marksOf(source: string): Mark[] {
+  const marks = reader.lexer(source) as Mark[];
+  const [first, ...others] = marks;
+  if (!first || others.length || !ALONE.includes(first.type) || source.trim().includes("\n")) return marks;
+  return [{ type: "alone", raw: first.raw }];
+}
+
 const SAFE_LINK = /^(https?:|mailto:)/i;
 
 function inline(marks: Mark[] | undefined, place: Place): ComponentChildren {
@@ -133,7 +166,7 @@ function block(mark: Mark, place: Place): ComponentChildren {
       return <hr />;
     case "heading": {
       const Tag = `h${Math.min(6, (mark as Tokens.Heading).depth + 2)}` as "h3";
-      return <Tag>{inline((mark as Tokens.Heading).tokens, place)}</Tag>;
+      return <Tag dir="auto">{inline((mark as Tokens.Heading).tokens, place)}</Tag>;
     }
     case "code":
       return (
@@ -145,28 +178,33 @@ function block(mark: Mark, place: Place): ComponentChildren {
       return <blockquote>{blocks((mark as Tokens.Blockquote).tokens, place)}</blockquote>;
     case "list": {
       const { ordered, start, items } = mark as Tokens.List;
-      const drawn = items.map((item) => <li>{blocks(item.tokens, place)}</li>);
-      return ordered ? <ol start={Number(start) || 1}>{drawn}</ol> : <ul>{drawn}</ul>;
+      if (items.every((item) => !item.text.trim())) return asWritten(mark, place); // numbers, of which nothing would be left
+      const drawn = items.map((item) => <li dir="auto">{blocks(item.tokens, place)}</li>);
+      return ordered ? <ol start={Number(start)}>{drawn}</ol> : <ul>{drawn}</ul>;
     }
     case "table":
       return <Table mark={mark as Tokens.Table} place={place} />;
     case "paragraph":
-      return <p>{inline((mark as Tokens.Paragraph).tokens, place)}</p>;
+      return <p dir="auto">{inline((mark as Tokens.Paragraph).tokens, place)}</p>;
     case "text": // the text of a list item
       return <>{(mark as Tokens.Text).tokens ? inline((mark as Tokens.Text).tokens, place) : place.leaf(mark.raw)}</>;
     case "checkbox":
       return inline([mark], place);
     default:
-      return <p>{place.leaf(mark.raw.replace(/\n+$/, ""))}</p>;
+      return asWritten(mark, place);
   }
 }
 
+function asWritten(mark: Mark, place: Place): JSX.Element {
+  return <p dir="auto">{place.leaf(mark.raw.replace(/\n+$/, ""))}</p>;
+}
+
 function Table({ mark, place }: { mark: Tokens.Table; place: Place }): JSX.Element {
-  const head = mark.header.map((cell) => <th>{inline(cell.tokens, place)}</th>);
+  const head = mark.header.map((cell) => <th dir="auto">{inline(cell.tokens, place)}</th>);
   const body = mark.rows.map((row) => (
     <tr>
       {row.map((cell) => (
-        <td>{inline(cell.tokens, place)}</td>
+        <td dir="auto">{inline(cell.tokens, place)}</td>
       ))}
     </tr>
   ));
@@ -199,7 +237,7 @@ const Block = memo(
   ({ mark, at, source, spans, tokens, selected, tint, base }: BlockProps) => (
     <>{block(mark, new Place(source, spans, tokens, selected, tint, base, at))}</>
   ),
-  (a, b) => a.raw === b.raw && a.at === b.at && a.selected === b.selected && a.tint === b.tint,
+  (a, b) => a.raw === b.raw && a.mark.type === b.mark.type && a.at === b.at && a.selected === b.selected && a.tint === b.tint,
 );
 
 interface Props {
@@ -214,7 +252,7 @@ export function Markdown({ tokens, selected, tint, base }: Props): JSX.Element {
   const source = tokens.map((token) => token.text).join("");
   const spans = spansOf(tokens);
   let at = 0;
-  const drawn = lexer(source, { gfm: true, breaks: true }).map((mark, i) => {
+  const drawn = marksOf(source).map((mark, i) => {
     const found = source.indexOf(mark.raw, at);
     const start = found < 0 ? at : found; // not found when marked tidied the text up (line ends, tabs)
     at = found < 0 ? at : found + mark.raw.length;

@@ -1,4 +1,6 @@
 // The microscope: what learning from rewards does to a model, from the figures of a stage down to a single token.
+import { explain } from "./failures";
+import { useOpener } from "./focus";
 import { Icon } from "./icons";
 import { SmallCharts } from "./microscope_charts";
 import "./microscope.css";
@@ -28,10 +30,11 @@ import { stageTitle, t, type Word } from "./words";
 
 /** In the header, where a run has something to show. */
 export function MicroscopeButton() {
+  const button = useOpener(open.value);
   if (!stages.value.length && !open.value) return null;
   const label = t("microscope");
   return (
-    <button class="icon" aria-label={label} title={label} aria-pressed={open.value} onClick={() => setOpen(!open.value)}>
+    <button ref={button} class="icon" aria-label={label} title={label} aria-pressed={open.value} onClick={() => setOpen(!open.value)}>
       <svg class="icon-image" viewBox="0 0 24 24" aria-hidden="true">
         <path d="M9 3.5h4v8.5H9zM8 15h6M11 12v3M6 20.5h12M13 6.5a6.6 6.6 0 0 1 2.5 14" />
       </svg>
@@ -58,7 +61,7 @@ export function Microscope() {
       {now && step.value !== null && <StepChoice stage={now} step={step.value} />}
       {problem.value && (
         <p class="problem small" role="alert">
-          {problem.value}
+          {explain(problem.value)}
         </p>
       )}
       {now && step.value !== null && (

@@ -1,12 +1,12 @@
 // Small charts of a stage's figures, side by side: one pointer reads them all at the same step, a click opens the step.
 import { signal } from "@preact/signals";
-import { smoothed } from "./chart";
+import { smoothed, ticksOf } from "./chart";
 import { chooseStep, type Figure, type Figures, type Stage } from "./traces";
 import { explained, t, type Word } from "./words";
 
 const WIDTH = 240;
 const HEIGHT = 104;
-const LEFT = 36;
+const LEFT = 46; // room for "0.0125"
 const RIGHT = 8;
 const TOP = 8;
 const BOTTOM = 18;
@@ -24,15 +24,6 @@ const CHARTS: { figure: Figure; word: Word; floor?: number; ceiling?: number }[]
 ];
 
 const pointed = signal<number | null>(null); // the step under the pointer, in all charts
-
-/** Two to five round numbers inside a range. */
-export function ticksOf(low: number, high: number): number[] {
-  const rough = (high - low) / 4;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * ([1, 2, 2.5, 5].find((each) => each * power >= rough) ?? 10);
-  const first = Math.ceil(low / step - 1e-9);
-  return Array.from({ length: Math.floor(high / step + 1e-9) - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(6)));
-}
 
 function short(value: number): string {
   return Math.abs(value) >= 1000 ? value.toLocaleString("en", { maximumFractionDigits: 0 }) : String(Number(value.toPrecision(3)));
@@ -59,6 +50,7 @@ function SmallChart({ figure, word, floor, ceiling, stage, step }: Properties) {
   const last = Math.max(first + 1, stage.figures.at(-1)!.step);
   const x = (value: number) => LEFT + ((value - first) / (last - first)) * (WIDTH - LEFT - RIGHT);
   const y = (value: number) => TOP + ((high - value) / (high - low)) * (HEIGHT - TOP - BOTTOM);
+  const seen = (value: number) => short(Math.abs(value) < (high - low) / 1000 ? 0 : value); // what is nothing here reads 0
   const dots = points.map((point) => ({ x: point.step, y: point[figure]! }));
   const path = (line: typeof dots) => line.map((dot, i) => `${i ? "L" : "M"}${x(dot.x).toFixed(1)} ${y(dot.y).toFixed(1)}`).join("");
   const at = (event: MouseEvent) => {
@@ -71,13 +63,13 @@ function SmallChart({ figure, word, floor, ceiling, stage, step }: Properties) {
   return (
     <figure class="card glass" data-figure={figure} title={explained(word)}>
       <figcaption>
-        {t(word)} <b>{short(read[figure]!)}</b>
+        {t(word)} <b>{seen(read[figure]!)}</b>
       </figcaption>
       <svg
         class="chart line-0"
         viewBox={`0 0 ${WIDTH} ${HEIGHT}`}
         role="img"
-        aria-label={t("micro_chart_label", { figure: t(word), first: short(dots[0]!.y), last: short(dots.at(-1)!.y) })}
+        aria-label={t("micro_chart_label", { figure: t(word), first: seen(dots[0]!.y), last: seen(dots.at(-1)!.y) })}
         onPointerMove={(event) => (pointed.value = at(event))}
         onPointerLeave={() => (pointed.value = null)}
         onClick={openStep}

@@ -1,7 +1,7 @@
 // The tokens of one answer: each a chip in the colour of a chosen figure; what is not trained is grey and hatched.
-import { signal } from "@preact/signals";
+import { signal, useSignalEffect } from "@preact/signals";
 import { Fragment } from "preact";
-import { useEffect, useMemo } from "preact/hooks";
+import { useEffect, useLayoutEffect, useMemo, useRef } from "preact/hooks";
 import { TokenText } from "./inspector";
 import { ends, QUANTITIES, quantity, shade, type AnswerList, type OneAnswer, type Quantity, type TokenColumns } from "./traces";
 import { explained, t } from "./words";
@@ -46,7 +46,9 @@ function Legend({ shown, scales }: { shown: Quantity; scales: AnswerList["scales
   const [low, high] = ends(shown, scales[shown]);
   const kind = QUANTITIES[shown].kind;
   const both = kind === "signed" || kind === "ratio";
-  const figure = (value: number) => String(Number(value.toPrecision(2)));
+  const read = (value: number, digits: number) => String(Number(value.toPrecision(digits)));
+  const apart = (digits: number) => read(low, digits) !== read(high, digits) && (kind !== "ratio" || read(high, digits) !== "1");
+  const figure = (value: number) => read(value, [2, 3, 4, 5].find(apart) ?? 6);
   return (
     <div class="micro-legend small quiet">
       {kind === "yes" ? (
@@ -71,6 +73,7 @@ function Legend({ shown, scales }: { shown: Quantity; scales: AnswerList["scales
 }
 
 function Chips({ tokens, shown, scale }: { tokens: TokenColumns; shown: Quantity; scale: [number, number] | undefined }) {
+  const chips = useRef<HTMLDivElement>(null);
   const drawn = useMemo(
     () =>
       tokens.text.map((text, i) => {
@@ -91,8 +94,16 @@ function Chips({ tokens, shown, scale }: { tokens: TokenColumns; shown: Quantity
     pointed.value = null;
     held.value = Math.max(0, Math.min(drawn.length - 1, (held.value ?? (by > 0 ? -1 : drawn.length)) + by));
   };
+  // by hand: an answer of ten thousand tokens is not drawn again for each click
+  const mark = () => {
+    chips.current?.querySelector(".held")?.classList.remove("held");
+    chips.current?.querySelector(`[data-place="${held.value}"]`)?.classList.add("held");
+  };
+  useSignalEffect(mark);
+  useLayoutEffect(mark, [drawn]);
   return (
     <div
+      ref={chips}
       class="micro-chips"
       role="group"
       tabIndex={0}
@@ -104,7 +115,7 @@ function Chips({ tokens, shown, scale }: { tokens: TokenColumns; shown: Quantity
     >
       {drawn.map((token, i) => (
         <Fragment key={i}>
-          <span data-place={i} class={`${token.class} ${held.value === i ? "held" : ""}`} style={{ "--tint": token.tint }}>
+          <span data-place={i} class={token.class} style={{ "--tint": token.tint }}>
             <ChipText text={token.text} />
           </span>
           {token.text.includes("\n") && <br />}
@@ -116,7 +127,7 @@ function Chips({ tokens, shown, scale }: { tokens: TokenColumns; shown: Quantity
 
 /** As it was said: a space stays a space, and a line that ends leaves a mark. */
 function ChipText({ text }: { text: string }) {
-  if (!text || /^<\|.+\|>$/.test(text)) return <TokenText text={text} />;
+  if (/^(<\|.+\|>|\uFFFD*)$/.test(text)) return <TokenText text={text} />;
   return <>{text.replace(/\n/g, "⏎")}</>;
 }
 

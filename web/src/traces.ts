@@ -1,5 +1,7 @@
 // The traces of learning from rewards (src/liuli/server/trace_api.py): what was fetched, and which of it is looked at.
 import { computed, effect, signal, untracked } from "@preact/signals";
+import { getJson } from "./api";
+import { causeOf } from "./failures";
 import { run } from "./run";
 import type { Word } from "./words";
 
@@ -120,6 +122,7 @@ export const open = signal(location.hash === HASH);
 addEventListener("hashchange", () => (open.value = location.hash === HASH));
 
 export function setOpen(value: boolean): void {
+  open.value = value;
   location.hash = value ? HASH : "";
 }
 
@@ -141,17 +144,12 @@ export function chooseStep(value: number): void {
   chosenStep.value = value === stage.value?.steps.at(-1) ? null : value;
 }
 
-async function get<T>(path: string): Promise<T> {
-  const response = await fetch(`api/traces${path}`);
-  const body = (await response.json().catch(() => null)) as (T & { error?: { message: string } }) | null;
-  if (!response.ok || body === null) throw new Error(body?.error?.message ?? response.statusText);
-  return body;
-}
+const get = <T,>(path: string) => getJson<T>(`api/traces${path}`);
 
 const asking = { list: 0, one: 0 }; // the number of the newest question: answers to older ones are dropped
 
-/** Fetch, and hand over what came unless something newer was asked meanwhile. */
-async function fetchInto<T>(kind: keyof typeof asking, path: string, take: (value: T) => void): Promise<void> {
+/** Fetch, and hand over what came, null for a failure, unless something newer was asked meanwhile. */
+async function fetchInto<T>(kind: keyof typeof asking, path: string, take: (value: T | null) => void): Promise<void> {
   const mine = ++asking[kind];
   try {
     const value = await get<T>(path);
@@ -159,7 +157,9 @@ async function fetchInto<T>(kind: keyof typeof asking, path: string, take: (valu
     problem.value = "";
     take(value);
   } catch (error) {
-    if (mine === asking[kind]) problem.value = (error as Error).message;
+    if (mine !== asking[kind]) return;
+    problem.value = causeOf(error);
+    take(null);
   }
 }
 
@@ -175,6 +175,10 @@ export function loadAnswers(more?: "more"): void {
   const before = more ? (list.value?.answers ?? []) : [];
   const order = `sort=${sort.value}&order=${sort.value !== "sequence" && down.value ? "down" : "up"}`;
   void fetchInto<AnswerList>("list", `/${name}/${at}?${order}&offset=${before.length}&limit=${PAGE}`, (said) => {
+    if (!said) {
+      if (!more) list.value = one.value = null; // the old step's answers are not this one's
+      return;
+    }
     list.value = { ...said, stage: name, step: at, answers: [...before, ...said.answers] };
     if (more) return;
     const last = one.value?.answer;
@@ -187,7 +191,7 @@ export function loadAnswers(more?: "more"): void {
 export function loadTokens(sequence: number): void {
   const shown = list.value;
   if (shown) void fetchInto<OneAnswer>("one", `/${shown.stage}/${shown.step}/${sequence}`, (said) => {
-    one.value = { ...said, same_prompt: bothEnds(said.same_prompt, stage.value?.steps ?? []) };
+    one.value = said && { ...said, same_prompt: bothEnds(said.same_prompt, stage.value?.steps ?? []) };
   });
 }
 

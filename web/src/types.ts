@@ -30,13 +30,18 @@ export interface Answer {
   parts: Part[];
   state: "writing" | "done" | "stopped" | "failed";
   stoppedBy?: string;
+  /** What went wrong (failures.ts). */
   error?: string;
   leftOut?: number;
   tokens?: number;
   seconds?: number;
   by?: By;
   model?: Model | undefined;
+  /** The system prompt it was given under. */
+  system?: string;
   thumb?: boolean | undefined;
+  /** The name under which the thumb was given. */
+  who?: string;
   /** What the model before this one answered, where two are compared; the conversation goes on without it. */
   other?: Answer;
   /** Which of the two was said to be better. */

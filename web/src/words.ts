@@ -36,7 +36,8 @@ export function explained(name: string): string {
 export function duration(seconds: number): string {
   const s = Math.max(0, Math.round(seconds));
   if (s < 60) return t("seconds", { n: s });
-  if (s < 3600) return t("minutes", { n: Math.round(s / 60) });
-  if (s < 86400) return t("hours", { n: Math.floor(s / 3600), m: Math.round((s % 3600) / 60) });
-  return t("days", { n: Math.round(s / 86400) });
+  const minutes = Math.round(s / 60);
+  if (minutes < 60) return t("minutes", { n: minutes });
+  if (minutes < 1440) return t("hours", { n: Math.floor(minutes / 60), m: minutes % 60 });
+  return t("days", { n: Math.round(minutes / 1440) });
 }

@@ -87,7 +87,7 @@ class Traced:
 def _traced(run: Path | None, stage: str, step: str) -> Traced:
     number = _number(step, "step")
     if run is None or number not in traced_steps(run).get(stage, []):
-        raise ApiError(404, f"Step {step} of {stage} is not traced, or no longer kept.")
+        raise ApiError(404, f"Step {step} of {stage} is not traced, or no longer kept.", code="not_traced")
     written = run / "traces" / stage / f"{number:08d}.sequences.parquet"
     return _clear(lambda: _load(run, stage, number, written.stat().st_mtime_ns))
 
@@ -127,7 +127,7 @@ def _clear(read: Callable[[], T]) -> T:
     try:
         return read()
     except FileNotFoundError:
-        raise ApiError(404, "This step is no longer kept.") from None
+        raise ApiError(404, "This step is no longer kept.", code="not_traced") from None
     except DamagedError as error:
         raise ApiError(500, f"This step cannot be read: {error.what}.", code="damaged") from None
     except LiuliError as error:
