@@ -85,7 +85,7 @@ def clean_documents(
 def reason_to_remove(text: str, rules: Rules) -> str | None:
     """The first rule that the text breaks, in words; None for a good text."""
     size = len(text.strip())
-    if size + len(_HAN.findall(text)) < rules.shortest:
+    if size < rules.shortest and size + len(_HAN.findall(text)) < rules.shortest:
         return f"shorter than {rules.shortest} characters"
     if size > rules.longest:
         return f"longer than {rules.longest} characters"
