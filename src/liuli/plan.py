@@ -113,6 +113,12 @@ class Plan:
     machine: dict[str, Any]
 
 
+def check_preset(preset: str, where: str | Path) -> None:
+    """Raises UsageError for one that nothing makes."""
+    if preset not in MAKERS:
+        raise UsageError(f"unknown preset {preset!r}", where, f"use one of {', '.join(MAKERS)}")
+
+
 def vocabulary_for(layers: int, width: int, preset: str, context: int) -> int:
     """The largest vocabulary, in steps of 256, whose head costs under a fifth of the FLOPs; 2,560 to 65,536."""
     body = flops_per_token(MAKERS[preset](256, width, layers, context=context))
@@ -190,8 +196,7 @@ def make_plan(
     layers and width fix the shape instead. reading: share of the tokens that is pretraining, whose bits per byte are
     told. Takes under ten seconds.
     """
-    if preset not in MAKERS:
-        raise UsageError(f"unknown preset {preset!r}", "plan", f"use one of {', '.join(MAKERS)}")
+    check_preset(preset, "plan")
     if minutes <= 0:
         raise UsageError(f"{minutes} minutes are no budget", "--minutes", "give a number above 0")
     machine, law = measure_machine(), law or known_law(kind)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from liuli.errors import UsageError
-from liuli.plan import MAKERS
+from liuli.plan import check_preset
 from liuli.stages.ppo import PPOOptions
 from liuli.stages.reward import RewardOptions
 from liuli.stages.training import TrainOptions, check_option
@@ -141,8 +141,7 @@ def check_values(recipe: Recipe, where: str | Path) -> None:
     for name in ("pretrain_share", "text_share", "chats_share"):
         if not 0 < (share := getattr(recipe, name)) < 1:
             raise UsageError(f"{name} = {share} is not between 0 and 1", where)
-    if recipe.preset not in MAKERS:
-        raise UsageError(f"unknown preset {recipe.preset!r}", where, f"use one of {', '.join(MAKERS)}")
+    check_preset(recipe.preset, where)
     for name, least in (("vocab", SMALLEST), ("curriculum_mb", 0.1)):
         if 0 < (size := getattr(recipe, name)) < least:
             raise UsageError(f"{name} = {size} is too little", where, f"give {least} or more, or 0: from the budget")
