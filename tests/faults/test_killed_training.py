@@ -157,9 +157,9 @@ def test_sft_killed_at_random_moments_ends_in_the_weights_of_the_uninterrupted_r
     assert weights(run, "chat") == weights(tmp_path / "whole", "chat")
 
 
-def command(data: Path, run: Path, steps: int, *options: str, threads: int = 1) -> subprocess.Popen[bytes]:
+def command(data: Path, run: Path, *options: str, threads: int = 1) -> subprocess.Popen[bytes]:
     """`liuli pretrain` as a person runs it."""
-    size = ["--steps", str(steps), "--depth", "1", "--width", "64", "--quiet"]
+    size = ["--steps", "60", "--depth", "1", "--width", "64", "--quiet"]
     changes = [part for option in ("batch_tokens=512", *options) for part in ("--option", option)]
     start = [sys.executable, "-m", "liuli", "pretrain", str(data / "rows"), str(run / "pretrain")]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_CACHE_DIR": str(run.parent / "kernels")}
@@ -176,10 +176,10 @@ def kill_after(step: int, process: subprocess.Popen[bytes], run: Path) -> None:
 @pytest.mark.slow
 def test_the_same_command_again_goes_on_where_the_killed_one_was(data: Path, tmp_path: Path) -> None:
     options = ("save_every_steps=4", "compile=no")
-    assert command(data, tmp_path / "whole", 200, *options).wait() == 0
+    assert command(data, tmp_path / "whole", *options).wait() == 0
     run = tmp_path / "killed"
-    kill_after(4, command(data, run, 200, *options), run)
-    assert command(data, run, 200, *options).wait() == 0
+    kill_after(4, command(data, run, *options), run)
+    assert command(data, run, *options).wait() == 0
     assert weights(run) == weights(tmp_path / "whole") and continuations(run) == 1
 
 
@@ -189,11 +189,11 @@ def test_a_compiled_run_on_two_threads_that_is_killed_ends_in_the_same_weights(d
     if machine.device != "cpu" or not machine.compiler:
         pytest.skip("torch.compile takes a C++ compiler (g++), and the promise is the CPU's")
     options = ("save_every_steps=4", "compile=yes", "dropout=0.1")
-    assert command(data, tmp_path / "whole", 60, *options, threads=2).wait() == 0
+    assert command(data, tmp_path / "whole", *options, threads=2).wait() == 0
     run = tmp_path / "killed"
-    kill_after(8, command(data, run, 60, *options, threads=2), run)
+    kill_after(8, command(data, run, *options, threads=2), run)
     assert read_json(run / "checkpoints" / "pretrain" / "decided.json")["compile"] is True
-    assert command(data, run, 60, *options, threads=2).wait() == 0
+    assert command(data, run, *options, threads=2).wait() == 0
     assert weights(run) == weights(tmp_path / "whole") and continuations(run) == 1
 
 

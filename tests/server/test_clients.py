@@ -110,6 +110,7 @@ def lm_eval_scores(real: LiveServer, name: str, path: str, docs: list[dict[str, 
     """What lm-eval says of the model on these documents, by a task of its own kind."""
     import lm_eval
     from datasets import Dataset, DatasetDict
+    from lm_eval.tasks import TaskManager
 
     task |= {"custom_dataset": lambda **_: DatasetDict(test=Dataset.from_list(docs)), "test_split": "test"}
     found = lm_eval.simple_evaluate(
@@ -123,6 +124,7 @@ def lm_eval_scores(real: LiveServer, name: str, path: str, docs: list[dict[str, 
             "custom_prefix_token_id": 0,  # ours is 0, which it takes for none
         },
         tasks=[{"task": "ours", **task}],
+        task_manager=TaskManager(include_defaults=False),  # the thousands of its own tasks take 20 s to look through
         apply_chat_template="chat" in name,
         bootstrap_iters=0,
         log_samples=False,
