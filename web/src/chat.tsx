@@ -65,7 +65,7 @@ function Welcome() {
   const waiting = run.value?.kind === "run" && !run.value.model;
   return (
     <section class="welcome">
-      <div class={waiting ? "halo learning" : "halo"}>
+      <div class="halo">
         <Logo />
       </div>
       <h2>{t(waiting ? "waiting_title" : "greeting")}</h2>
