@@ -28,7 +28,8 @@ from liuli.plan import (
     sweep,
 )
 from liuli.stages.training import TrainOptions, wants_compile
-from liuli.text import Document, Tokenizer, make_rows
+from liuli.text import Document, Tokenizer
+from liuli.text.corpus import make_rows
 from liuli.train.machine import Machine, measure_machine
 
 KNOWN = Law(0.8, 120.0, 0.4, 900.0, 0.5, "known")

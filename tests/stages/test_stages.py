@@ -47,7 +47,8 @@ from liuli.stages.rollout import ModelActor, Rollouts, Scores, roll_out
 from liuli.stages.training import TrainOptions, write_model
 from liuli.text import Judged, Preference, Rows, pack_documents
 from liuli.text.tokenizer import SMALLEST
-from liuli.train import Optimizer, OptimizerOptions, measure_machine, save_checkpoint
+from liuli.train import Optimizer, OptimizerOptions, measure_machine
+from liuli.train.checkpoint import save_checkpoint
 from liuli.train.trace import read_trace, traced_steps
 from tests.engine.conftest import byte_tokenizer, make_model
 from tests.stages.conftest import CONTEXT, PAIRS, ask, comparisons, quiet, say

@@ -7,8 +7,9 @@ import random
 import pytest
 
 from liuli.errors import UsageError
-from liuli.text import CleanReport, DedupReport, Document, Rules, clean_documents, deduplicate
-from liuli.text.clean import measure, reason_to_remove
+from liuli.text import Document, Rules
+from liuli.text.clean import CleanReport, clean_documents, measure, reason_to_remove
+from liuli.text.dedup import DedupReport, deduplicate
 
 WORDS = ("river", "stone", "cloud", "paper", "window", "garden", "morning", "silver", "engine", "letter", "summer")
 

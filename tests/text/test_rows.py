@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liuli.errors import DamagedError, LiuliError, UsageError
-from liuli.text import Batch, Loader, Message, Rows, Tokenizer, make_rows, pack_conversations, pack_documents, render
+from liuli.text import Batch, Loader, Message, Rows, Tokenizer, pack_conversations, pack_documents, render
+from liuli.text.corpus import make_rows
 from liuli.text.pack import SHORTEST_TAIL, lay_out, plan_text
 from liuli.text.rows import check_variety, fit_conversation
 from liuli.text.sources import Document

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from liuli.errors import LiuliError, UsageError
 from liuli.material import source_bytes
-from liuli.text import ReadReport, Source, guess_language, read_documents
-from liuli.text.sources import BLOCK, _split_lines
+from liuli.text import ReadReport, Source, read_documents
+from liuli.text.sources import BLOCK, _split_lines, guess_language
 
 PACK: dict[str, Callable[[bytes], bytes]] = {
     "": lambda content: content,

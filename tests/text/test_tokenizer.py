@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liuli.errors import DamagedError, LiuliError, UsageError
-from liuli.text import SPECIALS, Tokenizer, bytes_per_token, count_tokens
+from liuli.text import SPECIALS, Tokenizer
+from liuli.text.corpus import bytes_per_token, count_tokens
 from liuli.text.sources import Document
 from liuli.text.tokenizer import byte_alphabet, split_pattern, spread_sample
 

@@ -24,7 +24,8 @@ from liuli.stages import pretrain as pretrain_stage
 from liuli.stages import training
 from liuli.stages.training import TrainOptions, make_pace
 from liuli.text import Rows, Tokenizer, commands, pack_documents
-from liuli.train import Pace, RunLog, StageState, load_checkpoint, next_token
+from liuli.train import Pace, RunLog, StageState, next_token
+from liuli.train.checkpoint import load_checkpoint
 from liuli.train.steps import run_steps
 
 OPTIONS = ("batch_tokens=128", "compile=no", "snapshot_every_s=1e9")

@@ -21,12 +21,11 @@ from liuli.train import (
     StageState,
     TensorBatch,
     fit,
-    load_checkpoint,
     next_target,
     next_token,
-    save_checkpoint,
     schedule,
 )
+from liuli.train.checkpoint import load_checkpoint, save_checkpoint
 from liuli.train.loop import Training
 from liuli.train.optimizer import orthogonalise
 

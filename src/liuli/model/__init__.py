@@ -6,13 +6,11 @@ means, how it is trained, or how many answers are being written at once.
 
 from liuli.model.config import ModelConfig, flops_per_token, parameter_count, qwen3, racer
 from liuli.model.convert import load, save
-from liuli.model.transformer import Branches, Cache, Trace, Transformer
+from liuli.model.transformer import Branches, Transformer
 
 __all__ = [
     "Branches",
-    "Cache",
     "ModelConfig",
-    "Trace",
     "Transformer",
     "flops_per_token",
     "load",

@@ -4,43 +4,28 @@ In: files of text and of conversations, in the formats people have. Out: a token
 batches of them; the rendering of messages to tokens for training and serving alike. Knows nothing of models or torch.
 """
 
-from liuli.text.chat import (
-    Conversation,
-    Message,
-    Rendered,
-    Span,
-    ToolCall,
-    as_messages,
-    parse_answer,
-    render,
-    render_many,
-)
-from liuli.text.clean import CleanReport, Rules, clean_documents
-from liuli.text.corpus import bytes_per_token, count_tokens, encode_documents, make_rows
-from liuli.text.dedup import DedupReport, deduplicate
+from liuli.text.chat import Conversation, Message, Rendered, ToolCall, as_messages, parse_answer, render, render_many
+from liuli.text.clean import Rules
+from liuli.text.corpus import encode_documents
 from liuli.text.formats import read_conversations
 from liuli.text.loader import Batch, Loader
 from liuli.text.preferences import (
     Judged,
     Preference,
     Task,
-    judged_line,
     preference_line,
     read_judged,
     read_preferences,
     read_tasks,
-    task_line,
 )
 from liuli.text.rows import Rows, fit_conversation, pack_conversations, pack_documents
-from liuli.text.sources import Document, ReadReport, Source, find_files, guess_language, read_documents
+from liuli.text.sources import Document, ReadReport, Source, find_files, read_documents
 from liuli.text.tokenizer import SPECIALS, Tokenizer
 
 __all__ = [
     "SPECIALS",
     "Batch",
-    "CleanReport",
     "Conversation",
-    "DedupReport",
     "Document",
     "Judged",
     "Loader",
@@ -51,21 +36,13 @@ __all__ = [
     "Rows",
     "Rules",
     "Source",
-    "Span",
     "Task",
     "Tokenizer",
     "ToolCall",
     "as_messages",
-    "bytes_per_token",
-    "clean_documents",
-    "count_tokens",
-    "deduplicate",
     "encode_documents",
     "find_files",
     "fit_conversation",
-    "guess_language",
-    "judged_line",
-    "make_rows",
     "pack_conversations",
     "pack_documents",
     "parse_answer",
@@ -77,5 +54,4 @@ __all__ = [
     "read_tasks",
     "render",
     "render_many",
-    "task_line",
 ]

@@ -4,7 +4,6 @@ Comes in: a model, a loader of rows, an objective. Goes out: the model with bett
 not know what the rows mean or which stage it serves.
 """
 
-from liuli.train.checkpoint import load_checkpoint, save_checkpoint
 from liuli.train.log import RunLog, StageState
 from liuli.train.loop import FitResult, LoopOptions, fit
 from liuli.train.loss import Objective, TensorBatch, next_target, next_token
@@ -24,11 +23,9 @@ __all__ = [
     "StageState",
     "TensorBatch",
     "fit",
-    "load_checkpoint",
     "measure_machine",
     "next_target",
     "next_token",
     "one_rate",
-    "save_checkpoint",
     "schedule",
 ]
