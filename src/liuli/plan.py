@@ -305,7 +305,7 @@ def short_run(config: ModelConfig, rows: Rows, tokenizer: Tokenizer, steps: int,
         Loader(replace(rows, tokens=rows.tokens[:-HELD_ROWS], weights=None), rows_per_step(options, rows.T), 0),
         next_token,
         Pace(steps=steps),
-        LoopOptions(separate_documents=True, warmup=options.warmup, decay=options.cooldown),
+        LoopOptions(warmup=options.warmup, decay=options.cooldown),
         machine,
         tokenizer.bos,
     )

@@ -52,7 +52,7 @@ def training(options=LoopOptions(), steps=10, seed=0, kind="muon", rows=8):
     torch.manual_seed(seed)
     model = Transformer(CONFIG)
     optimizer = Optimizer(model, OptimizerOptions(kind=kind))
-    return Training(model, optimizer, Deal(rows), next_token, Pace(steps=steps), options, MACHINE, bos=0)
+    return Training(model, optimizer, Deal(rows), next_token, Pace(steps=steps), options, MACHINE, bos=None)
 
 
 def gradients(model, batch, micro):
@@ -108,7 +108,7 @@ def test_the_loops_gradient_is_softmax_less_target_over_all_targets_of_the_step(
     model, steps = Bigrams(), []
     monkeypatch.setattr("liuli.train.loop.grad_norm", lambda model: torch.ones(()))  # it takes no float64
     keep = SimpleNamespace(step=lambda scale: steps.append(model.logits.grad.clone()), zero_grad=model.zero_grad)
-    run = Training(model, keep, Deal(), surprise, Pace(steps=1), LoopOptions(micro_rows=micro_rows), MACHINE, bos=0)
+    run = Training(model, keep, Deal(), surprise, Pace(steps=1), LoopOptions(micro_rows=micro_rows), MACHINE, bos=None)
     run.take_step()
     batch = as_tuple(run.last_batch)
     tokens, targets, weights = (torch.from_numpy(batch[n]).flatten() for n in range(3))
@@ -337,7 +337,7 @@ def test_a_run_on_a_gpu_goes_on_from_its_checkpoint_with_the_same_dropout(tmp_pa
         model = Transformer(qwen3(60, 32, 2, context=16, dropout=0.3)).to("cuda")
         machine = Machine("cuda", "test", 1, "float32", 1e9, 1e9, 0, False)
         optimizer = Optimizer(model, OptimizerOptions())
-        return Training(model, optimizer, Deal(), next_token, Pace(steps=9), LoopOptions(), machine, bos=0)
+        return Training(model, optimizer, Deal(), next_token, Pace(steps=9), LoopOptions(), machine, bos=None)
 
     run, other = fresh(), fresh()
     run.take_step()

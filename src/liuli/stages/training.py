@@ -253,8 +253,6 @@ def train_model(
     loop = LoopOptions(
         micro_rows=min(batch_rows // ranks(), max(1, options.micro_tokens // rows.T)),
         compile=compiled,
-        # packed documents that see one another cost much at this size: 1.50 against 1.33 nats (docs/notebook.md)
-        separate_documents=True,
         warmup=options.warmup,
         decay=options.cooldown,
         save_every_s=options.save_every_s,
@@ -272,6 +270,7 @@ def train_model(
         machine=machine,
         options=loop,
         checkpoints=checkpoints,
+        # packed documents that see one another cost much at this size: 1.50 against 1.33 nats (docs/notebook.md)
         bos=tokenizer.bos,
         bytes_per_id=tokenizer.bytes_per_id,
         on_snapshot=snapshots.take,

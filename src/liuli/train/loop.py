@@ -44,7 +44,6 @@ class LoopOptions:
 
     micro_rows: int = 0  # rows of one forward pass; 0: the whole batch at once
     compile: bool = False  # torch.compile the objective
-    separate_documents: bool = False  # tokens see their own document only
     warmup: float = 0.02  # share of the run in which learning rates rise
     decay: float = 0.6  # share of the run in which they fall
     floor: float = 0.05  # what remains of them at the end
@@ -128,7 +127,7 @@ class Training:
         micro = self.options.micro_rows or rows
         total = 0.0
         for start in range(0, rows, micro):
-            part = to_tensors(batch, slice(start, start + micro), self.machine.device, self._separator())
+            part = to_tensors(batch, slice(start, start + micro), self.machine.device, self.bos)
             loss = self.objective(self.model, part) / targets
             # of the mean over processes that sharding takes, the sum is wanted
             (loss * ranks()).backward()  # type: ignore[no-untyped-call]
@@ -154,9 +153,6 @@ class Training:
         flops = flops_per_token(self.model.config, self.loader.rows.T)["model"]
         return tokens_per_s * flops / self.machine.rate / ranks()
 
-    def _separator(self) -> int | None:
-        return self.bos if self.options.separate_documents else None
-
 
 def fit(
     model: Transformer,
@@ -175,8 +171,9 @@ def fit(
 ) -> FitResult:
     """Train until the pace says that the budget is used; continue from `checkpoints` if there is something there.
 
-    bos: the token that begins a document (for separate_documents). bytes_per_id: bytes of each token, for bits per
-    byte. on_snapshot(step): called now and then with the model in eval mode; it must not touch the random state.
+    bos: the token that begins a document; given it, tokens see their own document only. bytes_per_id: bytes of each
+    token, for bits per byte. on_snapshot(step): called now and then with the model in eval mode; it must not touch the
+    random state.
     Raises KeyboardInterrupt on Ctrl-C, after the step and with a checkpoint; LiuliError if the loss stays non-finite.
     """
     keep_freed_memory()
