@@ -30,7 +30,9 @@ from liuli.train.parallel import (
     load_gathered,
     own_rows,
     sharded,
+    state_of,
     summed,
+    whole,
 )
 from tests.engine.conftest import make_model
 
@@ -143,9 +145,9 @@ def go_on(case: str, state: dict[str, Any] | None, spread: bool) -> dict[str, An
     e = make_experience(actor)
     optimizer = sharded(module, ADAM)
     if state is not None:
-        load_gathered(module, optimizer, state["weights"], state["optimizer"])
+        load_gathered(module, optimizer, state)
     update(Shared(actor) if spread else actor, optimizer, e, STEP)
-    return {"weights": gathered(dict(module.state_dict())), "optimizer": gathered(optimizer.state())}
+    return state_of(module, optimizer)
 
 
 def six_steps(case: str, spread: bool) -> dict[str, Any]:
@@ -154,7 +156,7 @@ def six_steps(case: str, spread: bool) -> dict[str, Any]:
     optimizer = sharded(module, ADAM)
     for _ in range(2):
         update(Shared(actor) if spread else actor, optimizer, e, STEP)
-    return {"weights": gathered(dict(module.state_dict())), "optimizer": gathered(optimizer.state())}
+    return state_of(module, optimizer)
 
 
 def muon(own: slice, state: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -162,12 +164,19 @@ def muon(own: slice, state: dict[str, Any] | None = None) -> dict[str, Any]:
     model = make_model("qwen3")
     optimizer = sharded(model, OptimizerOptions(matrix_decay=0.1, adam_eps=1e-5))
     if state is not None:
-        load_gathered(model, optimizer, state["weights"], state["optimizer"])
+        load_gathered(model, optimizer, state)
     for _ in range(2):
         text_loss(model, TEXT[own]).backward()  # type: ignore[no-untyped-call]
         optimizer.step(1.0)
         optimizer.zero_grad()
-    return {"weights": gathered(dict(model.state_dict())), "optimizer": gathered(optimizer.state())}
+    return state_of(model, optimizer)
+
+
+def make_judge() -> ScalarModel:
+    """A reward model of three members, whose offsets are no weights."""
+    judge = ScalarModel(make_model("qwen3", seed=2), 3)
+    judge.offsets_E.copy_(torch.arange(3))
+    return judge
 
 
 def worker(rank: int, ranks: int, port: int, folder: str) -> None:
@@ -182,6 +191,9 @@ def worker(rank: int, ranks: int, port: int, folder: str) -> None:
     found["all at once"] = six_steps(CASES[2], spread=True)
     own = slice(rank, None, ranks)
     found["muon"] = muon(own, muon(own))
+    judge = make_judge()
+    sharded(judge, ADAM)
+    found["judge"] = whole(judge).state_dict()
     found["sum"] = summed(1.0, rank)
     found["made"] = from_first(lambda: f"by rank {rank}")
     found["dealt"] = from_each(5, lambda numbers: [f"{number} by rank {rank}" for number in numbers])
@@ -276,8 +288,14 @@ def test_a_run_goes_on_bit_for_bit_and_with_another_number_of_processes(ranks: l
         flat, expected = (flattened(rank[name]) for name in ("gone on", "all at once"))
         assert flat.keys() == expected.keys() and all(torch.equal(flat[name], x) for name, x in expected.items())
     alone = go_on(CASES[2], ranks[0]["half"], spread=False)  # begun by two, ended by one
-    assert apart(alone["weights"], ranks[0]["gone on"]["weights"]) < 1e-6
-    assert apart(alone["weights"], ranks[0]["half"]["weights"]) > 1e-4
+    assert apart(alone["model"], ranks[0]["gone on"]["model"]) < 1e-6
+    assert apart(alone["model"], ranks[0]["half"]["model"]) > 1e-4
+
+
+def test_a_reward_model_in_shards_is_put_together_as_any_model_is(ranks: list[dict[str, Any]]) -> None:
+    expected = make_judge().state_dict()
+    for found in (rank["judge"] for rank in ranks):
+        assert found.keys() == expected.keys() and all(torch.equal(found[name], x) for name, x in expected.items())
 
 
 def flattened(state: Any, name: str = "") -> dict[str, torch.Tensor]:
@@ -301,9 +319,9 @@ def test_muon_moves_shards_as_whole_matrices_and_goes_on_from_what_was_kept(
     expected, begun = muon(every, muon(every)), make_model("qwen3").state_dict()
     matrices = [name for name, x in begun.items() if "blocks" in name and x.dim() == 2]
     for rank in ranks:
-        found = rank["muon"]["weights"]
+        found = rank["muon"]["model"]
         for name in matrices:
-            right = expected["weights"][name] - begun[name]
+            right = expected["model"][name] - begun[name]
             assert apart({"": found[name] - begun[name]}, {"": right}) < 1e-4 and right.norm() > 0.05
         kept, right = rank["muon"]["optimizer"]["muon"], expected["optimizer"]["muon"]
         assert kept.keys() == right.keys()

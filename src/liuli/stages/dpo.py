@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,7 @@ from liuli.stages.training import begin, checkpoints_of, content_hash, origin_of
 from liuli.text import Judged, Tokenizer, as_messages, render
 from liuli.text.chat import Messages
 from liuli.train import Pace, RunLog, one_rate, schedule
-from liuli.train.parallel import across, from_first, gathered, load_gathered, sharded, whole
+from liuli.train.parallel import across, from_first, load_gathered, sharded, state_of, whole
 from liuli.train.preference import dpo_loss, kto_loss, mismatched_kl
 from liuli.train.steps import run_steps
 
@@ -153,8 +154,8 @@ def dpo(
         one_step,
         pace,
         log=log,
-        state=lambda: gathered({"model": dict(model.state_dict()), "optimizer": optimizer.state()}),
-        load_state=lambda state: load_gathered(model, optimizer, state["model"], state["optimizer"]),
+        state=partial(state_of, model, optimizer),
+        load_state=partial(load_gathered, model, optimizer),
         checkpoints=checkpoints,
         save_every_s=options.save_every_s,
         shown=("loss", "accuracy"),

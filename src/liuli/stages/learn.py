@@ -42,7 +42,7 @@ from liuli.text.chat import Messages, as_messages
 from liuli.train import Pace, RunLog, next_target, one_rate, schedule
 from liuli.train.loop import to_tensors
 from liuli.train.optimizer import Optimizer
-from liuli.train.parallel import across, from_first, gathered, load_gathered, rank, ranks, sharded
+from liuli.train.parallel import across, from_first, gathered, load_gathered, rank, ranks, sharded, state_of
 from liuli.train.policy import clipped_loss, explained_variance, importance_weights
 from liuli.train.preference import Combine
 from liuli.train.steps import run_steps
@@ -253,16 +253,14 @@ class Learner:
         return loss
 
     def state(self) -> dict[str, Any]:
-        return {
-            "weights": gathered(dict(self.policy.learning.state_dict())),
-            "optimizer": gathered(self.optimizer.state()),
+        return state_of(self.policy.learning, self.optimizer) | {
             "beta": self.beta,
             "tokens": self.tokens,
             "texts": self.texts.position if self.texts is not None else 0,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        load_gathered(self.policy.learning, self.optimizer, state["weights"], state["optimizer"])
+        load_gathered(self.policy.learning, self.optimizer, state)
         self.beta, self.tokens = state["beta"], state["tokens"]
         if self.texts is not None:
             self.texts.position = state["texts"]

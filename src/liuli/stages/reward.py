@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from liuli.stages.training import begin, check_finite, checkpoints_of, content_h
 from liuli.text import Preference, Tokenizer, as_messages
 from liuli.text.chat import Messages
 from liuli.train import Machine, Optimizer, OptimizerOptions, Pace, RunLog, measure_machine, schedule
-from liuli.train.parallel import from_first, gathered, load_gathered, ranks, sharded
+from liuli.train.parallel import from_first, load_gathered, sharded, state_of, whole
 from liuli.train.preference import Combine, combine, pairwise_loss
 from liuli.train.steps import run_steps
 
@@ -222,19 +223,14 @@ def train_scores(
         one_step,
         pace,
         log=log,
-        state=lambda: gathered({"model": dict(model.state_dict()), "optimizer": optimizer.state()}),
-        load_state=lambda state: load_gathered(model, optimizer, state["model"], state["optimizer"]),
+        state=partial(state_of, model, optimizer),
+        load_state=partial(load_gathered, model, optimizer),
         checkpoints=checkpoints,
         save_every_s=options.save_every_s,
         shown=("loss", "accuracy"),
     )
-    if ranks() > 1:
-        weights = gathered(model.state_dict())
-        model = ScalarModel(load(model_folder), options.members).to(machine.device)
-        model.load_state_dict(weights)
-        model.body.compute_dtype = machine.compute_dtype
     seen = sum(len(by_prompt[prompt]) for step in range(steps) for prompt in batches[step])
-    return model.eval(), steps, seen, pace.seconds_spent()
+    return whole(model).eval(), steps, seen, pace.seconds_spent()
 
 
 def shares(data: Comparisons, options: RewardOptions) -> Tensor:

@@ -32,7 +32,7 @@ from liuli.train.loss import Objective, TensorBatch, compiled
 from liuli.train.machine import Machine, keep_freed_memory
 from liuli.train.optimizer import Optimizer, grad_norm
 from liuli.train.pace import Pace, schedule
-from liuli.train.parallel import from_first, gathered, load_gathered, ranks, summed
+from liuli.train.parallel import from_first, load_gathered, ranks, state_of, summed
 
 BAD_STEPS_ALLOWED = 2  # non-finite steps in a row that are only skipped; one more rolls back
 ROLL_BACKS_ALLOWED = 2  # to one checkpoint: what three tries do not pass, a fourth does not either
@@ -89,9 +89,7 @@ class Training:
         self.rolled_back: list[int] = []  # the checkpoints that this start went back to
 
     def state(self) -> dict[str, Any]:
-        return {
-            "model": gathered(dict(self.model.state_dict())),
-            "optimizer": gathered(self.optimizer.state()),
+        return state_of(self.model, self.optimizer) | {
             "rng": {
                 "torch": torch.get_rng_state(),
                 "device": _device_state(self.machine.device),
@@ -105,7 +103,7 @@ class Training:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.load_weights(state)
+        load_gathered(self.model, self.optimizer, state)
         torch.set_rng_state(state["rng"]["torch"])
         _set_device_state(self.machine.device, state["rng"].get("device"))
         np.random.set_state(state["rng"]["numpy"])
@@ -114,10 +112,6 @@ class Training:
         self.pace.load_state(state["pace"])
         self.step, self.tokens, self.skipped, self.bad_in_a_row = state["counts"]
         self.window.before = state.get("window", [])
-
-    def load_weights(self, state: dict[str, Any]) -> None:
-        """Model and optimizer only: what a roll-back takes from a checkpoint."""
-        load_gathered(self.model, self.optimizer, state["model"], state["optimizer"])
 
     def take_step(self) -> tuple[float, float, float]:
         """One optimizer step: mean loss (nats a target), number of targets, gradient norm (inf: skipped)."""
@@ -292,7 +286,7 @@ def roll_back(run: Training, checkpoints: Path | None, log: RunLog) -> None:
         )
     run.rolled_back.append(found[0])
     log.event("rolled back", step=run.step, to=found[0])
-    run.load_weights(found[1])
+    load_gathered(run.model, run.optimizer, found[1])
     run.bad_in_a_row = 0
 
 

@@ -25,9 +25,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from liuli.model import Transformer
+from liuli.model.scalar import ScalarModel
 from liuli.train.optimizer import Optimizer, OptimizerOptions, shard_of, whole_tensor
 
 Made = TypeVar("Made")
+Model = TypeVar("Model", Transformer, ScalarModel)
 
 
 class Rows(Protocol):
@@ -149,15 +151,17 @@ def dealt(x_N: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
     return _of_all(make(x_N[index_N]) if len(index_N) else x_N[:0], index_N, len(x_N))
 
 
-def whole(model: Transformer) -> Transformer:
+def whole(model: Model) -> Model:
     """A model whose weights are here: itself, or of shards a copy, which all processes must ask for."""
     if not any(hasattr(weight, "full_tensor") for weight in model.parameters()):
         return model
+    body = model.body if isinstance(model, ScalarModel) else model
     with torch.random.fork_rng(devices=[]):  # first weights are drawn; whoever trains on must not notice
-        copy = Transformer(model.config)
+        own = Transformer(body.config)
+        copy = ScalarModel(own, len(model.offsets_E)) if isinstance(model, ScalarModel) else own
     copy.load_state_dict(gathered(model.state_dict()))
-    copy.compute_dtype = model.compute_dtype
-    return copy.to(model.embedding.weight.device).eval()
+    own.compute_dtype = body.compute_dtype
+    return copy.to(body.embedding.weight.device).eval()
 
 
 def gathered(state: Any) -> Any:
@@ -168,11 +172,16 @@ def gathered(state: Any) -> Any:
     return whole_tensor(state).cpu() if isinstance(state, Tensor) else state
 
 
-def load_gathered(module: nn.Module, optimizer: Optimizer, weights: dict[str, Any], state: dict[str, Any]) -> None:
-    """Give module and optimizer what `gathered` made whole, each process its shards: however many there were then."""
+def state_of(module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Weights and optimizer, `gathered`, as a checkpoint keeps them."""
+    return {"model": gathered(dict(module.state_dict())), "optimizer": gathered(optimizer.state())}
+
+
+def load_gathered(module: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Give module and optimizer their `state_of`, each process its shards: however many there were then."""
     if ranks() == 1:
-        module.load_state_dict(weights)
-        optimizer.load_state(state)
+        module.load_state_dict(state["model"])
+        optimizer.load_state(state["optimizer"])
         return
 
     def own(whole: Any, like: Any) -> Any:
@@ -180,13 +189,13 @@ def load_gathered(module: nn.Module, optimizer: Optimizer, weights: dict[str, An
         return shard_of(whole.to(like.device), like) if fits else whole
 
     current = module.state_dict()
-    module.load_state_dict({name: own(whole, current[name]) for name, whole in weights.items()})
+    module.load_state_dict({name: own(whole, current[name]) for name, whole in state["model"].items()})
     held = [weight for group in optimizer.adam.param_groups for weight in group["params"]]
     adam = {
         index: {key: own(value, held[int(index)]) for key, value in moments.items()}
-        for index, moments in state["adam"].items()
+        for index, moments in state["optimizer"]["adam"].items()
     }
-    optimizer.load_state({"adam": adam, "muon": state["muon"]})
+    optimizer.load_state(state["optimizer"] | {"adam": adam})
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
