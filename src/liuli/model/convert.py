@@ -180,7 +180,6 @@ def save(
     *,
     tokenizer_folder: str | Path,
     provenance: Mapping[str, Any],
-    card: str | None = None,
     special: Mapping[str, Any] | None = None,
     generation: Mapping[str, Any] | None = None,
     replace: bool = False,
@@ -193,7 +192,6 @@ def save(
         tokenizer_folder=tokenizer_folder,
         generation=dict(generation or {}) | dict(special or {}),
         provenance=dict(provenance),
-        card=card,
         replace=replace,
     )
 
@@ -231,6 +229,6 @@ def import_folder(source: str | Path, out: str | Path) -> None:
         out,
         tokenizer_folder=folder.path,
         provenance={"stage": "import", "parent": str(source)},
-        special={"bos_token_id": tokenizer.bos, "eos_token_id": sorted(tokenizer.stops), "pad_token_id": tokenizer.pad},
+        special=tokenizer.special_ids,
         generation=read_json(generation) if generation.is_file() else None,
     )

@@ -17,7 +17,7 @@ from liuli.files import remove
 from liuli.model import load
 from liuli.stages.reward import Comparisons, check_apart
 from liuli.stages.rollout import Actor, Batches, ModelActor, Rollouts, as_rollouts, parts, score_all, sequence_log_probs
-from liuli.stages.training import begin, checkpoints_of, content_hash, origin_of, write_model
+from liuli.stages.training import begin, checkpoints_of, content_hash, write_model
 from liuli.text import Judged, Tokenizer, as_messages, render
 from liuli.text.chat import Messages
 from liuli.train import Pace, RunLog, one_rate, schedule
@@ -118,10 +118,9 @@ def dpo(
         check_apart(data, held_out)
     out, tokenizer = Path(out), Tokenizer.load(model_folder)
     count = len(data.good_B) if isinstance(data, Thumbs) else len(data)
-    origin = origin_of("dpo", model_folder, {"judged": count, "judged_hash": content_hash(data)})
     checkpoints = checkpoints_of(log.folder, out.name)
-    machine = from_first(begin, checkpoints, options, origin)
-    torch.manual_seed(options.seed)
+    known = {"judged": count, "judged_hash": content_hash(data)}
+    origin, machine = begin("dpo", model_folder, known, options, checkpoints)
     model = load(model_folder, machine.device)
     model.compute_dtype = machine.compute_dtype
     optimizer = sharded(model, one_rate(options.lr, beta2=0.98, adam_eps=1e-8))

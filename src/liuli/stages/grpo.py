@@ -90,7 +90,7 @@ def grpo(
 ) -> dict[str, float]:
     """Teach the model in `model_folder` on prompts whose answers `reward` can score; write it to `out`.
 
-    data: what the reward knows, for the provenance: a run that goes on must have the same sums in it (`origin_of`).
+    data: what the reward knows, for the provenance: a run that goes on must have the same sums in it (`begin`).
     """
     return reinforce(
         Path(model_folder),

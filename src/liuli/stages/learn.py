@@ -36,7 +36,7 @@ from liuli.stages.rollout import (
     roll_out,
     score_all,
 )
-from liuli.stages.training import Snapshots, begin, checkpoints_of, content_hash, origin_of, write_model
+from liuli.stages.training import ask_prompts, begin, checkpoints_of, content_hash, write_model
 from liuli.text import Loader, Rows, Tokenizer
 from liuli.text.chat import Messages, as_messages
 from liuli.train import Pace, RunLog, next_target, one_rate, schedule
@@ -358,7 +358,7 @@ def reinforce(
     """Set a run up on the model in a folder, run it, write the model it leads to; the figures of the last step.
 
     critic: makes what gives values (arXiv 2203.02155 takes the reward model). critic_lr: of a head that gives
-    them. ptx: weight of the loss on ptx_rows. data: what the reward knows, for the provenance (`origin_of`).
+    them. ptx: weight of the loss on ptx_rows. data: what the reward knows, for the provenance (`begin`).
     Raises LiuliError for prompts that do not fit, for none at all, and where engine and trainer disagree; UsageError
     where an unfinished run was begun with other options or data.
     """
@@ -371,9 +371,8 @@ def reinforce(
     if ptx_rows is not None:
         check_rows(ptx_rows, tokenizer, context_in(config) or ptx_rows.T)
         data |= {"rows": str(ptx_rows.folder), "rows_hash": folder_hash(ptx_rows.folder)}
-    origin, checkpoints = origin_of(kind, model_folder, data), checkpoints_of(log.folder, out.name)
-    machine = from_first(begin, checkpoints, options, origin)
-    torch.manual_seed(options.seed)
+    checkpoints = checkpoints_of(log.folder, out.name)
+    origin, machine = begin(kind, model_folder, data, options, checkpoints)
     model, before = load(model_folder, machine.device), load(model_folder, machine.device)
     # of shards no engine can write, and another engine than ours reads a folder: both get the weights by `renew`
     writer = model if ranks() == 1 and not options.engine_url else load(model_folder, machine.device)
@@ -418,17 +417,16 @@ def reinforce(
         checkpoints=checkpoints,
         renew=renew,
     )
-    samples = Snapshots(writer, out.name, log, tokenizer, model_folder, origin)
 
     def ask_first() -> None:  # the first process alone sees the checkpoints; a run that goes on was asked when it began
         if not any(checkpoints.glob("[0-9]*")):
-            samples.ask(0)
+            ask_prompts(writer, tokenizer, 0, log)
 
     from_first(ask_first)
     figures = learner.run()
     remove(published)
     copy_weights()
-    from_first(samples.ask, learner.done)
+    from_first(ask_prompts, writer, tokenizer, learner.done, log)
     writer.compute_dtype = None
     from_first(
         write_model,

@@ -26,7 +26,7 @@ from liuli.model import load
 from liuli.model.scalar import ScalarModel, load_scalar, save_scalar
 from liuli.stages.experience import Reward
 from liuli.stages.rollout import Answering, Batches, Rollouts, fitting, given, judge_all, judged, padded, roll_out
-from liuli.stages.training import begin, check_finite, checkpoints_of, content_hash, origin_of
+from liuli.stages.training import begin, check_finite, checkpoints_of, content_hash
 from liuli.text import Preference, Tokenizer, as_messages
 from liuli.text.chat import Messages
 from liuli.train import Machine, Optimizer, OptimizerOptions, Pace, RunLog, measure_machine, schedule
@@ -153,9 +153,8 @@ def reward(
     check_apart(train, held_out)
     out, tokenizer, asked = Path(out), Tokenizer.load(model_folder), prompts or train.asked
     sums = {"pairs_hash": content_hash(train), "prompts_hash": content_hash(*asked)}
-    origin = origin_of("reward", model_folder, {"pairs": len(train)} | sums)
     checkpoints = checkpoints_of(log.folder, out.name)
-    machine = from_first(begin, checkpoints, options, origin)
+    origin, machine = begin("reward", model_folder, {"pairs": len(train)} | sums, options, checkpoints)
     model, steps, seen, seconds = train_scores(model_folder, train, options, machine, log, checkpoints)
     skipped = train.skipped + (held_out.skipped if held_out is not None else 0)
     figures = {"seconds": seconds, "pairs": float(len(train)), "skipped": float(skipped)}
@@ -171,7 +170,7 @@ def reward(
             out,
             tokenizer_folder=model_folder,
             provenance=origin | {"options": asdict(options), "figures": found, "seed": options.seed, "step": steps},
-            special={"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad},
+            special=tokenizer.special_ids,
         )
         return found
 
@@ -197,7 +196,6 @@ def train_scores(
 ) -> tuple[ScalarModel, int, int, float]:
     """The ensemble, trained, the steps taken, the pairs seen in them, and the seconds that they took, over all starts;
     goes on from a checkpoint if there is one."""
-    torch.manual_seed(options.seed)
     model = ScalarModel(load(model_folder), options.members).to(machine.device)
     model.body.compute_dtype = machine.compute_dtype
     rates = OptimizerOptions(

@@ -144,11 +144,6 @@ def content_hash(*parts: Any) -> str:
     return made.hexdigest()
 
 
-def origin_of(stage: str, parent: str | Path, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a model comes from, for its provenance. data: what it learns from, with a sum of each NAME as NAME_hash."""
-    return {"stage": stage, "parent": str(parent), "parent_hash": folder_hash(parent), "data": dict(data)}
-
-
 def checkpoints_of(run: Path, name: str) -> Path:
     """Where the stage that writes `run/name` keeps its training state."""
     return run / "checkpoints" / name
@@ -190,28 +185,31 @@ def decide(
     return replace(machine, dtype=kept["dtype"]), bool(kept["compile"])
 
 
-def begin(checkpoints: Path, options: Any, origin: Mapping[str, Any]) -> Machine:
-    """`decide` for a stage that learns from preferences or rewards, begun with the hashes in its `origin_of`."""
-    known = {**origin, **origin["data"]}
-    return decide(checkpoints, options, {name: known[name][:12] for name in known if name.endswith("_hash")})[0]
+def begin(
+    stage: str, parent: str | Path, data: Mapping[str, Any], options: Any, checkpoints: Path
+) -> tuple[dict[str, Any], Machine]:
+    """The beginning of a stage that learns from preferences or rewards: where its model comes from, for the provenance,
+    and the machine (`decide`). data: what it learns from, with a sum of each NAME as NAME_hash; it goes on from these
+    sums alone."""
+    origin = {"stage": stage, "parent": str(parent), "parent_hash": folder_hash(parent), "data": dict(data)}
+    sums = {name: known[:12] for name, known in {**origin, **data}.items() if name.endswith("_hash")}
+    machine, _ = from_first(decide, checkpoints, options, sums)
+    torch.manual_seed(options.seed)
+    return origin, machine
 
 
 def rows_per_step(options: TrainOptions, T: int) -> int:
     return max(1, options.batch_tokens // T)
 
 
-def make_pace(options: TrainOptions, model: Transformer, T: int, journal: Path | None) -> Pace:
-    """The budget as a pace: seconds stay seconds, tokens and FLOPs (of all processes) become the fewest steps that use
-    them up."""
-    if options.minutes is not None:
-        return Pace(seconds=options.minutes * 60, journal=journal)
-    steps = options.steps
-    tokens = options.tokens
+def make_pace(options: TrainOptions, model: Transformer, T: int, checkpoints: Path) -> Pace:
+    """The budget as a pace: tokens and FLOPs (of all processes) become the fewest steps that use them up."""
+    steps, tokens = options.steps or 0, options.tokens
     if options.flops is not None:
         tokens = options.flops / flops_per_token(model.config, T)["train"]
     if tokens is not None:
         steps = max(1, math.ceil(tokens / (rows_per_step(options, T) * T)))
-    return Pace(steps=steps)
+    return Pace.of(options.minutes, steps, checkpoints)
 
 
 def train_model(
@@ -243,7 +241,7 @@ def train_model(
     seconds = 60 * (options.minutes or 0.0)
     pays = lambda machine: wants_compile(options, machine, seconds)  # noqa: E731
     machine, compiled = from_first(decide, checkpoints, options, facts, pays)
-    pace = make_pace(options, model, rows.T, checkpoints / "pace.jsonl")
+    pace = make_pace(options, model, rows.T, checkpoints)
     model.to(machine.device)
     model.compute_dtype = machine.compute_dtype
     torch.manual_seed(options.seed)
@@ -259,7 +257,10 @@ def train_model(
         save_every_steps=options.save_every_steps,
         snapshot_every_s=options.snapshot_every_s,
     )
-    snapshots = Snapshots(model, out.name, log, tokenizer, tokenizer_folder, provenance)
+
+    def take_snapshot(step: int) -> None:
+        from_first(keep_snapshot, whole(model), step, out.name, tokenizer, tokenizer_folder, provenance, log)
+
     result = fit(
         model,
         optimizer,
@@ -273,14 +274,14 @@ def train_model(
         # packed documents that see one another cost much at this size: 1.50 against 1.33 nats (docs/notebook.md)
         bos=tokenizer.bos,
         bytes_per_id=tokenizer.bytes_per_id,
-        on_snapshot=snapshots.take,
+        on_snapshot=take_snapshot,
     )
     figures = {"loss": result.loss, "bpb": result.bpb, "tokens_per_s": result.tokens_per_s, "seconds": result.seconds}
     provenance |= {"options": asdict(options), "figures": figures, "step": result.steps, "tokens": result.tokens}
     provenance |= {"seed": options.seed}
     written = whole(model)
     from_first(write_model, written, out, tokenizer, tokenizer_folder, provenance)
-    from_first(snapshots.ask, result.steps, written)
+    from_first(ask_prompts, written, tokenizer, result.steps, log)
     remove(checkpoints)
     return result
 
@@ -308,69 +309,50 @@ def write_model(
 ) -> None:
     """The model folder, with the token ids that other tools look for. LiuliError for weights that are no numbers."""
     check_finite(model, out)
-    special = {
-        "bos_token_id": tokenizer.bos,
-        "eos_token_id": sorted(tokenizer.stops),
-        "pad_token_id": tokenizer.pad,
-    }
     save(
         model,
         out,
         tokenizer_folder=tokenizer_folder,
         provenance=provenance,
-        special=special,
+        special=tokenizer.special_ids,
         generation={"do_sample": True, "temperature": 0.7, "top_p": 0.95},
         replace=True,
     )
 
 
-class Snapshots:
-    """Model folders on the way, the newest two kept, and what each answers to the fixed prompts."""
+SNAPSHOTS = 2  # of a stage that are kept, the newest
 
-    KEEP = 2
 
-    def __init__(
-        self,
-        model: Transformer,
-        stage: str,
-        log: RunLog,
-        tokenizer: Tokenizer,
-        tokenizer_folder: Path,
-        provenance: dict[str, Any],
-    ) -> None:
-        self.model, self.stage, self.log = model, stage, log
-        self.tokenizer, self.tokenizer_folder, self.provenance = tokenizer, tokenizer_folder, provenance
-        self.folder = log.folder / "snapshots"
+def keep_snapshot(
+    model: Transformer,
+    step: int,
+    stage: str,
+    tokenizer: Tokenizer,
+    tokenizer_folder: Path,
+    provenance: dict[str, Any],
+    log: RunLog,
+) -> None:
+    """Write the model folder of a step on the way to run/snapshots, drop older ones, ask it the prompts."""
+    folder = log.folder / "snapshots"
+    write_model(model, folder / f"{stage}-{step:08d}", tokenizer, tokenizer_folder, provenance | {"step": step})
+    for old in sorted(folder.glob(f"{stage}-*"))[:-SNAPSHOTS]:
+        remove(old)
+    ask_prompts(model, tokenizer, step, log)
 
-    def take(self, step: int) -> None:
-        """Write the snapshot of this step, drop older ones, ask it the prompts."""
-        from_first(self._keep, step, whole(self.model))
 
-    def _keep(self, step: int, model: Transformer) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{self.stage}-{step:08d}"
-        write_model(model, path, self.tokenizer, self.tokenizer_folder, self.provenance | {"step": step})
-        for old in sorted(self.folder.glob(f"{self.stage}-*"))[: -self.KEEP]:
-            remove(old)
-        self.ask(step, model)
-
-    def ask(self, step: int, model: Transformer | None = None) -> None:
-        """The answers of the model as it is now (whole, if it is held in shards), greedy, to samples.jsonl."""
-        engine = Engine(model or self.model, self.tokenizer)
-        asked = [(language, [Message("user", text)]) for language, text in PROMPTS]
-        asked = [
-            (language, messages)
-            for language, messages in asked
-            if len(render(messages, self.tokenizer, answer=True).tokens) < engine.context // 2
-        ]
-        made = reply_many(engine, [messages for _, messages in asked], Sampling(temperature=0.0, max_tokens=90), TOOLS)
-        self.log.samples(
-            step,
-            [
-                {"prompt": messages[0].content, "language": language, "answer": answer[-1].content if answer else ""}
-                for (language, messages), answer in zip(asked, made, strict=True)
-            ],
-        )
+def ask_prompts(model: Transformer, tokenizer: Tokenizer, step: int, log: RunLog) -> None:
+    """What a model answers to the fixed prompts, greedy, to samples.jsonl."""
+    engine = Engine(model, tokenizer)
+    asked = [(language, [Message("user", text)]) for language, text in PROMPTS]
+    asked = [one for one in asked if len(render(one[1], tokenizer, answer=True).tokens) < engine.context // 2]
+    made = reply_many(engine, [messages for _, messages in asked], Sampling(temperature=0.0, max_tokens=90), TOOLS)
+    log.samples(
+        step,
+        [
+            {"prompt": messages[0].content, "language": language, "answer": answer[-1].content if answer else ""}
+            for (language, messages), answer in zip(asked, made, strict=True)
+        ],
+    )
 
 
 def with_budget(options: TrainOptions, minutes: float) -> TrainOptions:

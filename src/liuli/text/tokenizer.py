@@ -190,6 +190,11 @@ class Tokenizer:
             raise LiuliError(f"token {i} is outside the vocabulary of {self.vocab_size}", fix="does it fit the model?")
         return self._bytes[i]
 
+    @property
+    def special_ids(self) -> dict[str, Any]:
+        """The ids that other tools look for, under Hugging Face's names."""
+        return {"bos_token_id": self.bos, "eos_token_id": sorted(self.stops), "pad_token_id": self.pad}
+
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size})"
 
