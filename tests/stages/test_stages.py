@@ -110,9 +110,6 @@ def test_answers_too_long_for_the_context_are_counted_and_left_out(model: Path) 
     long = Preference(ask("q"), say("a" * CONTEXT), say("b"), source="pairs.jsonl:7")
     data = comparisons([*PAIRS, long])
     assert data.skipped == 1 and len(data) == len(PAIRS)
-    with pytest.raises(LiuliError, match="context is 64") as error:
-        compare([long], byte_tokenizer(), CONTEXT, skip_bad=False)
-    assert "pairs.jsonl:7" in str(error.value)
     with pytest.raises(LiuliError, match="no comparison is left"):
         compare([long], byte_tokenizer(), CONTEXT)
 

@@ -80,42 +80,35 @@ class Comparisons:
 
 
 def compare(
-    preferences: Sequence[Preference],
-    tokenizer: Tokenizer,
-    context: int,
-    skip_bad: bool = True,
-    kinds: Sequence[str] = (),
+    preferences: Sequence[Preference], tokenizer: Tokenizer, context: int, kinds: Sequence[str] = ()
 ) -> Comparisons:
-    """Comparisons to train on. Pairs too long for the context are counted and left out (or an error names the row).
+    """Comparisons to train on. Pairs too long for the context are counted and left out.
 
     Raises LiuliError if nothing is left.
     """
-    found: dict[tuple[Any, Any], int] = {}
+    rows: dict[tuple[Any, Any], int] = {}
     answers: list[Answering] = []
     groups: dict[str, int] = {}
     asked: list[Messages] = []
     pairs: list[tuple[int, int, int]] = []
     margins: list[float] = []
     kept: list[int] = []
+
+    def row_of(p: Preference, said: Messages) -> int:
+        if (p.prompt, said) not in rows:
+            answers.append(given(p.prompt, said, tokenizer, context, p.source))
+            rows[p.prompt, said] = len(answers) - 1
+        return rows[p.prompt, said]
+
     for number, p in enumerate(preferences):
-        sides = []
-        for said in (p.chosen, p.rejected):
-            key = (p.prompt, said)
-            if key not in found:
-                try:
-                    answers.append(given(p.prompt, said, tokenizer, context, p.source or f"pair {number}"))
-                except LiuliError:
-                    if not skip_bad:
-                        raise
-                    break
-                found[key] = len(answers) - 1
-            sides.append(found[key])
-        if len(sides) < 2:
+        try:
+            chosen, rejected = row_of(p, p.chosen), row_of(p, p.rejected)
+        except LiuliError:
             continue
         group = groups.setdefault(p.group or str(p.prompt), len(groups))
         if group == len(asked):
             asked.append(p.prompt)
-        pairs.append((sides[0], sides[1], group))
+        pairs.append((chosen, rejected, group))
         kept.append(number)
         margins.append(p.margin if p.margin is not None else math.nan)
     if not pairs:

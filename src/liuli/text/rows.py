@@ -115,7 +115,7 @@ def pack_documents(
         if not plan.rows:
             what = f"the text is too short: {len(tokens_N)} tokens, and one row takes {T + 1}"
             raise LiuliError(what, fix="give more text, or a shorter context")
-        _write_tokens(stage, tokens_N, plan, T + 1)
+        _write(stage / "tokens.bin", tokens_N, plan, T + 1)
         info = Info(
             kind="text",
             rows=plan.rows,
@@ -189,10 +189,10 @@ class _Stream:
         return tokens, lengths
 
 
-def _write_tokens(stage: Path, tokens_N: NDArray[Any], plan: Plan, width: int) -> None:
-    with (stage / "tokens.bin").open("wb") as file:
+def _write(path: Path, values_N: NDArray[Any], plan: Plan, width: int) -> None:
+    with path.open("wb") as file:
         for index in lay_out(plan, width):
-            file.write(tokens_N[index].tobytes())
+            file.write(values_N[index].tobytes())
 
 
 def _check_width(T: int) -> None:
@@ -236,10 +236,8 @@ def pack_conversations(
     tokens_N = np.concatenate([np.array(tokens, dtype) for tokens, _ in kept] + [np.array([PAD], dtype)])
     weights_N = np.concatenate([np.array(weights, np.uint8) for _, weights in kept] + [np.zeros(1, np.uint8)])
     with new_folder(out, replace=replace) as stage:
-        _write_tokens(stage, tokens_N, plan, T + 1)  # index -1 is the pad at the end
-        with (stage / "weights.bin").open("wb") as file:
-            for index in lay_out(plan, T + 1):
-                file.write(weights_N[index].tobytes())
+        _write(stage / "tokens.bin", tokens_N, plan, T + 1)  # index -1 is the pad at the end
+        _write(stage / "weights.bin", weights_N, plan, T + 1)
         info = Info(
             kind="chat",
             rows=plan.rows,

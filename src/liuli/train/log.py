@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from liuli.errors import LiuliError
-from liuli.files import append_line, write_json
+from liuli.files import append_line, clear_errors, make_folder, write_json
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -34,9 +33,6 @@ class StageState:
     state: str = "waiting"  # waiting running done failed
     seconds: float = 0.0
 
-    def to_dict(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in ("name", "title", "state", "seconds", "share")}
-
 
 @dataclass
 class RunLog:
@@ -50,12 +46,8 @@ class RunLog:
 
     def __post_init__(self) -> None:
         self.folder = Path(self.folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LiuliError(
-                f"cannot write the run folder: {error.strerror}", self.folder, "choose another place"
-            ) from None
+        with clear_errors(self.folder):
+            make_folder(self.folder)
         self.console = Console(stderr=True, quiet=self.quiet)
         self._written = self._begun = 0.0
         self._fraction = 0.0
@@ -170,7 +162,7 @@ class RunLog:
             left = left + later * spent / self._current.share
         status = dict(self.status) | {
             "state": state,
-            "stages": [stage.to_dict() for stage in self.stages],
+            "stages": [asdict(stage) for stage in self.stages],
             "progress": 1.0 if state == "done" else round(self.overall(), 4),
             "seconds_left": 0.0 if state == "done" else left,
             "updated": time.time(),
@@ -205,11 +197,10 @@ class RunLog:
 
 
 def _short(key: str, value: Any) -> str:
-    names = {"tokens_per_s": "tok/s", "peak_share": "of peak"}
     if key == "peak_share":
         return f"{value:.0%} of peak"
     text = f"{value:.3f}" if isinstance(value, float) and abs(value) < 100 else f"{value:,.0f}"
-    return f"{names.get(key, key)} {text}" if key != "tokens_per_s" else f"{text} tok/s"
+    return f"{text} tok/s" if key == "tokens_per_s" else f"{key} {text}"
 
 
 def _clock(seconds: float | None) -> str:
