@@ -79,6 +79,15 @@ def test_the_plan_is_the_rung_of_lowest_expected_loss_and_keeps_a_given_shape() 
     assert part.bpb == pytest.approx(small.bits(1, 0.1 * part.tokens), abs=1e-3)
 
 
+def test_what_is_left_open_of_a_shape_is_that_of_the_nearest_rung(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "measured_rates", lambda *_: [(128, 1e11)])
+    given = [{"layers": 1}, {"layers": 5}, {"layers": 30}, {"width": 300}, {"width": 4096}]
+    made = [make_plan(1, compile="no", **part) for part in given]
+    shapes = [(3, 128), (5, 256), (24, 1536), (6, 320), (24, 1536)]
+    wanted = [(part.get("layers", n), part.get("width", w)) for part, (n, w) in zip(given, shapes, strict=True)]
+    assert [(one.layers, one.width) for one in made] == wanted
+
+
 @pytest.mark.parametrize("kind", ["curriculum", "text"])
 @pytest.mark.parametrize(
     ("rates", "shape"),  # FLOP/s of training by width, as measured on two cores without AVX-512 and on two with it

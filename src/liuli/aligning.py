@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from liuli.errors import LiuliError, UsageError
 from liuli.evals.proportion import wilson
 from liuli.files import folder_hash, write_file
 from liuli.folder import read_model_folder
-from liuli.recipe import option_values
+from liuli.recipe import options_of
 from liuli.running import context_of, end, own_run, tell_forgotten, tell_skipped
 from liuli.stages.best import Best, best_of, most_kl
 from liuli.stages.dpo import DPOOptions, dpo, thumbs
@@ -63,13 +63,6 @@ LEAST_GAP = 0.3
 """Between the best answer and the worst, in scores (of a reward model: standard deviations), to be compared."""
 Prompt = tuple[Message, ...]
 Truth = Callable[[Rollouts], Tensor]
-O = TypeVar("O", RewardOptions, PPOOptions, GRPOOptions, DPOOptions)
-
-
-def options_of(kind: type[O], budget: dict[str, Any], changes: Sequence[str]) -> O:
-    """The budget and key=value changes as the options of a stage; an unknown key names the nearest."""
-    return kind(**option_values(kind, budget, changes))
-
 
 # --- comparisons -----------------------------------------------------------------------------------------------------
 

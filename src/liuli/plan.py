@@ -20,7 +20,8 @@ import torch
 
 from liuli.errors import LiuliError, UsageError
 from liuli.files import read_json, write_file, write_json
-from liuli.model import ModelConfig, Transformer, flops_per_token, parameter_count, qwen3, racer
+from liuli.model import ModelConfig, Transformer, flops_per_token, parameter_count
+from liuli.stages.pretrain import MAKERS, check_preset
 from liuli.stages.training import (
     COMPILE_SAVES,
     COMPILE_SECONDS,
@@ -47,7 +48,6 @@ LADDER = (
     (3, 128), (4, 192), (5, 256), (6, 320), (6, 384), (8, 448), (8, 512), (10, 640), (12, 768),
     (14, 896), (16, 1024), (20, 1280), (24, 1536),
 )  # fmt: skip
-MAKERS = {"qwen3": qwen3, "racer": racer}
 HEAD_SHARE = 0.2  # of the model's FLOPs at the most: vocabulary follows size
 LEAST_VOCABULARY = 2560  # below it Chinese falls into bytes, and a small model reads less for as many tokens
 
@@ -111,12 +111,6 @@ class Plan:
     bpb: float
     law: str
     machine: dict[str, Any]
-
-
-def check_preset(preset: str, where: str | Path) -> None:
-    """Raises UsageError for one that nothing makes."""
-    if preset not in MAKERS:
-        raise UsageError(f"unknown preset {preset!r}", where, f"use one of {', '.join(MAKERS)}")
 
 
 def vocabulary_for(layers: int, width: int, preset: str, context: int) -> int:
@@ -205,8 +199,8 @@ def make_plan(
     speed_up, start_up = (1 / (1 - COMPILE_SAVES), COMPILE_SECONDS) if compiled else (1.0, 1.0)
     options = list(candidates(preset, context, vocab_size))
     if layers or width:
-        nearest = next((c for c in options if c.width == width or c.layers == layers), options[2])
-        shape = (layers or nearest.layers, width or nearest.width)
+        near = min(options, key=lambda c: abs(c.width - width) if width else abs(c.layers - (layers or 0)))
+        shape = (layers or near.layers, width or near.width)
         V = vocab_size or vocabulary_for(*shape, preset, context)
         config = MAKERS[preset](V, shape[1], shape[0], context=context)
         options = [config]

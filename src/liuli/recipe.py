@@ -8,15 +8,16 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from liuli.errors import UsageError
-from liuli.plan import check_preset
 from liuli.stages.ppo import PPOOptions
+from liuli.stages.pretrain import check_preset
 from liuli.stages.reward import RewardOptions
 from liuli.stages.training import TrainOptions, check_option
 from liuli.text.tokenizer import SMALLEST
 
+O = TypeVar("O")
 BUDGETS = {"minutes", "steps", "tokens", "flops"}
 SECTIONS = {"pretrain": TrainOptions, "sft": TrainOptions, "reward": RewardOptions, "ppo": PPOOptions}
 
@@ -126,6 +127,11 @@ def option_values(options: type[Any], budget: dict[str, Any], changes: Sequence[
     values.update(parse_change(change, "--option") for change in changes)
     check_section(values, "--option", options)
     return values
+
+
+def options_of(kind: type[O], budget: dict[str, Any], changes: Sequence[str]) -> O:
+    """`option_values` as the options of a stage."""
+    return kind(**option_values(kind, budget, changes))
 
 
 def check_values(recipe: Recipe, where: str | Path) -> None:

@@ -27,7 +27,7 @@ from liuli.evals.bits import bits_by_language
 from liuli.files import lock
 from liuli.folder import context_in, read_model_folder
 from liuli.plan import make_plan
-from liuli.recipe import Recipe, option_values, read_recipe
+from liuli.recipe import Recipe, options_of, read_recipe
 from liuli.stages.pretrain import Shape, pretrain
 from liuli.stages.sft import sft
 from liuli.stages.training import TrainOptions, begun_with, checkpoints_of
@@ -37,11 +37,6 @@ from liuli.train import FitResult, RunLog, StageState
 from liuli.train.parallel import from_first, join, leave, rank
 
 STOPPED = "\nStopped. The same command goes on where this one was."
-
-
-def train_options(budget: dict[str, float | None], changes: Sequence[str]) -> TrainOptions:
-    """The budget and key=value changes as TrainOptions; an unknown key names the nearest."""
-    return TrainOptions(**option_values(TrainOptions, budget, changes))
 
 
 def pretrain_here(
@@ -56,7 +51,7 @@ def pretrain_here(
     quiet: bool,
 ) -> None:
     """`liuli pretrain`."""
-    options = train_options(budget, changes)
+    options = options_of(TrainOptions, budget, changes)
     with own_run(out, "pretraining", quiet, (rows, tokenizer)) as log:
         begun = begun_with(checkpoints_of(log.folder, out.name))
         shape = from_first(choose_shape, rows, tokenizer, Shape(preset, depth, width), options, begun)
@@ -94,7 +89,7 @@ def sft_here(
     replay: Path | None = None,
 ) -> None:
     """`liuli sft`: conversations are packed into rows first, beside the output."""
-    options = train_options(budget, changes)
+    options = options_of(TrainOptions, budget, changes)
     config = read_model_folder(model)
     with own_run(out, "fine-tuning", quiet, (model, data, replay)) as log:
         rows = data

@@ -13,6 +13,14 @@ from liuli.stages.training import TrainOptions, train_model
 from liuli.text import Rows, Tokenizer
 from liuli.train import FitResult, RunLog, next_token
 
+MAKERS = {"qwen3": qwen3, "racer": racer}  # of a model to train; llama's is read alone
+
+
+def check_preset(preset: str, where: str | Path) -> None:
+    """Raises UsageError for one that nothing makes."""
+    if preset not in MAKERS:
+        raise UsageError(f"unknown preset {preset!r}", where, f"use one of {', '.join(MAKERS)}")
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -23,10 +31,8 @@ class Shape:
     width: int = 256
 
     def config(self, vocab_size: int, context: int, dropout: float = 0.0) -> ModelConfig:
-        makers = {"qwen3": qwen3, "racer": racer}
-        if self.preset not in makers:
-            raise UsageError(f"unknown preset {self.preset!r}", "shape", "use qwen3 or racer")
-        return makers[self.preset](vocab_size, self.width, self.layers, context=context, dropout=dropout)
+        check_preset(self.preset, "shape")
+        return MAKERS[self.preset](vocab_size, self.width, self.layers, context=context, dropout=dropout)
 
 
 def pretrain(
