@@ -23,8 +23,9 @@ from liuli.errors import LiuliError, UsageError
 from liuli.evals.proportion import wilson
 from liuli.files import folder_hash, write_file
 from liuli.folder import read_model_folder
+from liuli.material import tell_skipped
 from liuli.recipe import options_of
-from liuli.running import context_of, end, own_run, tell_forgotten, tell_skipped
+from liuli.running import context_of, end, own_run, tell_forgotten
 from liuli.stages.best import Best, best_of, most_kl
 from liuli.stages.dpo import DPOOptions, dpo, thumbs
 from liuli.stages.experience import Reward

@@ -70,7 +70,7 @@ class Material:
             return []
         report = ReadReport()
         chats = list(read_conversations(self.recipe.chats, self.recipe.skip_bad, report))
-        self.tell_skipped(report)
+        tell_skipped(report, self.log)
         return chats
 
     def chats(self, tokenizer: Tokenizer) -> list[Rendered]:
@@ -80,12 +80,12 @@ class Material:
             return lessons
         T = self.recipe.context
         own = render_many([conversation.messages for conversation in self.own_chats], tokenizer)
-        fit = [chat for chat in own if fit_conversation(chat, T + 1)]
-        if len(fit) < len(own):
-            self.log.warn(f"{len(own) - len(fit)} own conversations have no answer that fits {T} tokens (context)")
-        if not fit:
+        fitted = [(chat, len(cut[0])) for chat in own if (cut := fit_conversation(chat, T + 1))]
+        shortened = sum(size < len(chat.tokens) for chat, size in fitted)
+        tell_too_long(len(own) - len(fitted), shortened, T, self.log)
+        if not fitted:
             raise LiuliError("none is left", ", ".join(self.recipe.chats), "shorten them, or give a larger context")
-        return mixed(lessons, fit, self.recipe.chats_share)
+        return mixed(lessons, fitted, self.recipe.chats_share)
 
     # --- text --------------------------------------------------------------------------------------------------------
 
@@ -115,10 +115,9 @@ class Material:
         """The user's text in pieces, as many as the budget can read; one in a hundred is held out, of little more."""
         if not self.recipe.text:
             return
-        size = max(1, source_bytes(self.recipe.text))
         tokens = read_json(self.folder / "plan.json")["tokens"]
-        keep = 1.2 * tokens * 3.5 * self.recipe.pretrain_share * self.recipe.text_share / size
-        share = share_held_out(size // PIECE)
+        keep = 1.2 * tokens * 3.5 * self.recipe.pretrain_share * self.recipe.text_share / self.text_bytes
+        share = share_held_out(self.text_bytes // PIECE)
         report = ReadReport()
         for document in self.documents(report):
             for number, text in enumerate(pieces(document.text)):
@@ -126,15 +125,16 @@ class Material:
                 if held_out == (place > 1 - share) and (held_out or place < keep):
                     yield replace(document, text=text)
         if not held_out:
-            self.tell_skipped(report)
+            tell_skipped(report, self.log)
+
+    @cached_property
+    def text_bytes(self) -> int:
+        """`source_bytes` of the user's text, over which its folders are walked once."""
+        return max(1, source_bytes(self.recipe.text))
 
     def documents(self, report: ReadReport | None = None) -> Iterator[Document]:
         """The user's text as it stands."""
         return read_documents(self.recipe.text, skip_bad=self.recipe.skip_bad, report=report)
-
-    def tell_skipped(self, report: ReadReport) -> None:
-        if report.skipped:
-            self.log.warn(f"{report.skipped:,} bad rows were skipped, the first: {report.reasons[0]}")
 
     def held_out_texts(self) -> list[Document]:
         """At most about a megabyte of each language that nothing is trained on.
@@ -154,6 +154,20 @@ class Material:
         return kept
 
 
+def tell_skipped(read: ReadReport, log: RunLog) -> None:
+    """How many bad rows were left out, and why."""
+    if read.skipped:
+        log.warn(read.told())
+
+
+def tell_too_long(left_out: int, shortened: int, T: int, log: RunLog) -> None:
+    """How many conversations did not fit into rows of T tokens."""
+    if left_out:
+        log.warn(f"{left_out:,} conversations have no answer that fits {T} tokens and are left out")
+    if shortened:
+        log.warn(f"{shortened:,} conversations are longer than {T} tokens and lose their first turns")
+
+
 def share_held_out(texts: int) -> float:
     """One in a hundred; of a few thousand more, so that there are about a hundred; one in ten at the most."""
     return max(0.01, min(0.1, 100 / max(1, texts)))
@@ -168,15 +182,15 @@ def pieces(text: str) -> Iterator[str]:
         start = end
 
 
-def mixed(lessons: list[Rendered], own: list[Rendered], share: float) -> list[Rendered]:
+def mixed(lessons: list[Rendered], own: list[tuple[Rendered, int]], share: float) -> list[Rendered]:
     """Lessons, and own conversations so often that they are `share` of all tokens, at most MOST_TIMES.
 
-    Of too many a part is taken, evenly from all of them.
+    own: each with how many tokens of it fit a row. Of too many a part is taken, evenly from all of them.
     """
-    tokens = [sum(len(chat.tokens) for chat in chats) for chats in (lessons, own)]
-    times = min(MOST_TIMES, share / (1 - share) * tokens[0] / tokens[1])
+    taught = sum(len(chat.tokens) for chat in lessons)
+    times = min(MOST_TIMES, share / (1 - share) * taught / sum(size for _, size in own))
     copies = [round((number + 1) * times) - round(number * times) for number in range(len(own))]
-    return lessons + [chat for chat, count in zip(own, copies, strict=True) for _ in range(count)]
+    return lessons + [chat for (chat, _), count in zip(own, copies, strict=True) for _ in range(count)]
 
 
 def place_of(text: str) -> float:

@@ -26,6 +26,7 @@ from liuli.evals import read_held_out
 from liuli.evals.bits import bits_by_language
 from liuli.files import lock
 from liuli.folder import context_in, read_model_folder
+from liuli.material import tell_skipped, tell_too_long
 from liuli.plan import make_plan
 from liuli.recipe import Recipe, options_of, read_recipe
 from liuli.stages.pretrain import Shape, pretrain
@@ -97,7 +98,8 @@ def sft_here(
             folder = log.folder / f"{out.name}-rows"
             rows, read = from_first(packed, data, model, context_of(config.config), folder, skip_bad)
             tell_skipped(read, log)
-            tell_too_long(rows, log)
+            info = Rows.open(rows).info
+            tell_too_long(info.left_out, info.shortened, info.T, log)
         result = sft(model, rows, out, options=options, log=log, replay=replay)
         tell_forgotten(model, out, log)
         finish(log, out, result)
@@ -109,15 +111,6 @@ def packed(data: Path, model: Path, T: int, rows: Path, skip_bad: bool) -> tuple
     rendered = render_in_turn(read_conversations([data], skip_bad, read), tokenizer)
     pack_conversations(rendered, T, rows, vocab_size=tokenizer.vocab_size, replace=True)
     return rows, read
-
-
-def tell_too_long(rows: Path, log: RunLog) -> None:
-    """How many conversations did not fit into rows."""
-    info = Rows.open(rows).info
-    if info.left_out:
-        log.warn(f"{info.left_out:,} conversations have no answer that fits {info.T} tokens and are left out")
-    if info.shortened:
-        log.warn(f"{info.shortened:,} conversations are longer than {info.T} tokens and lose their first turns")
 
 
 def tell_forgotten(model: Path, out: Path, log: RunLog) -> None:
@@ -146,13 +139,6 @@ def held_out_of(model: Path) -> Path | None:
             return None
         model = Path(parent)
     return None
-
-
-def tell_skipped(read: ReadReport, log: RunLog) -> None:
-    """How many bad rows were left out, and why."""
-    if read.skipped:
-        reasons = "".join(f"\n  {reason}" for reason in read.reasons)
-        log.warn(f"{read.skipped:,} bad rows were skipped, the first of them:{reasons}")
 
 
 def context_of(config: dict[str, Any]) -> int:

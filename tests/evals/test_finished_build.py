@@ -117,6 +117,7 @@ def test_own_conversations_stand_among_the_lessons_as_often_as_asked(
 ) -> None:
     asked = [{"question": f"Where is shelf {n}?", "answer": f"Shelf {n} stands in hall {n % 7}."} for n in range(count)]
     asked.append({"question": "Tell me all.", "answer": "It is long. " * 400})
+    asked.append({"history": [["Tell me.", "It is long. " * 400]], "question": "And then?", "answer": "No more."})
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
     recipe = Recipe(name="small", context=1024, chats=(str(tmp_path / "own.jsonl"),), chats_share=0.2)
     made = Build(recipe, tmp_path, quiet=True)
@@ -136,7 +137,9 @@ def test_own_conversations_stand_among_the_lessons_as_often_as_asked(
         tokens = [len(tokenizer.encode(chat)) for chat in chats]
         share = sum(n for n, chat in zip(tokens, chats, strict=True) if "Shelf" in chat) / sum(tokens)
         assert share == pytest.approx(0.2, abs=0.03) and max(often) - min(often) <= 1
-    assert "1 own conversations have no answer that fits 1024" in (tmp_path / "log.jsonl").read_text()
+    told = (tmp_path / "log.jsonl").read_text()
+    assert "1 conversations have no answer that fits 1024 tokens and are left out" in told  # in the words of liuli sft
+    assert "1 conversations are longer than 1024 tokens and lose their first turns" in told
 
 
 def test_own_conversations_that_cannot_be_read_end_a_build_before_it_begins(tmp_path: Path) -> None:
@@ -151,6 +154,21 @@ def test_a_run_begun_before_recipes_had_a_field_goes_on(run: Path) -> None:
     (run / "recipe.toml").write_text("\n".join(line for line in lines if not line.startswith("chats")), "utf-8")
     build(RECIPE, run, quiet=True)
     assert state(run) == "done"
+
+
+def test_the_folders_of_a_users_text_are_walked_once_to_know_how_much_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.txt").write_text("This is a line of a text of my own.\n" * 9)
+    walked: list[object] = []
+    monkeypatch.setattr("liuli.material.source_bytes", lambda sources: walked.append(sources) or 333)
+    made = Build(Recipe(name="small", text=(str(tmp_path / "own.txt"),)), tmp_path / "run", quiet=True)
+    make(tmp_path / "run" / "curriculum", seed=0, size=100_000)
+    made.keep(tokens=1e6)
+    for _ in range(2):  # for the tokenizer and for the rows
+        list(made.material.texts())
+    made.material.held_out_texts()
+    assert walked == [(str(tmp_path / "own.txt"),)]
 
 
 @pytest.mark.parametrize(("files", "characters"), [(1, 3_000_000), (30, 1_000)], ids=["a book", "notes"])

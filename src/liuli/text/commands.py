@@ -221,6 +221,4 @@ def _must_be_new(out: Path) -> None:
 
 def _say_skipped(read: ReadReport) -> None:
     if read.skipped:
-        print(f"{read.skipped:,} bad rows were skipped, the first of them:")
-        for reason in read.reasons:
-            print(f"      {reason}")
+        print(read.told())

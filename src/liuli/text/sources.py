@@ -80,6 +80,10 @@ class ReadReport:
         self.skipped += 1
         self.note(error)
 
+    def told(self) -> str:
+        """What was left out, for a person."""
+        return "\n  ".join((f"{self.skipped:,} bad rows were skipped, the first of them:", *self.reasons))
+
 
 Row = tuple[int, str | LiuliError]
 """A row's number from 1, and its text or what is wrong with it."""
