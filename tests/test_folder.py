@@ -149,6 +149,22 @@ def test_a_config_that_is_no_json_object_is_named(foreign: Path, content: bytes)
         read_model_folder(foreign)
 
 
+@pytest.mark.parametrize("name", ["vocab_size", "max_position_embeddings", "context"])
+@pytest.mark.parametrize("value", ["many", [300], None, 3.5])
+def test_a_size_that_is_no_number_is_named(foreign: Path, name: str, value: object) -> None:
+    (foreign / "config.json").write_text(json.dumps(CONFIG | {name: value}))
+    with pytest.raises(LiuliError, match=rf"{name} = .* is no whole number[\s\S]*config\.json"):
+        read_model_folder(foreign)
+
+
+@pytest.mark.parametrize("index", [{"weight_map": ["model.safetensors"]}, {}], ids=["a list", "nothing"])
+def test_an_index_of_weights_that_names_no_files_is_named(foreign: Path, index: dict[str, Any]) -> None:
+    (foreign / "model.safetensors").rename(foreign / "model-00001-of-00001.safetensors")
+    (foreign / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(DamagedError, match=r"model\.safetensors\.index\.json names no files"):
+        read_model_folder(foreign)
+
+
 def test_a_truncated_weight_file_made_elsewhere_is_named(foreign: Path) -> None:
     for size in (0, 7, 100, 2000):
         weights = (foreign / "model.safetensors").read_bytes()

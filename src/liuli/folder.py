@@ -76,9 +76,13 @@ def read_model_folder(path: str | Path, verify: bool = True, tokenizer: bool = T
             where=path / CONFIG,
             fix=f"Liuli runs {', '.join(MODEL_TYPES[:-1])} and {MODEL_TYPES[-1]}",
         )
+    for name in ("vocab_size", "max_position_embeddings", "context"):  # which others read before there is a model
+        if not isinstance(config.get(name, 0), int):
+            fix = "use the config.json that came with these weights"
+            raise LiuliError(f"{name} = {config[name]!r} is no whole number", path / CONFIG, fix)
     _weight_files(path)
     if tokenizer:
-        _demand_tokenizer(path, int(config.get("vocab_size") or 0))
+        _demand_tokenizer(path, config.get("vocab_size", 0))
     return ModelFolder(path, config, read_json(path / PROVENANCE) if (path / PROVENANCE).exists() else {})
 
 
@@ -204,7 +208,10 @@ def _weight_files(path: Path) -> list[Path]:
         pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
         fix = "copy the folder again" if not pickled else f"{pickled[0]} can run code when opened: save as safetensors"
         raise DamagedError(f"{WEIGHTS} is missing", where=path, fix=fix)
-    names = sorted({str(name) for name in dict(read_json(path / SHARDS).get("weight_map", {})).values()})
+    listed = read_json(path / SHARDS).get("weight_map")
+    if not isinstance(listed, dict):
+        raise DamagedError(f"{SHARDS} names no files", path / SHARDS, "copy the folder again")
+    names = sorted({str(name) for name in listed.values()})
     for name in names:
         if Path(name).name != name or not (path / name).is_file():
             raise DamagedError(f"{name} is missing", where=path, fix="copy the folder again")

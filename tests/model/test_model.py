@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from liuli.errors import LiuliError
 from liuli.model import Transformer, flops_per_token, load, parameter_count, qwen3, racer, save
-from liuli.model.convert import export_config, import_config
+from liuli.model.convert import export_config, import_config, import_folder
 from liuli.model.ops import (
     CrossEntropyEager,
     NormAndRotateEager,
@@ -24,6 +24,7 @@ from liuli.model.ops import (
     rotary_table,
     token_log_probs,
 )
+from liuli.text import Tokenizer
 from liuli.train.loss import TensorBatch, next_token
 
 SMALL = [
@@ -257,12 +258,36 @@ def test_folder_written_by_transformers_opens_here(kind, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [{"num_hidden_layers": None}, {"vocab_size": "many"}, {"num_attention_heads": 0}, {"num_key_value_heads": 0},
-     {"rope_scaling": "linear"}, {"hidden_size": None, "head_dim": None}],
+     {"rope_scaling": "linear"}, {"hidden_size": None, "head_dim": None}, {"rms_norm_eps": "small"},
+     {"rms_norm_eps": None}, {"tie_word_embeddings": "false"}],
 )  # fmt: skip
 def test_a_config_that_describes_no_model_is_one_clear_error(change):
     good = export_config(build(SMALL[0]).config)
     with pytest.raises(LiuliError, match=r"here|model config"):
         import_config(good | {"rope_parameters": None} | change, "here")
+
+
+@pytest.mark.parametrize("change", [{"norm_eps": "small"}, {"softcap": [15]}, {"tied": "no"}, {"value_layers": 3}])
+def test_a_racers_config_with_a_word_for_a_number_is_one_clear_error(change):
+    with pytest.raises(LiuliError, match=r"describes no model(?s:.*)here"):
+        import_config(export_config(SMALL[3]) | change, "here")
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{% for message in messages %}", "{{ 1 / 0 }}", "{{ messages | no_such }}"],
+    ids=["torn", "0", "filter"],
+)
+def test_a_folder_with_a_chat_template_that_fails_is_not_imported(template, tmp_path):
+    Tokenizer.train(["a"], 272).save(tmp_path / "tokenizer")
+    save(build(qwen3(272, 64, 1, context=32)), tmp_path / "m", tokenizer_folder=tmp_path / "tokenizer", provenance={})
+    for name in ("manifest.json", "liuli.json"):  # as from elsewhere
+        (tmp_path / "m" / name).unlink()
+    import_folder(tmp_path / "m", tmp_path / "good")
+    (tmp_path / "m" / "chat_template.jinja").write_text(template)
+    with pytest.raises(LiuliError, match="the chat template fails"):
+        import_folder(tmp_path / "m", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("config", SMALL)

@@ -11,6 +11,7 @@ from typing import Any
 from liuli.errors import LiuliError
 
 PRESETS = ("qwen3", "llama", "racer")  # llama: qwen3 without the norm over queries and keys (arXiv 2302.13971)
+_KINDS = {"int": int, "float": int | float, "bool": bool, "str": str, "tuple[int, ...]": tuple}
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class ModelConfig:
     value_layers: tuple[int, ...] = ()  # layers that own a value-embedding table (racer)
 
     def __post_init__(self) -> None:
+        for part in fields(self):
+            if not isinstance(value := getattr(self, part.name), _KINDS[str(part.type)]):
+                raise TypeError(f"{part.name} = {value!r} is not {part.type}")
         if self.preset not in PRESETS:
             raise LiuliError(f"unknown preset {self.preset!r}", "model config", f"use one of {', '.join(PRESETS)}")
         if min(self.heads, self.kv_heads) < 1 or self.heads % self.kv_heads:

@@ -24,6 +24,7 @@ from liuli.folder import (
 from liuli.model.config import ModelConfig
 from liuli.model.transformer import Transformer
 from liuli.text import Tokenizer
+from liuli.text.chat import check_round_trip
 
 # ours -> Hugging Face's; {} is the layer
 NAMES = {
@@ -220,10 +221,12 @@ def export_folder(model: str | Path, out: str | Path, kind: str = "f32") -> None
 def import_folder(source: str | Path, out: str | Path) -> None:
     """Make a model folder, float32 and checksummed, of a Hugging Face folder with a Qwen3 model and our tokenizer.
 
-    Raises LiuliError for what Liuli has no code for, and for a tokenizer without our control tokens.
+    Raises LiuliError for what Liuli has no code for, for a tokenizer without our control tokens, and for a chat
+    template that cannot be used.
     """
     folder = read_model_folder(source)
     tokenizer, generation = Tokenizer.load(folder.path), folder.path / "generation_config.json"
+    check_round_trip(tokenizer.chat_template)
     save(
         load(folder.path),
         out,

@@ -251,7 +251,7 @@ def skeleton(template: str, shapes: tuple[Shape, ...], answer: bool) -> tuple[St
     messages = [_placeholder(number, shape, slots) for number, shape in enumerate(shapes)]
     try:
         text = _compiled(template).render(messages=messages, add_generation_prompt=answer)
-    except TemplateError as error:
+    except Exception as error:  # a template is somebody's program: it may fail in any way
         raise LiuliError(
             f"the chat template fails: {error}", fix="repair chat_template in tokenizer_config.json"
         ) from error
