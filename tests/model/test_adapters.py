@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from liuli.engine import Model
 from liuli.errors import LiuliError, UsageError
 from liuli.model import Transformer, qwen3, racer, save
-from liuli.model.adapters import adapters_of, base_of, merge
+from liuli.model.adapters import PLAIN, adapters_of, base_of, merge, refuse_variants
 from liuli.model.convert import export_tensors
 from liuli.text import Tokenizer
 
@@ -97,6 +98,35 @@ def test_merged_and_beside_the_weights_an_adapter_does_the_same_in_float64(folde
         torch.testing.assert_close(x_ND @ merged.double().T, beside, rtol=0, atol=1e-10)
         assert torch.linalg.matrix_rank(merged.double() - base[name]) <= 4
     assert adapted == 2 * len(LINEAR)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("kasa_config", {"beta": 0.1}),
+        ("velora_config", {"num_groups": 2}),
+        ("monteclora_config", {"num_samples": 4}),
+        ("use_bdlora", {"nblocks": 2}),
+        ("an_option_of_next_year", {"angle": 1.5}),
+        ("use_something_new", True),
+    ],
+)
+def test_an_adapter_with_an_option_that_is_not_known_to_be_plain_is_refused_by_its_name(
+    tmp_path: Path, option: str, value: object
+) -> None:
+    config = {"peft_type": "LORA", "lora_alpha": 8, "bias": "none", "loftq_config": {}}
+    refuse_variants(config | {option: None}, tmp_path)
+    with pytest.raises(LiuliError, match=f"plain LoRA adapters; this one has {option}"):
+        refuse_variants(config | {option: value}, tmp_path)
+
+
+def test_every_option_of_peft_is_known_to_be_plain_or_refused_where_it_is_set(tmp_path: Path) -> None:
+    config = {"peft_type": "LORA", "lora_alpha": 8}
+    options = {part.name for part in dataclasses.fields(peft.LoraConfig)} - {"lora_alpha", "init_lora_weights"}
+    assert {"kasa_config", "velora_config", "use_dora"} <= options
+    for option in options - PLAIN:
+        with pytest.raises(LiuliError, match=option):
+            refuse_variants(config | {option: {"some": "setting"}}, tmp_path)
 
 
 def test_an_adapter_that_is_not_the_plain_sum_or_another_models_is_refused(folder: Path, tmp_path: Path) -> None:

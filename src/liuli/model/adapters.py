@@ -20,6 +20,13 @@ from liuli.model.transformer import Transformer
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FOLDER = "adapters"  # in a model folder
+# of PEFT's LoraConfig: options that leave the plain sum what it is, whatever they say
+PLAIN = {
+    *("peft_version", "base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core"),
+    *("r", "rank_pattern", "lora_alpha", "alpha_pattern", "use_rslora", "lora_dropout", "qalora_group_size"),
+    *("init_lora_weights", "eva_config", "loftq_config", "corda_config", "lora_ga_config", "runtime_config"),
+}
 BASE_KEPT = (True, False, None, "gaussian", "orthogonal", "eva")  # first weights that leave the base model as it is
 _PART = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
@@ -78,13 +85,14 @@ def scale(config: dict[str, Any], module: str, rank: int) -> float:
 
 
 def refuse_variants(config: dict[str, Any], path: Path) -> None:
-    """Raises LiuliError for what is not the plain sum."""
-    plain = {"peft_type": "LORA", "bias": "none", "use_dora": False, "lora_bias": False, "fan_in_fan_out": False}
-    plain |= dict.fromkeys(
-        ("modules_to_save", "trainable_token_indices", "megatron_config", "use_qalora", "alora_invocation_tokens")
-    )
-    plain |= dict.fromkeys(("arrow_config", "use_bdlora", "layer_replication", "target_parameters"))
-    used = [name for name, value in plain.items() if config.get(name, value) not in (value, None, [], False)]
+    """Raises LiuliError for what is not the plain sum: an option that is set and is none of PLAIN, whether or not Liuli
+    has heard of it."""
+    usual = {"peft_type": "LORA", "bias": "none"}
+    used = [
+        name
+        for name, value in config.items()
+        if name not in PLAIN and value not in (None, False, [], {}, usual.get(name))
+    ]
     if config.get("init_lora_weights", True) not in BASE_KEPT:
         used.append(f"init_lora_weights={config['init_lora_weights']}, which changes the base")
     if used or not isinstance(config.get("lora_alpha"), int | float):
