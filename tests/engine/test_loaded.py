@@ -36,6 +36,17 @@ def test_the_lines_of_the_design_page_work(folder: Path) -> None:
     assert model.tokenizer.decode(model.tokenizer.encode("琉璃")) == "琉璃"
 
 
+@pytest.mark.parametrize(
+    ("tokens", "what"),
+    [([1, 272], "token 272 is outside"), ([-1], "token -1 is outside"), ([], "0 tokens"), ([1] * 49, "49 tokens")],
+)
+def test_logits_of_no_tokens_too_many_or_none_of_the_models_are_refused(
+    folder: Path, tokens: list[int], what: str
+) -> None:
+    with pytest.raises(UsageError, match=f"{what}(?s:.*)logits(?s:.*)give"):
+        liuli.load(folder, device="cpu").logits(tokens)
+
+
 @pytest.mark.parametrize("how", [{"draft": "lookup"}, {"draft": "folder"}, {"weights": "int8"}, {"weights": "int4"}])
 def test_ways_to_write_sooner_give_an_answer_and_drafts_the_same_one(folder: Path, how: dict[str, str]) -> None:
     how = {name: str(folder) if value == "folder" else value for name, value in how.items()}

@@ -69,6 +69,9 @@ class Model:
         """Log-odds of every next token at every position: (T, V) float32, on the CPU. tokens: 1 to `context` ids."""
         if not tokens or len(tokens) > self.engine.context:
             raise UsageError(f"{len(tokens)} tokens given", "logits", f"give 1 to {self.engine.context}")
+        V = self.transformer.config.vocab_size
+        if unknown := [id for id in tokens if not 0 <= id < V]:
+            raise UsageError(f"token {unknown[0]} is outside the vocabulary", "logits", f"give ids from 0 to {V - 1}")
         tokens_1T = torch.tensor([list(tokens)], device=self.engine.device)
         logits: Tensor = self.transformer(tokens_1T)[0].float().cpu()
         return logits
