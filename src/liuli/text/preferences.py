@@ -29,7 +29,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import combinations
 from typing import Any
@@ -133,6 +133,12 @@ def task_line(task: Task) -> dict[str, Any]:
     return {"prompt": _dicts(task.prompt), **check, "from_row": task.source}
 
 
+def _bare(messages: Messages) -> Messages:
+    """Messages without the ids of calls, which no model reads."""
+    calls = [tuple(replace(call, id="") for call in message.tool_calls) for message in messages]
+    return tuple(replace(m, tool_calls=own, tool_call_id=None) for m, own in zip(messages, calls, strict=True))
+
+
 def _dicts(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [message.to_dict() for message in messages]
 
@@ -157,7 +163,7 @@ def _compare(row: Row, source: str) -> list[Preference]:
     for field, answer in answers.items():
         _check_answer(answer, field)
     for better, worse, _ in pairs:
-        if answers[better] == answers[worse]:
+        if _bare(answers[better]) == _bare(answers[worse]):
             raise LiuliError("the better and the worse answer are the same", f"{better} and {worse}")
     who = next((shown(row[key]) for key in ("who", "annotator", "worker") if isinstance(row.get(key), str)), "")
     group = hashlib.blake2b(_encoded(prompt, "prompt"), digest_size=8).hexdigest()
