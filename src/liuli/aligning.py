@@ -230,7 +230,8 @@ def best_here(
     with own_run(out, "drawing and choosing answers", quiet, (model, tasks, judge_folder), divided=False) as log:
         asked, earn, _ = exercises(model, tasks, skills, judge_folder, seed, run_python, skip_bad, log)
         least = -math.inf if judge_folder is not None else 1.0  # where the right answer is known, no other is learned
-        engine = Model(model, dtype=measure_machine().compute_dtype).engine
+        machine = measure_machine()
+        engine = Model(model, device=machine.device, dtype=machine.compute_dtype).engine
         kept: list[Best] = []
         for best in best_of(engine, asked, earn, n, max_tokens=max_tokens, seed=seed, warn=log.warn):
             log.progress((best.number + 1) / len(asked))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from liuli.aligning import ends_with, last_words
+from liuli.aligning import best_here, ends_with, last_words
 from liuli.cli import app
 from liuli.engine import Engine
 from liuli.errors import LiuliError, UsageError
@@ -19,6 +19,7 @@ from liuli.stages.experience import Reward
 from liuli.stages.rollout import Rollouts, roll_out
 from liuli.stages.training import write_model
 from liuli.text import Message, read_preferences
+from liuli.train import Machine
 from tests.engine.conftest import byte_tokenizer, make_model, scripted
 
 T = byte_tokenizer()
@@ -192,3 +193,21 @@ def replace_engine(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> list[Path
 
     monkeypatch.setattr("liuli.aligning.Model", Stand)
     return asked
+
+
+def test_answers_are_drawn_on_the_device_whose_number_format_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+
+    def open_it(path: Path, **how: object) -> None:
+        opened.append(how)
+        raise LiuliError("it was opened")
+
+    apple = Machine("mps", "a Mac", 8, "bfloat16", 1e9, 2e9, 0, compiler=False)
+    monkeypatch.setattr("liuli.aligning.measure_machine", lambda: apple)
+    monkeypatch.setattr("liuli.aligning.exercises", lambda *given: ([], by_chance, {}))
+    monkeypatch.setattr("liuli.aligning.Model", open_it)
+    with pytest.raises(LiuliError, match="it was opened"):
+        best_here(tmp_path, None, [], None, tmp_path / "run" / "best.jsonl", 2, 8, 0, False, False, False, True)
+    assert opened == [{"device": "mps", "dtype": torch.bfloat16}]

@@ -42,7 +42,8 @@ class Machine:
 
 
 def choose_device() -> str:
-    """CUDA where there is one, else Apple's GPU, else the CPU."""
+    """CUDA where there is one, else Apple's GPU, else the CPU: of whole batches; one answer at a time is written where
+    `engine.pick_device` says."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
