@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -179,7 +179,7 @@ def make_plan(
     layers: int | None = None,
     width: int | None = None,
     batch_tokens: int = TrainOptions.batch_tokens,
-    compile: str = "auto",
+    compile: Literal["auto", "yes", "no"] = "auto",
     law: Law | None = None,
     kind: str = "curriculum",
     probe_seconds: float = 4.0,

@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar
 
 from liuli.errors import UsageError
 from liuli.stages.ppo import PPOOptions
@@ -109,16 +109,9 @@ def check_section(values: Any, where: str, options: type[Any]) -> None:
     """Options of a stage: known names, right types and ranges."""
     if not isinstance(values, dict):
         raise UsageError(f"{values!r} is not a section", where, "write key = value lines under its heading")
-    defaults = {part.name: part.default for part in fields(options)}
-    check_keys(values, list(defaults), where)
+    check_keys(values, [part.name for part in fields(options)], where)
     for name, value in values.items():
-        check_option(name, value, defaults[name], words_of(options, name), where)
-
-
-def words_of(options: type[Any], name: str) -> tuple[str, ...]:
-    """The words that an option may be, where it may be but a few."""
-    known = get_args(get_type_hints(options)[name])
-    return known if known and all(isinstance(word, str) for word in known) else ()
+        check_option(options, name, value, where)
 
 
 def option_values(options: type[Any], budget: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
@@ -139,7 +132,7 @@ def check_values(recipe: Recipe, where: str | Path) -> None:
     for part in fields(Recipe):
         value, default = getattr(recipe, part.name), getattr(Recipe(), part.name)
         if isinstance(default, str | int | float):
-            check_option(part.name, value, default, where=where)
+            check_option(Recipe, part.name, value, where)
         elif not isinstance(value, type(default)):
             raise UsageError(f"{part.name} = {value!r} is not {type(default).__name__}", where)
     if not 0 <= recipe.align_share < 1:

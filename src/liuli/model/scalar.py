@@ -14,14 +14,7 @@ from torch import Tensor, nn
 
 from liuli.errors import LiuliError
 from liuli.folder import read_model_folder, write_model_folder
-from liuli.model.convert import (
-    CLASSES,
-    export_config,
-    export_tensors,
-    fill,
-    import_config,
-    is_known_elsewhere,
-)
+from liuli.model.convert import CLASSES, export_config, export_tensors, fill, import_config, is_known_elsewhere
 from liuli.model.transformer import Branches, Linear, Transformer
 
 SCORE = "score.weight"
@@ -74,12 +67,10 @@ def save_scalar(
     config = export_config(model.body.config, special)
     config |= {"tie_word_embeddings": False, "score_offsets": model.offsets_E.tolist()}
     if is_known_elsewhere(model.body.config):
-        labels = {str(number): f"member {number + 1}" for number in range(len(model.offsets_E))}
-        config |= {
-            "architectures": [f"{CLASSES[model.body.config.preset]}ForSequenceClassification"],
-            "id2label": labels,
-        }
-        config |= {"label2id": {name: int(number) for number, name in labels.items()}}
+        names = [f"member {number}" for number in range(1, len(model.offsets_E) + 1)]
+        config["architectures"] = [f"{CLASSES[model.body.config.preset]}ForSequenceClassification"]
+        config["id2label"] = {str(number): name for number, name in enumerate(names)}
+        config["label2id"] = {name: number for number, name in enumerate(names)}
     write_model_folder(
         path,
         config=config,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class TrainOptions:
     flops: float | None = None
     batch_tokens: int = 2048  # tokens of one optimizer step
     micro_tokens: int = 8192  # tokens of one forward pass at the most
-    optimizer: str = "muon"  # muon or adamw
+    optimizer: Literal["muon", "adamw"] = "muon"
     matrix_lr: float = 0.004
     head_lr: float = 0.004
     embedding_lr: float = 0.01
@@ -61,7 +61,7 @@ class TrainOptions:
     replay: float = 0.0  # fine-tuning: share of each batch that is rows of pretraining, against forgetting
     warmup: float = 0.02  # share of the run
     cooldown: float = 0.6  # share of the run over which learning rates fall
-    compile: str = "auto"  # auto, yes or no
+    compile: Literal["auto", "yes", "no"] = "auto"
     save_every_s: float = 60.0
     save_every_steps: int = 0
     snapshot_every_s: float = 30.0
@@ -69,7 +69,7 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         for part in fields(self):
-            check_option(part.name, getattr(self, part.name), part.default)
+            check_option(TrainOptions, part.name, getattr(self, part.name))
         if self.optimizer == "adamw" and self.matrix_lr != TrainOptions.matrix_lr:
             raise UsageError("adamw takes no matrix_lr", "training options", "adam_lr is that of its matrices too")
         given = [name for name in ("minutes", "steps", "tokens", "flops") if getattr(self, name) is not None]
@@ -85,14 +85,12 @@ POSITIVE = (
     *("minutes", "steps", "tokens", "flops", "epochs", "batch_tokens", "micro_tokens", "max_tokens"),
     *("members", "prompts", "pairs", "answers", "minibatches", "context", "kl_horizon"),
 )
-CHOICES = {"optimizer": ("muon", "adamw"), "compile": ("auto", "yes", "no")}
 
 
-def check_option(
-    name: str, value: Any, default: Any, words: Sequence[str] = (), where: str | Path = "training options"
-) -> None:
+def check_option(options: type[Any], name: str, value: Any, where: str | Path = "training options") -> None:
     """One option of a stage: its type (that of the default), its range, or that it is one of a few words."""
-    if words := words or CHOICES.get(name, ()):
+    default, words = options.__dataclass_fields__[name].default, get_args(get_type_hints(options)[name])
+    if words and all(isinstance(word, str) for word in words):
         if value not in words:
             raise UsageError(f"{name} = {value!r} is not known", where, f"use one of {', '.join(words)}")
         return
