@@ -186,6 +186,16 @@ def test_answers_marked_bad_are_not_trained(tmp_path: Path) -> None:
     assert good[1].train and not bad[1].train
 
 
+def test_a_row_of_parquet_that_is_no_utf8_is_named_and_ends_no_file(tmp_path: Path) -> None:
+    """Of conversations as of texts; what pyarrow raises for it is no error of the file's."""
+    bad = pa.array([b"1+1?", b"\xff\xfe", b"1+1?"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"question": bad, "answer": ["2", "2", "2"]}), tmp_path / "a.parquet")
+    report = ReadReport()
+    found = list(read_conversations(tmp_path, skip_bad=True, report=report))
+    assert [c.messages for c in found] == [(U, A)] * 2
+    assert report.skipped == 1 and "a.parquet, row 2" in report.reasons[0] and "invalid UTF-8" in report.reasons[0]
+
+
 def test_json_parquet_gzip_and_rounds_of_text_are_read(tmp_path: Path) -> None:
     rows = [SAME["openai"], SAME["alpaca"]]
     (tmp_path / "a.json").write_text(json.dumps(rows))

@@ -26,15 +26,14 @@ from typing import Any, TypeVar
 from liuli.errors import LiuliError
 from liuli.text.chat import Conversation, Message, ToolCall
 from liuli.text.sources import (
-    BROKEN,
     ReadReport,
     Source,
     file_kind,
     files_of,
     in_row,
-    open_parquet,
     read_json_lines,
     read_lines,
+    read_parquet,
     shown,
     weighted,
 )
@@ -144,7 +143,7 @@ def _read_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any] | LiuliError
     elif kind == ".json":
         yield from _read_json(file)
     elif kind == ".parquet":
-        yield from _read_parquet(file)
+        yield from read_parquet(file)
     else:
         yield from _read_rounds(file)
 
@@ -164,20 +163,6 @@ def _read_json(file: Path) -> Iterator[tuple[int, Mapping[str, Any] | LiuliError
     for number, row in enumerate(value if isinstance(value, list) else [value], 1):
         good = isinstance(row, dict)
         yield number, row if good else LiuliError("the entry is no JSON object", f"{file}, row {number}")
-
-
-def _read_parquet(file: Path) -> Iterator[tuple[int, Mapping[str, Any] | LiuliError]]:
-    import pyarrow as pa
-
-    number = 0
-    try:
-        for batch in open_parquet(file).iter_batches(batch_size=256, use_threads=False):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError, *BROKEN) as error:
-        what = f"the file cannot be read past row {number}: {error}"
-        yield number + 1, LiuliError(what, file, "get the file again, or pass --skip-bad")
 
 
 def _read_rounds(file: Path) -> Iterator[tuple[int, Mapping[str, Any] | LiuliError]]:

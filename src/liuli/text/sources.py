@@ -282,13 +282,17 @@ def _download(name: str, kinds: tuple[str, ...]) -> Path:
 
 
 def _rows(file: Path, field: str) -> Iterator[Row]:
-    readers: dict[str, Callable[[], Iterator[Row]]] = {
-        ".txt": lambda: _read_plain(file),
-        ".md": lambda: _read_plain(file),
-        ".jsonl": lambda: _read_json_lines(file, field),
-        ".parquet": lambda: _read_parquet(file, field),
-    }
-    return readers[file_kind(file) or ".txt"]()
+    kind = file_kind(file)
+    if kind not in WITH_FIELDS:
+        yield from _read_plain(file)
+        return
+    for number, value in read_json_lines(file) if kind == ".jsonl" else read_parquet(file, field):
+        if isinstance(value, LiuliError):
+            yield number, value
+        elif isinstance(text := value.get(field), str):
+            yield number, whole_or_error(text, file, number)
+        else:
+            yield number, _missing(field, value, file, number)
 
 
 def _read_plain(file: Path) -> Iterator[Row]:
@@ -306,16 +310,6 @@ def _read_plain(file: Path) -> Iterator[Row]:
             yield first, "\n".join(held)
             held, size, first = [], 0, 0
     yield first, "\n".join(held)
-
-
-def _read_json_lines(file: Path, field: str) -> Iterator[Row]:
-    for number, value in read_json_lines(file):
-        if isinstance(value, LiuliError):
-            yield number, value
-        elif isinstance(text := value.get(field), str):
-            yield number, whole_or_error(text, file, number)
-        else:
-            yield number, _missing(field, value, file, number)
 
 
 def _missing(field: str, row: dict[str, Any], file: Path, number: int) -> LiuliError:
@@ -351,34 +345,27 @@ def read_json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any] | LiuliErr
 _FIX = "repair it, or pass --skip-bad"
 
 
-def open_parquet(file: Path) -> Any:
-    """A parquet file, or one that was packed again as a whole; raises what pyarrow does, or what BROKEN names."""
-    import pyarrow.parquet as pq
-
-    plain = file.name.lower().endswith(".parquet")
-    return pq.ParquetFile(file if plain else io.BytesIO(b"".join(read_bytes(file))))
-
-
-def _read_parquet(file: Path, field: str) -> Iterator[Row]:
+def read_parquet(file: Path, column: str | None = None) -> Iterator[tuple[int, dict[str, Any] | LiuliError]]:
+    """(row number, row or what is wrong with it), of a file that may have been packed again as a whole. column: where
+    there is such a one, it alone is read."""
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     number = 0
     try:
-        table = open_parquet(file)
-        if field not in table.schema_arrow.names:
-            row = dict.fromkeys(table.schema_arrow.names)
-            yield 1, _missing(field, row, file, 1)
-            return
-        for batch in table.iter_batches(batch_size=1024, columns=[field], use_threads=False):
-            for scalar in batch.column(0):
+        plain = file.name.lower().endswith(".parquet")
+        table = pq.ParquetFile(file if plain else io.BytesIO(b"".join(read_bytes(file))))
+        names = table.schema_arrow.names
+        names = [name for name in names if name == column] or names
+        for batch in table.iter_batches(batch_size=256, columns=names, use_threads=False):
+            columns = {name: batch.column(name) for name in names}
+            for place in range(batch.num_rows):
                 number += 1
                 try:
-                    text = scalar.as_py()
+                    yield number, {name: values[place].as_py() for name, values in columns.items()}
                 except UnicodeDecodeError as error:
                     yield number, _not_utf8(error, file, number)
-                    continue
-                yield number, text if isinstance(text, str) else _missing(field, {field: None}, file, number)
-    except (pa.ArrowException, OSError, *BROKEN) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError, *BROKEN) as error:
         yield number + 1, _broken(error, file, number)
 
 

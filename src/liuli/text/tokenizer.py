@@ -92,14 +92,11 @@ class Tokenizer:
     # --- making one ---------------------------------------------------------------------------------------------
 
     @classmethod
-    def train(
-        cls, texts: Iterable[str], vocab_size: int, *, digits: int = 2, characters: int = TRAINING_CHARACTERS
-    ) -> Tokenizer:
-        """Learn merges from texts; the same texts give the same vocabulary.
+    def train(cls, texts: Iterable[str], vocab_size: int, *, digits: int = 2) -> Tokenizer:
+        """Learn merges from a sample taken evenly from all texts; the same texts give the same vocabulary.
 
         vocab_size: at least 272. Text that offers fewer merges than asked gives a smaller vocabulary.
         digits: the longest group of digits in one token, 1 or 2.
-        characters: from about how many characters to learn, taken evenly from the whole of `texts`.
         """
         if vocab_size < SMALLEST:
             raise UsageError(
@@ -123,7 +120,7 @@ class Tokenizer:
             max_token_length=24,  # bytes; longer ones are boilerplate
             show_progress=False,
         )
-        sample = spread_sample(texts, characters)
+        sample = spread_sample(texts, TRAINING_CHARACTERS)
         if not any(text.strip() for text in sample):
             raise LiuliError("there is no text to learn a vocabulary from", fix="give a source that holds text")
         backend.train_from_iterator(sample, trainer)
