@@ -29,13 +29,13 @@ from liuli.text.sources import (
     ReadReport,
     Source,
     file_kind,
-    files_of,
+    find_sources,
     in_row,
     read_json_lines,
     read_lines,
     read_parquet,
+    read_sources,
     shown,
-    weighted,
 )
 
 KINDS = (".jsonl", ".json", ".parquet", ".txt")
@@ -91,46 +91,25 @@ def read_rows(
     """
     report = report if report is not None else ReadReport()
     sources = [sources] if isinstance(sources, str | Path | Source) else sources
-    for source in map(Source.of, sources):
-        for made in weighted(_converted(source, kinds, convert, skip_bad, report), source.weight):
-            report.documents += 1
-            yield made
+
+    def converted(file: Path, source: Source) -> Iterator[T | LiuliError]:
+        for number, row in _read_rows(file):
+            if isinstance(row, LiuliError):
+                yield row
+                continue
+            try:
+                made = convert(row, shown(f"{file}:{number}"), shown(source.path))
+            except LiuliError as error:
+                yield in_row(error, file, number)
+                continue
+            if not made:
+                report.skip(LiuliError("a tie: the judge prefers neither", f"{file}, row {number}"))
+            yield from made
+
+    yield from read_sources(find_sources(sources, kinds), converted, skip_bad, report)
     if not report.documents:
         bad = f" ({report.skipped} rows were skipped)" if report.skipped else ""
         raise LiuliError(f"no {wanted} found{bad}", ", ".join(map(str, sources)), "give other files")
-
-
-def _converted(
-    source: Source,
-    kinds: tuple[str, ...],
-    convert: Callable[[Row, str, str], list[T]],
-    skip_bad: bool,
-    report: ReadReport,
-) -> Iterator[T]:
-    for file in files_of(source, kinds):
-        report.files += 1
-        for number, row in _read_rows(file):
-            try:
-                found = _made(row, convert, file, number, shown(source.path))
-            except LiuliError as error:
-                if not skip_bad:
-                    raise
-                report.skip(error)
-                continue
-            if not found:
-                report.skip(LiuliError("a tie: the judge prefers neither", f"{file}, row {number}"))
-            yield from found
-
-
-def _made(
-    row: Row | LiuliError, convert: Callable[[Row, str, str], list[T]], file: Path, number: int, source: str
-) -> list[T]:
-    if isinstance(row, LiuliError):
-        raise row
-    try:
-        return convert(row, shown(f"{file}:{number}"), source)
-    except LiuliError as error:
-        raise in_row(error, file, number) from error
 
 
 # --- rows of a file --------------------------------------------------------------------------------------------------

@@ -102,18 +102,63 @@ def read_documents(
     Raises LiuliError for a bad row unless skip_bad, and for sources without a single document.
     """
     report = report if report is not None else ReadReport()
-    found = [(source, files_of(source)) for source in map(Source.of, sources)]  # all, before the first is read
+    found = find_sources(sources)
     if field != "text" and found and not any(file_kind(file) in WITH_FIELDS for _, files in found for file in files):
         raise UsageError("no file here has fields", f"--field {field}", "leave it out: it is for .jsonl and .parquet")
-    for source, files in found:
-        for document in weighted(_read_files(files, source, field, skip_bad, report), source.weight):
-            report.documents += 1
-            report.bytes += len(document.text.encode())
-            yield document
+
+    def documents(file: Path, source: Source) -> Iterator[Document | LiuliError]:
+        for number, text in _rows(file, field):
+            if isinstance(text, LiuliError):
+                yield text
+            elif text.strip():
+                yield Document(text, shown(f"{file}:{number}"), shown(source.path), guess_language(text))
+
+    for document in read_sources(found, documents, skip_bad, report):
+        report.bytes += len(document.text.encode())
+        yield document
     if not report.documents:
         where = ", ".join(str(source.path) for source, _ in found) or None
         bad = f" ({report.skipped} bad rows were skipped)" if report.skipped else ""
         raise LiuliError(f"the corpus is empty: no document found{bad}", where, "give a source that holds text")
+
+
+def find_sources(
+    sources: Iterable[Source | str | Path], kinds: tuple[str, ...] = KINDS
+) -> list[tuple[Source, list[Path]]]:
+    """Every source and its files, all found before the first is read. Raises UsageError for a weight that cannot be
+    meant."""
+    known = [Source.of(source) for source in sources]
+    for source in known:
+        if not 0 < source.weight < 1000:
+            fix = "weights are above 0 and under 1000"
+            raise UsageError(f"a weight of {source.weight} cannot be meant", source.path, fix)
+    return [(source, find_files(source.path, kinds)) for source in known]
+
+
+def read_sources(
+    found: Iterable[tuple[Source, list[Path]]],
+    read: Callable[[Path, Source], Iterator[T | LiuliError]],
+    skip_bad: bool,
+    report: ReadReport,
+) -> Iterator[T]:
+    """What `read` makes of all files, in order and as often as their sources weigh; what is wrong is raised, or with
+    skip_bad counted."""
+
+    def good(source: Source, files: list[Path]) -> Iterator[T]:
+        for file in files:
+            report.files += 1
+            for item in read(file, source):
+                if not isinstance(item, LiuliError):
+                    yield item
+                elif skip_bad:
+                    report.skip(item)
+                else:
+                    raise item
+
+    for source, files in found:
+        for item in weighted(good(source, files), source.weight):
+            report.documents += 1
+            yield item
 
 
 def weighted(items: Iterable[T], weight: float) -> Iterator[T]:
@@ -123,29 +168,6 @@ def weighted(items: Iterable[T], weight: float) -> Iterator[T]:
         due += weight
         yield from [item] * int(due + 1e-9)
         due -= int(due + 1e-9)
-
-
-def files_of(source: Source, kinds: tuple[str, ...] = KINDS) -> list[Path]:
-    """`find_files` of a source. Raises UsageError for a weight that cannot be meant."""
-    if not 0 < source.weight < 1000:
-        fix = "weights are above 0 and under 1000"
-        raise UsageError(f"a weight of {source.weight} cannot be meant", source.path, fix)
-    return find_files(source.path, kinds)
-
-
-def _read_files(
-    files: list[Path], source: Source, field: str, skip_bad: bool, report: ReadReport
-) -> Iterator[Document]:
-    for file in files:
-        report.files += 1
-        for number, text in _rows(file, field):
-            if isinstance(text, str):
-                if text.strip():
-                    yield Document(text, shown(f"{file}:{number}"), shown(source.path), guess_language(text))
-                continue
-            if not skip_bad:
-                raise text
-            report.skip(text)
 
 
 def in_row(error: LiuliError, file: Path, number: int) -> LiuliError:
