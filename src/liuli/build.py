@@ -10,7 +10,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from difflib import ndiff
 from functools import cached_property, partial
 from pathlib import Path
@@ -368,12 +368,8 @@ def worths(items: Sequence[dict[str, Any]], rollouts: Rollouts) -> Tensor:
     return torch.tensor([worth(items[number], [message.to_dict() for message in said]) for number, said in pairs])
 
 
-def build(
-    recipe: Recipe, folder: str | Path | None = None, *, minutes: float | None = None, quiet: bool = False
-) -> Path:
+def build(recipe: Recipe, folder: str | Path | None = None, *, quiet: bool = False) -> Path:
     """Run a recipe; the run folder is runs/NAME unless given. Gives the run folder."""
-    if minutes is not None:
-        recipe = replace(recipe, minutes=float(minutes))
     run = Path(folder) if folder else Path("runs") / recipe.name
     if run.exists() and not run.is_dir():
         raise LiuliError("the run folder is a file", run, "choose another folder with --out")

@@ -163,10 +163,8 @@ def dpo(
         gain_B = log_probs(held_out.answers) - tested_B
         right_P = gain_B[held_out.chosen_P] > gain_B[held_out.rejected_P]
         figures |= {"held_out": float(len(held_out)), "held_out_accuracy": float(right_P.float().mean())}
-    learned = whole(model)
-    learned.compute_dtype = None
     provenance = origin | {"options": asdict(options), "figures": figures, "seed": options.seed, "step": done}
-    from_first(write_model, learned.cpu(), out, tokenizer, Path(model_folder), provenance)
+    from_first(write_model, whole(model), out, tokenizer, Path(model_folder), provenance)
     remove(checkpoints)
     return figures
 

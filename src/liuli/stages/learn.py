@@ -427,16 +427,8 @@ def reinforce(
     remove(published)
     copy_weights()
     from_first(ask_prompts, writer, tokenizer, learner.done, log)
-    writer.compute_dtype = None
-    from_first(
-        write_model,
-        writer.cpu(),
-        out,
-        tokenizer,
-        model_folder,
-        origin
-        | {"options": asdict(options), "figures": figures, "seed": options.seed}
-        | {"step": learner.done, "tokens": learner.tokens},
-    )
+    provenance = origin | {"options": asdict(options), "figures": figures, "seed": options.seed}
+    provenance |= {"step": learner.done, "tokens": learner.tokens}
+    from_first(write_model, writer, out, tokenizer, model_folder, provenance)
     remove(checkpoints)
     return figures
