@@ -24,7 +24,7 @@ from liuli.curriculum.preferences import PRACTISED
 from liuli.errors import LiuliError, UsageError
 from liuli.evals.words import STAGES
 from liuli.files import lock, new_folder, read_json, read_lines, write_file, write_json
-from liuli.material import Material, place_of
+from liuli.material import Material, place_of, tell_left_out
 from liuli.recipe import Recipe, read_recipe, recipe_toml
 from liuli.stages.ppo import PPOOptions, ppo
 from liuli.stages.pretrain import Shape, pretrain
@@ -256,8 +256,7 @@ class Build:
             for own in sides
         )
         odds = torch.tensor([pairs[sides[1][place]]["odds"] for place in held_out.kept])
-        if train.skipped + held_out.skipped:
-            self.log.warn(f"{train.skipped + held_out.skipped} comparisons are too long for the context and left out")
+        tell_left_out(train.skipped + held_out.skipped, "comparisons", self.log)
         minutes = self.stage_minutes("reward", REWARD_SHARE)
         options = RewardOptions(**{"seed": self.recipe.seed, "minutes": minutes} | self.recipe.reward)
         figures = reward(

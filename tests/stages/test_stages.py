@@ -26,6 +26,7 @@ from liuli.folder import folder_hash
 from liuli.model import load
 from liuli.model.scalar import ScalarModel, load_scalar
 from liuli.recipe import option_values
+from liuli.stages import rollout
 from liuli.stages.dpo import DPOOptions, Thumbs, dpo, thumbs
 from liuli.stages.experience import Reward
 from liuli.stages.grpo import GRPOOptions, grpo
@@ -149,12 +150,20 @@ def test_a_margin_that_one_comparison_lacks_is_kept_for_the_others() -> None:
     assert comparisons(PAIRS).margin_P is None
 
 
-def test_scores_are_normal_over_prompts_of_all_kinds_however_they_are_sorted(
+def test_scores_are_normal_over_prompts_of_all_kinds_however_they_are_sorted_and_no_others_are_rendered(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = [ask(f"{kind} {number}") for kind in "abcd" for number in range(200)]
-    asked += [ask("a" * CONTEXT)] * 3  # that leave no room for an answer
+    asked += [ask("a" * CONTEXT)] * 200  # that leave no room for an answer
     drawn: list[Any] = []
+    rendered: list[int] = []
+    real = rollout.render_many
+
+    def counted(prompts: Any, *rest: Any, **more: Any) -> Any:
+        rendered.append(len(prompts))
+        return real(prompts, *rest, **more)
+
+    monkeypatch.setattr(rollout, "render_many", counted)
 
     def rolled(engine: Engine, prompts: Any, **rest: Any) -> Rollouts:
         drawn.extend(prompts)
@@ -163,9 +172,11 @@ def test_scores_are_normal_over_prompts_of_all_kinds_however_they_are_sorted(
 
     monkeypatch.setattr("liuli.stages.reward.roll_out", rolled)
     reward(model, comparisons(), tmp_path / "r", options=RewardOptions(), log=quiet(tmp_path), prompts=asked)
-    assert "3 prompts are too long" in (tmp_path / "log.jsonl").read_text()
+    assert rendered == [OWN_ANSWERS]
+    assert f"{OWN_ANSWERS - len(drawn)} prompts are too long" in (tmp_path / "log.jsonl").read_text()
     kinds = [prompt[0].content[0] for prompt in drawn]
-    assert len(set(drawn)) == OWN_ANSWERS and all(kinds.count(kind) > OWN_ANSWERS // 8 for kind in "abcd")
+    assert len(set(drawn)) == len(drawn) > OWN_ANSWERS // 2
+    assert all(kinds.count(kind) > OWN_ANSWERS // 8 for kind in "abcd")
 
 
 # --- each stage: killed in the middle it goes on to the same bits ----------------------------------------------------

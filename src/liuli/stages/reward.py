@@ -287,10 +287,11 @@ def own_answers(
     model = load(model_folder, machine.device)
     model.compute_dtype = machine.compute_dtype
     engine = Engine(model, tokenizer, rows=256)
-    fit = fitting(prompts, tokenizer, engine.context, log.warn)
-    some = [fit[place] for place in Batches(len(fit), min(len(fit), OWN_ANSWERS), seed)[0]]  # however they are sorted
-    seeds = [(seed * 8_191 + place) * 8 for place in range(len(some))]
-    drawn = roll_out(engine, [prompts[number] for number in some], max_tokens=200, seeds=seeds)
+    dealt = Batches(len(prompts), min(len(prompts), OWN_ANSWERS), seed)[0]  # however they are sorted
+    some = [prompts[number] for number in dealt]
+    fit = fitting(some, tokenizer, engine.context, log.warn)  # of thousands these alone: rendering takes seconds
+    seeds = [(seed * 8_191 + place) * 8 for place in range(len(fit))]
+    drawn = roll_out(engine, [some[place] for place in fit], max_tokens=200, seeds=seeds)
     return drawn.part(drawn.finished_B.nonzero().flatten()) if int(drawn.finished_B.sum()) > 32 else drawn
 
 
