@@ -24,15 +24,21 @@ def rms_norm(x: Tensor, gain: Tensor | None, eps: float) -> Tensor:
     return result
 
 
+def normed_eagerly(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x / sqrt(mean(x^2) + eps) and what x was multiplied with, in as few passes over memory as plain tensor operations
+    allow."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    scale = length.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
+    return x * scale, scale
+
+
 class RMSNormEager(torch.autograd.Function):
-    """RMSNorm in as few passes over memory as plain tensor operations allow."""
+    """RMSNorm with the gradient written out."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor | None, eps: float) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-        scale = length.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
-        normed = x * scale
+        normed, scale = normed_eagerly(x, eps)
         ctx.save_for_backward(normed, scale, gain)
         result: Tensor = normed if gain is None else normed * gain.to(x.dtype)
         return result
@@ -86,10 +92,7 @@ class NormAndRotateEager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor | None, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-        scale = length.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
-        normed = x * scale
+        normed, scale = normed_eagerly(x, eps)
         half = x.shape[-1] // 2
         turn = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1).unsqueeze(-2)
         stay = cos.unsqueeze(-2)

@@ -65,8 +65,10 @@ class Message:
         if not isinstance(value.get("role"), str):
             raise LiuliError("a message has no role", fix=f"known roles: {', '.join(ROLES)}")
         calls = value.get("tool_calls") or ()
-        if isinstance(calls, str):
-            calls = _json(calls, "tool_calls")
+        try:
+            calls = json.loads(calls) if isinstance(calls, str) else calls
+        except ValueError as error:
+            raise LiuliError(f"tool_calls is not JSON: {error}") from error
         if not isinstance(calls, list | tuple):
             raise LiuliError(f"tool_calls is {type(calls).__name__}, not a list")
         if not isinstance(number := value.get("tool_call_id"), str | None):
@@ -428,10 +430,3 @@ def _read_call(value: Any, number: int) -> ToolCall:
     arguments = function.get("arguments", {})
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     return ToolCall(function["name"], text, str(value.get("id") or f"call_{number}"))
-
-
-def _json(text: str, field: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise LiuliError(f"{field} is not JSON: {error}") from error
