@@ -232,7 +232,7 @@ def make_plan(
         head_share=round(costs["head"], 3),
         bpb=round(law.bits(scaling_size(config), max(1.0, reading * tokens)), 3),
         law=law.source,
-        machine=machine.to_dict(),
+        machine=asdict(machine),
     )
 
 

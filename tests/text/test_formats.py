@@ -209,7 +209,7 @@ def test_json_parquet_gzip_and_rounds_of_text_are_read(tmp_path: Path) -> None:
     found = list(read_conversations(tmp_path))
     assert [c.messages for c in found] == [(U, A)] * 5 + [(U0, A0, U, A), (U, A)]
     assert [c.id for c in found[:3]] == [f"{tmp_path}/a.json:1", f"{tmp_path}/a.json:2", "1"]
-    assert found[5].id == f"{tmp_path}/d.txt:1" and found[0].source == str(tmp_path)
+    assert found[5].id == f"{tmp_path}/d.txt:1" and found[0].source == f"{tmp_path}/a.json"
 
 
 BAD = {

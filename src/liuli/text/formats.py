@@ -70,24 +70,26 @@ def read_conversations(
     yield from read_rows(sources, KINDS, _conversation, skip_bad, report, "conversation")
 
 
-def _conversation(row: Row, place: str, source: str) -> list[Conversation]:
+def _conversation(row: Row, place: str) -> list[Conversation]:
     messages = messages_of(row)
     if not messages:
         raise LiuliError("the conversation has no messages")
     name = row.get("id", row.get("conversation_id"))
-    return [Conversation(tuple(messages), place if name is None else shown(str(name)), source)]
+    file = place.rpartition(":")[0]
+    return [Conversation(tuple(messages), place if name is None else shown(str(name)), file)]
 
 
 def read_rows(
     sources: Sources,
     kinds: tuple[str, ...],
-    convert: Callable[[Row, str, str], list[T]],
+    convert: Callable[[Row, str], list[T]],
     skip_bad: bool,
     report: ReadReport | None,
     wanted: str = "comparison, thumb or task",
 ) -> Iterator[T]:
-    """What `convert` (row, its place, its source) makes of each row of all files. A bad row is an error that names
-    file, row and field, or is counted; one of which nothing is made is a tie, and counted.
+    """What `convert` (row, its place) makes of each row of all files, without its nulls: a column of parquet stands in
+    every row. A bad row is an error that names file, row and field, or is counted; one of which nothing is made is a
+    tie, and counted.
     """
     report = report if report is not None else ReadReport()
     sources = [sources] if isinstance(sources, str | Path | Source) else sources
@@ -97,8 +99,9 @@ def read_rows(
             if isinstance(row, LiuliError):
                 yield row
                 continue
+            known = {key: value for key, value in row.items() if value is not None}
             try:
-                made = convert(row, shown(f"{file}:{number}"), shown(source.path))
+                made = convert(known, shown(f"{file}:{number}"))
             except LiuliError as error:
                 yield in_row(error, file, number)
                 continue
@@ -168,7 +171,6 @@ def _read_rounds(file: Path) -> Iterator[tuple[int, Mapping[str, Any] | LiuliErr
 
 def messages_of(row: Mapping[str, Any]) -> Messages:
     """The messages of a row of any known format. Raises LiuliError whose `where` is the field."""
-    row = {key: value for key, value in row.items() if value is not None}
     if "chosen" in row:
         messages = _preference(row)
     elif "messages" in row or "conversations" in row:

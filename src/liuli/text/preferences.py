@@ -36,7 +36,7 @@ from typing import Any
 
 from liuli.errors import LiuliError
 from liuli.text.chat import Message
-from liuli.text.formats import Row, Sources, T, _answer, _hh, _text, hh_prompt, messages_of, read_rows
+from liuli.text.formats import Row, Sources, _answer, _hh, _text, hh_prompt, messages_of, read_rows
 from liuli.text.sources import ReadReport, shown
 
 KINDS = (".jsonl", ".json", ".parquet")
@@ -87,7 +87,7 @@ def read_preferences(
     Where the judge prefers neither there is no pair; a row of ties only is counted as skipped in the report. Raises
     LiuliError for a bad row (file, row, field), unless skip_bad: then it is counted; and if nothing is found.
     """
-    yield from _read(sources, _compare, skip_bad, report)
+    yield from read_rows(sources, KINDS, _compare, skip_bad, report)
 
 
 def read_judged(sources: Sources, skip_bad: bool = False, report: ReadReport | None = None) -> Iterator[Judged]:
@@ -97,7 +97,7 @@ def read_judged(sources: Sources, skip_bad: bool = False, report: ReadReport | N
     """
     report = report if report is not None else ReadReport()
     seen: dict[bool, str] = {}
-    for judged in _read(sources, _thumb, skip_bad, report):
+    for judged in read_rows(sources, KINDS, _thumb, skip_bad, report):
         seen.setdefault(judged.good, judged.source)
         yield judged
     for good, source in seen.items() if len(seen) == 1 else ():
@@ -110,7 +110,7 @@ def read_judged(sources: Sources, skip_bad: bool = False, report: ReadReport | N
 
 def read_tasks(sources: Sources, skip_bad: bool = False, report: ReadReport | None = None) -> Iterator[Task]:
     """Read prompts with the answers that are expected, in order. Raises LiuliError as `read_preferences`."""
-    yield from _read(sources, _task, skip_bad, report)
+    yield from read_rows(sources, KINDS, _task, skip_bad, report)
 
 
 def preference_line(preference: Preference) -> dict[str, Any]:
@@ -144,17 +144,6 @@ def _dicts(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
-
-
-def _read(
-    sources: Sources, convert: Callable[[Row, str], list[T]], skip_bad: bool, report: ReadReport | None
-) -> Iterator[T]:
-    """Rows of files without their nulls, since a column of parquet stands in every row."""
-
-    def made(row: Row, place: str, _: str) -> list[T]:
-        return convert({key: value for key, value in row.items() if value is not None}, place)
-
-    return read_rows(sources, KINDS, made, skip_bad, report)
 
 
 def _compare(row: Row, source: str) -> list[Preference]:

@@ -7,9 +7,8 @@ import os
 import platform
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 
@@ -36,9 +35,6 @@ class Machine:
     @property
     def compute_dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def choose_device() -> str:
