@@ -300,11 +300,8 @@ class Sampler:
             columns = _columns(self.settings_BS[own])
             matchers = [self.matchers[row] for row in rows]
         wanted_BV = self._changed(logits_BV, own, columns)
-        if self.any_constraint:
-            wanted_BV = self._constrained(wanted_BV, logits_BV, matchers)
         if self.any_constraint or self.bias_BV is not None:
-            for row in torch.isneginf(wanted_BV).all(-1).nonzero()[:, 0].tolist():  # where nothing is left, the end
-                wanted_BV[row, self.ends] = logits_BV[row, self.ends]
+            wanted_BV = self._allowed(wanted_BV, logits_BV, matchers)
         chosen_B1 = self._drawn(wanted_BV, own, columns) if self.any_drawn else wanted_BV.argmax(-1, keepdim=True)
         if self.any_drawn and self.any_greedy:
             chosen_B1 = torch.where(columns.greedy > 0, wanted_BV.argmax(-1, keepdim=True), chosen_B1)
@@ -330,21 +327,23 @@ class Sampler:
             logits_BV = logits_BV.index_fill(1, self.ends, -math.inf).where(early_B1, logits_BV)
         return logits_BV
 
-    def _constrained(self, logits_BV: Tensor, given_BV: Tensor, matchers: Sequence[Matcher | None]) -> Tensor:
+    def _allowed(self, logits_BV: Tensor, given_BV: Tensor, matchers: Sequence[Matcher | None]) -> Tensor:
         """Leave each row what its constraint allows.
 
-        Where bias and bars forbid all that a constraint allows, it is the constraint that holds. given_BV: the logits
-        without them.
+        Where bias and bars forbid all of that it is the constraint that holds; where nothing is left at all, the end.
+        given_BV: the logits without bias and bars.
         """
-        at = [row for row, matcher in enumerate(matchers) if matcher is not None and matcher.masks]
-        if not at:
-            return logits_BV
-        barred_NV = ~masks([matcher for matcher in matchers if matcher is not None and matcher.masks], self.vocab_size)
-        logits_NV = logits_BV[at].masked_fill(barred_NV, -math.inf)
-        for row in torch.isneginf(logits_NV).all(-1).nonzero()[:, 0].tolist():
-            logits_NV[row] = given_BV[at[row]].masked_fill(barred_NV[row], -math.inf)
-        logits_BV = logits_BV.clone()
-        logits_BV[at] = logits_NV
+        masking = {row: matcher for row, matcher in enumerate(matchers) if matcher is not None and matcher.masks}
+        barred = dict(zip(masking, ~masks(list(masking.values()), self.vocab_size), strict=True)) if masking else {}
+        if barred:
+            at = list(barred)
+            logits_BV = logits_BV.clone()
+            logits_BV[at] = logits_BV[at].masked_fill(torch.stack(list(barred.values())), -math.inf)
+        for row in torch.isneginf(logits_BV).all(-1).nonzero()[:, 0].tolist():
+            if row in barred:
+                logits_BV[row] = given_BV[row].masked_fill(barred[row], -math.inf)
+            if torch.isneginf(logits_BV[row]).all():
+                logits_BV[row, self.ends] = given_BV[row, self.ends]
         return logits_BV
 
     def _drawn(self, logits_BV: Tensor, own: Tensor | slice, columns: _Columns) -> Tensor:
