@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from operator import add, floordiv, mod, mul, sub, truediv
 from typing import Any
 
 MAX_CHARACTERS = 200  # of an expression; also bounds the parser's depth
@@ -18,7 +19,8 @@ DECIMALS = 6
 
 _TOKEN = re.compile(r"\s*(?:(?P<number>\d+(?:\.\d*)?|\.\d+)|(?P<sign>\*\*|//|[-+*/%()]))", re.ASCII)
 _PLAIN = str.maketrans({"×": "*", "÷": "/", "−": "-", "（": "(", "）": ")"})
-_BINDING = {"+": 1, "-": 1, "*": 2, "/": 2, "//": 2, "%": 2}  # all of these bind to the left
+# how tightly a sign binds, to the left, and what it does
+_SIGNS = {"+": (1, add), "-": (1, sub), "*": (2, mul), "/": (2, truediv), "//": (2, floordiv), "%": (2, mod)}
 
 
 class _Refused(Exception):
@@ -84,9 +86,10 @@ class _Parser:
     def sum(self, lowest: int) -> Fraction:
         """Everything joined by operators that bind at least as tightly as `lowest`."""
         left = self.signed()
-        while _BINDING.get(self.peek(), 0) >= lowest:
-            sign = self.take()
-            left = _apply(sign, left, self.sum(_BINDING[sign] + 1))
+        while (found := _SIGNS.get(self.peek())) and found[0] >= lowest:
+            binding, does = found
+            self.take()
+            left = _bounded(Fraction(does(left, self.sum(binding + 1))))
         return left
 
     def signed(self) -> Fraction:
@@ -125,22 +128,6 @@ def _split(expression: str) -> list[str]:
     return tokens
 
 
-def _apply(sign: str, left: Fraction, right: Fraction) -> Fraction:
-    match sign:
-        case "+":
-            return _bounded(left + right)
-        case "-":
-            return _bounded(left - right)
-        case "*":
-            return _bounded(left * right)
-        case "/":
-            return _bounded(left / right)
-        case "//":
-            return _bounded(Fraction(left // right))
-        case _:
-            return _bounded(left % right)
-
-
 def _power(base: Fraction, exponent: Fraction) -> Fraction:
     if exponent.denominator != 1:
         raise _Refused("exponent is not a whole number")
@@ -172,10 +159,6 @@ def run_call(name: str, arguments: str, tools: Mapping[str, Tool]) -> str:
     return tools[name].run(parsed)
 
 
-def _run_calculator(arguments: dict[str, Any]) -> str:
-    return calculate(str(arguments.get("expression", "")))
-
-
 TOOLS: dict[str, Tool] = {
     "calculator": Tool(
         description="Computes an arithmetic expression exactly.",
@@ -184,6 +167,6 @@ TOOLS: dict[str, Tool] = {
             "properties": {"expression": {"type": "string", "description": "for example (12+3)*7"}},
             "required": ["expression"],
         },
-        run=_run_calculator,
+        run=lambda arguments: calculate(str(arguments.get("expression", ""))),
     )
 }
