@@ -6,6 +6,7 @@ The names come from the official client's types, so a field that is new there fa
 from __future__ import annotations
 
 import json
+import time
 from typing import Any, get_type_hints
 
 import httpx
@@ -230,3 +231,23 @@ def test_fields_within_fields_that_say_nothing_about_the_answer_are_taken(
 ) -> None:
     said = httpx.post(f"{real.url}/v1/{path}", json={**KINDS[path][3], **fields})
     assert said.status_code == 200 and '"error": {' not in said.text, said.text
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_body_of_unknown_fields_is_refused_at_once_and_a_few_of_them_are_named(
+    live: LiveServer, nested: bool
+) -> None:
+    unknown = {f"f{n}": n for n in range(60_000)}
+    body = {"messages": [HI[0] | unknown]} if nested else {"messages": HI} | unknown
+    raw = json.dumps(body, separators=(",", ":"))
+    known = json.dumps({"messages": HI, "metadata": unknown, "n": 0}, separators=(",", ":"))
+    times: dict[str, list[float]] = {raw: [], known: []}
+    for sent in [*times] * 5:  # in turn: machines have moods
+        began = time.perf_counter()
+        said = httpx.post(f"{live.url}/v1/chat/completions", content=sent, headers={"content-type": "application/json"})
+        times[sent].append(time.perf_counter() - began)
+        assert said.status_code == 400 and len(said.content) < 400
+        if sent == raw:
+            named = "60000 fields" if nested else "Unknown fields 'f0', 'f1', 'f2', 'f3', 'f4' and 59995 more."
+            assert named in said.json()["error"]["message"]
+    assert min(times[raw]) < 3 * min(times[known])  # than another wrong body as long

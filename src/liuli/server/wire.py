@@ -27,6 +27,8 @@ BODY_BYTES = 1_000_000
 DEEPEST = 100  # objects and lists in one another; what writes them back has an end too, at 255
 DEFAULT_TOKENS = 1024  # when the request sets no limit; the model's context may be less
 MOST_CHOICES = 16
+NAMED = 5  # of the fields that are not known
+MOST_ERRORS = 1000  # of one body; to tell what each is takes some microseconds
 _HALF_PAIR = re.compile(rb"\\ud[89a-f]", re.IGNORECASE)  # may be half of a surrogate pair, which no text holds
 
 # Fields that say nothing about the answer: who asks, how the vendor bills, caches or files it.
@@ -382,7 +384,7 @@ async def read_body(request: Request, kind: type[Body]) -> Body:
         raise ApiError(400, f"The body is not valid JSON: {_short(error)}") from None
     if not isinstance(value, dict):
         raise ApiError(400, "The body must be a JSON object.")
-    taken = _take_neutral(value, kind)
+    taken = _known(value, kind)
     try:
         return kind.model_validate(taken)
     except ValidationError as error:
@@ -413,15 +415,24 @@ def _check_depth(value: Any) -> None:
         raise ValueError(f"it is nested more than {DEEPEST} deep")
 
 
-def _take_neutral(body: dict[str, Any], kind: type[Strict]) -> dict[str, Any]:
-    """The body without fields that are ignored or neutral; ApiError for a value that is not supported."""
+def _known(body: dict[str, Any], kind: type[Strict]) -> dict[str, Any]:
+    """The body without fields that are ignored or neutral; ApiError for a value that is not supported, and for fields
+    that are not known: the first of them are named, and the others cost nothing.
+    """
     for name, neutral in kind.neutral.items():
         if body.get(name) is not None and body[name] not in neutral:
             raise ApiError(400, f"{name!r} is not supported with this value.", param=name, code="unsupported_value")
-    return {name: value for name, value in body.items() if name not in (*kind.ignored, *kind.neutral)}
+    left = {name: value for name, value in body.items() if name not in (*kind.ignored, *kind.neutral)}
+    if unknown := [name[:80] for name in left if name not in kind.model_fields]:
+        named = ", ".join(map(repr, unknown[:NAMED])) + (f" and {len(unknown) - NAMED} more" * (len(unknown) > NAMED))
+        message = f"Unknown field{'s' * (len(unknown) > 1)} {named}."
+        raise ApiError(400, message, param=unknown[0], code="unknown_parameter")
+    return left
 
 
 def _field_error(error: ValidationError, body: dict[str, Any]) -> ApiError:
+    if (count := error.error_count()) > MOST_ERRORS:
+        return ApiError(400, f"{count} fields are wrong or unknown: too many to look through.")
     first = max(error.errors(), key=lambda each: len(each["loc"]))  # of a union's complaints, the one that got furthest
     at: Any = body
     where: list[str] = []
