@@ -7,6 +7,7 @@ may cut what it sends anywhere.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 import time
@@ -496,6 +497,14 @@ def plain(event: Event) -> Event:
 
 SPOILT: list[Callable[[dict[str, Any]], object]] = [
     lambda choice: choice.pop("token_ids"),
+@pytest.mark.parametrize("salt", ["", "ann\n", "ann\nmine", "bob\n"])
+def test_who_shares_what_was_read_is_told_to_vllm_without_any_name(serve: Any, folder: Path, salt: str) -> None:
+    stand_in = vllm(ModelVoice(folder).engine)
+    list(EngineVoice(VllmEngine(folder, serve(stand_in))).reply(QUESTION, GREEDY, (), salt=salt))
+    told = stand_in.asked[-1].get("cache_salt")
+    assert told == (hashlib.sha256(salt.encode()).hexdigest() if salt else None)
+
+
     lambda choice: choice.pop("logprobs"),
     lambda choice: choice["token_ids"].__setitem__(0, 10**6),
     lambda choice: choice["token_ids"].pop(),

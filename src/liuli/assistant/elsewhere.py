@@ -6,6 +6,7 @@ is cut and tools are run exactly as with our own engine; only the numbers come f
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import tempfile
@@ -107,14 +108,14 @@ class VllmEngine:
     def poll(self, prompt: Sequence[int], sampling: Sampling, **more: Any) -> Generator[Token | None, None, None]:
         """The tokens of one answer as they come, None before it is asked for; closing the iterator hangs up.
 
-        more: as in Engine; the server knows no salt.
+        more: as in Engine.
         """
         # the server counts one place more than our engine: nothing is computed after the last token
         room = self.context - len(prompt)
         if room < 1:
             raise LiuliError("the prompt fills the server's context", self.remote.url, "shorten it")
         request = self.rules.request(prompt, replace(sampling, max_tokens=min(sampling.max_tokens, room)), **more)
-        url, asked = f"{self.remote.url}/v1/completions", self._asked(request.prompt, request.sampling)
+        url, asked = f"{self.remote.url}/v1/completions", self._asked(request.prompt, request.sampling, request.salt)
         yield None
         for event in ask_stream(url, asked, self.remote.key):
             for choice in event.get("choices") or ():
@@ -124,7 +125,7 @@ class VllmEngine:
                         return
         raise LiuliError(f"the answer breaks off after {len(request.tokens)} tokens", url, "look at the server's log")
 
-    def _asked(self, prompt: Sequence[int], sampling: Sampling) -> dict[str, Any]:
+    def _asked(self, prompt: Sequence[int], sampling: Sampling, salt: str) -> dict[str, Any]:
         refuse_unless_default(sampling, (*VLLM_KNOWS, *OURS), self.remote.url)
         always = self.remote.always
         form = sampling.constraint
@@ -138,6 +139,7 @@ class VllmEngine:
             "stop_token_ids": [*always["stop_token_ids"], *sampling.stop_tokens],
             "logit_bias": always["logit_bias"] | ends | {str(id): bias for id, bias in sampling.logit_bias},
             **({"structured_outputs": VLLM_FORMS[form.kind](form.text)} if form else {}),
+            **({"cache_salt": hashlib.sha256(salt.encode()).hexdigest()} if salt else {}),  # names stay here
             "logprobs": min(sampling.alternatives, MOST_ALTERNATIVES),
             "return_tokens_as_token_ids": True,
             "stream": True,
