@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from liuli.engine import MAX_CALLS, TOOLS, Sampling, Token, reply, reply_many, turns
+from liuli.engine import MAX_CALLS, TOOLS, Ended, Sampling, Token, reply, reply_many, turns
 from liuli.engine.chat import REMEMBERED, fit, polled_reply, trimmed
 from liuli.engine.constraints import Constraint
 from liuli.errors import LiuliError
@@ -77,7 +77,8 @@ def test_while_one_answer_calls_or_thinks_the_others_are_told_a_token_a_turn() -
     for turn in range(len("Hello") + 2):  # one in which it is handed in, and one for the end token
         list(itertools.takewhile(lambda event: event is not None, calling))
         told += itertools.takewhile(lambda event: event is not None, talking)
-        assert "".join(token.text for token in told) == "Hello"[:turn] and engine.stats.steps == turn
+        shown = "".join(token.text for token in told if isinstance(token, Token))
+        assert shown == "Hello"[:turn] and engine.stats.steps == turn
 
 
 def test_what_is_held_back_at_a_control_token_is_shown_before_it() -> None:
@@ -115,11 +116,8 @@ def test_max_tokens_are_those_of_the_whole_answer_with_its_calls(calls: float) -
 def test_a_call_of_what_is_run_elsewhere_ends_the_answer_and_all_that_was_written_is_counted() -> None:
     there = [T.call, *T.encode('weather {"city": "Paris"}'), T.end]
     engine = scripted({**SCRIPT, "42": there})
-    polled, told = polled_reply(engine, user("What is 6*7?"), GREEDY, declared=["weather"]), list[object]()
-    with pytest.raises(StopIteration) as ended:
-        while True:
-            told += [event for event in [next(polled)] if event is not None]
-    assert ended.value.value == ("call", len(call("6*7")) + len(there)) == ("call", engine.stats.written)
+    told = list(polled_reply(engine, user("What is 6*7?"), GREEDY, declared=["weather"]))
+    assert told[-1] == Ended("call", len(call("6*7")) + len(there)) == Ended("call", engine.stats.written)
     assert [message.role for message in told if isinstance(message, Message)] == ["assistant", "tool", "assistant"]
 
 

@@ -118,6 +118,13 @@ def test_tokens_of_an_input_are_counted_without_an_answer(real_client: openai.Op
     assert counted.input_tokens == made.usage.input_tokens
 
 
+def test_the_tokens_that_were_not_read_anew_are_told(real_client: openai.OpenAI) -> None:
+    asked = {"model": "model", "input": "a question that is asked twice " * 3, "max_output_tokens": 1}
+    first, again = (real_client.responses.create(**asked).usage for _ in range(2))
+    assert first.input_tokens_details.cached_tokens < 16 <= again.input_tokens_details.cached_tokens
+    assert again.input_tokens_details.cached_tokens < again.input_tokens == first.input_tokens
+
+
 def test_only_the_newest_responses_are_kept_and_only_for_who_made_them() -> None:
     shelf = Shelf(most=2)
     for number in range(3):

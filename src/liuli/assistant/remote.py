@@ -15,9 +15,8 @@ from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from liuli.assistant.voices import Ended, Event
-from liuli.engine import MAX_CALLS, TOOLS, Alternative, Sampling, StoppedBy, TextStream, Token, Tool
-from liuli.engine.chat import answer_calls, following
+from liuli.engine import TOOLS, Alternative, Event, Sampling, StoppedBy, TextStream, Token, Tool
+from liuli.engine.chat import Said, with_calls
 from liuli.engine.http import ask, ask_stream
 from liuli.errors import LiuliError, UsageError
 from liuli.text import Message, ToolCall
@@ -33,7 +32,7 @@ REFUSALS = ("logprobs", "max_completion_tokens", "stream_options")
 
 
 @dataclass
-class _Said:
+class _Heard:
     """One answer as its events come. calls: by their index, the pieces of id, name and arguments."""
 
     content: str = ""
@@ -43,13 +42,11 @@ class _Said:
     usage: int | None = None
     shown: int = 0
 
-    def message(self) -> Message:
+    def whole(self) -> Said:
         calls = [ToolCall(c["name"], c["arguments"] or "{}", c["id"] or f"call_{n}") for n, c in self.calls.items()]
-        return Message("assistant", self.content, tuple(calls))
-
-    @property
-    def stopped_by(self) -> StoppedBy:
-        return "length" if self.finish == "length" else "stop" if isinstance(self.stop, str) else "end"
+        why: StoppedBy = "length" if self.finish == "length" else "stop" if isinstance(self.stop, str) else "end"
+        count = self.shown if self.usage is None else self.usage
+        return Said(Message("assistant", self.content, tuple(calls)), Token(0, "", 0.0, stopped_by=why), count)
 
 
 class RemoteVoice:
@@ -86,28 +83,11 @@ class RemoteVoice:
     ) -> Generator[Event | None, None, None]:
         """The answer as it comes; calls of our tools are run and the model goes on, at most MAX_CALLS times."""
         chosen = {name: TOOLS[name] for name in tools}
-        history, tokens = list(messages), 0
-        for calls_made in range(MAX_CALLS + 1):
-            if tokens >= sampling.max_tokens:
-                yield Token(0, "", 0.0, stopped_by="length")
-                yield Ended("length", tokens)
-                return
-            body, said = self._asked(following(sampling, calls_made, tokens), chosen), _Said()
-            yield None  # what cannot be asked is told by now
-            yield from self._say(body | {"messages": [as_dict(message) for message in history]}, said)
-            tokens += said.usage if said.usage is not None else said.shown
-            if not said.calls or said.finish == "length" or calls_made == MAX_CALLS:
-                yield Token(0, "", 0.0, stopped_by=said.stopped_by)
-                yield Ended(said.stopped_by, tokens)
-                return
-            message = said.message()
-            if any(call.name in declared for call in message.tool_calls):
-                yield message
-                yield Ended("call", tokens)
-                return
-            produced = [message, *answer_calls(message, chosen)]
-            yield from produced
-            history += produced
+
+        def say(history: list[Message], sampling: Sampling) -> Generator[Token | None, None, Said]:
+            return self._say(self._asked(sampling, chosen) | {"messages": [as_dict(message) for message in history]})
+
+        return with_calls(say, messages, sampling, chosen, declared)
 
     def _asked(self, sampling: Sampling, tools: Mapping[str, Tool]) -> dict[str, Any]:
         """The request but for its messages."""
@@ -142,9 +122,10 @@ class RemoteVoice:
             body["tools"] = [{"type": "function", "function": function} for function in functions]
         return body
 
-    def _say(self, body: dict[str, Any], said: _Said) -> Iterator[Token]:
-        """Ask once; the tokens of what may be shown, and into `said` the rest. Raises LiuliError for half an answer."""
-        text = TextStream()
+    def _say(self, body: dict[str, Any]) -> Generator[Token | None, None, Said]:
+        """Ask once; the tokens of what may be shown. Raises LiuliError for half an answer."""
+        yield None  # what cannot be asked is told by now
+        text, said = TextStream(), _Heard()
         for event in self._events(body):
             if (usage := event.get("usage")) and usage.get("completion_tokens") is not None:
                 said.usage = int(usage["completion_tokens"])
@@ -160,6 +141,7 @@ class RemoteVoice:
                 said.finish, said.stop = choice.get("finish_reason") or said.finish, choice.get("stop_reason")
         if said.finish is None:
             raise LiuliError("the answer breaks off: the server hung up", self.url, "ask again; look at its log")
+        return said.whole()
 
     def _events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The events of an answer, asked for in the words that this server knows."""

@@ -8,29 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Generator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from liuli.engine import TOOLS, Engine, Model, Sampling, Token
+from liuli.engine import TOOLS, Ended, Engine, Event, Model, Sampling, Token
 from liuli.engine.answer import likeliest
 from liuli.engine.chat import Streams, polled_reply
 from liuli.text import Message, render
 
-
-@dataclass(frozen=True)
-class Ended:
-    """An answer's last event: why it ended ("end", "stop", "length", "call" of a tool that is run elsewhere, "error")
-    and how many tokens it took in all.
-    """
-
-    stopped_by: str
-    tokens: int
-
-
-Event = Token | Message | Ended
 SCORED_AT_ONCE = 512  # positions of a prompt: bounds the memory for log-probabilities of the whole vocabulary
 
 
@@ -80,8 +67,7 @@ class EngineVoice:
     ) -> Generator[Event | None, None, None]:
         """The engine's reply, its tools among those named. more: salt and deadline."""
         chosen = {name: TOOLS[name] for name in tools}
-        stopped_by, written = yield from polled_reply(self.engine, list(messages), sampling, chosen, declared, **more)
-        yield Ended(stopped_by, written)
+        return polled_reply(self.engine, messages, sampling, chosen, declared, **more)
 
 
 class ModelVoice(EngineVoice):
@@ -94,12 +80,12 @@ class ModelVoice(EngineVoice):
 
     def write(self, prompt: Sequence[int], sampling: Sampling, **more: Any) -> Generator[Event | None, None, None]:
         """What goes on after these tokens, which need not be a conversation."""
-        count, stopped_by = 0, "end"
+        count = 0
         for token in self.engine.poll(prompt, sampling, **more):
-            if token is not None:
-                count, stopped_by = count + 1, token.stopped_by or stopped_by
             yield token
-        yield Ended(stopped_by, count)
+            count += token is not None
+            if token is not None and token.stopped_by is not None:
+                yield Ended(token.stopped_by, count, token.reused)
 
     @torch.inference_mode()
     def score(self, tokens: Sequence[int], alternatives: int) -> list[Token]:

@@ -5,9 +5,9 @@ Out: tokens one by one as they may be shown, or whole answers, of one prompt or 
 It does not know how the model computes, how it was trained, who asks, or what HTTP is.
 """
 
-from liuli.engine.answer import Alternative, Answer, StoppedBy, Token
+from liuli.engine.answer import Alternative, Answer, Ended, StoppedBy, Token
 from liuli.engine.cache import KeyValueCache
-from liuli.engine.chat import MAX_CALLS, Turn, reply, reply_many, turns
+from liuli.engine.chat import MAX_CALLS, Event, Turn, reply, reply_many, turns
 from liuli.engine.constraints import Constraint, check
 from liuli.engine.engine import Engine, Request
 from liuli.engine.loaded import Model, pick_device
@@ -21,7 +21,9 @@ __all__ = [
     "Alternative",
     "Answer",
     "Constraint",
+    "Ended",
     "Engine",
+    "Event",
     "KeyValueCache",
     "Model",
     "Request",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
@@ -27,6 +27,7 @@ class Token:
     text: what may be shown now; empty while half a character or the beginning of a stop string is held back, so the
     texts of all tokens joined are the answer. logprob: of the unmodified distribution (before temperature, filters,
     penalty and banned tokens). forced: put there, not sampled. stopped_by: why the answer ends here; None before.
+    hidden: of a conversation's call or thought. reused: how many tokens of its prompt were not computed anew.
     """
 
     id: int
@@ -35,6 +36,19 @@ class Token:
     alternatives: tuple[Alternative, ...] = ()
     forced: bool = False
     stopped_by: StoppedBy | None = None
+    hidden: bool = False
+    reused: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A conversation's last event: why the answer ended (as a token says, or "call": of a tool that is run elsewhere),
+    how many tokens it took in all, and how many of its prompt's were not computed anew.
+    """
+
+    stopped_by: StoppedBy | Literal["call"]
+    tokens: int
+    reused: int = 0
 
 
 @dataclass(frozen=True, slots=True)

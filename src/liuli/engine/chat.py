@@ -6,13 +6,13 @@ An answer that calls a tool is followed by the tool's message, and the model goe
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from liuli.engine.answer import Answer, Token
-from liuli.engine.engine import Engine, Request, hides
+from liuli.engine.answer import Answer, Ended, Token
+from liuli.engine.engine import Engine, Request
 from liuli.engine.sampling import Sampling
 from liuli.engine.tools import TOOLS, Tool, run_call
 from liuli.errors import LiuliError
@@ -21,8 +21,8 @@ from liuli.text.tokenizer import Tokenizer
 
 MAX_CALLS = 4
 REMEMBERED = 4  # questions before the last one that go only where not even a short answer has room
-T = TypeVar("T", Token, Token | None)
 Size = TypeVar("Size")
+Event = Token | Message | Ended
 
 
 class Streams(Protocol):
@@ -53,7 +53,7 @@ def reply(
     has `stopped_by`. Closing the iterator stops the work. more: salt, deadline of the Request.
     """
     with closing(polled_reply(engine, messages, sampling, tools, **more)) as polled:
-        yield from (event for event in polled if event is not None)
+        yield from (event for event in polled if isinstance(event, Token | Message))
 
 
 def polled_reply(
@@ -63,47 +63,73 @@ def polled_reply(
     tools: Mapping[str, Tool] = TOOLS,
     declared: Collection[str] = (),
     **more: Any,
-) -> Generator[Token | Message | None, None, tuple[str, int]]:
+) -> Generator[Event | None, None, None]:
     """`reply`, for one thread that serves many: None where what comes next is not there yet, and others may go on.
 
-    declared: tools that are run elsewhere: a message that calls one is the last. Returns why it ended ("call" there)
-    and how many tokens were written in all, also those that are not shown.
+    declared: tools that are run elsewhere: a message that calls one is the last. Ended follows.
     """
-    history = list(as_messages(messages))
+
+    def say(history: list[Message], sampling: Sampling) -> Generator[Token | None, None, Said]:
+        prompt = fit(history, engine, sampling)
+        return _said(engine.poll(prompt, sampling, conversation=True, **more), engine.tokenizer)
+
+    return with_calls(say, as_messages(messages), sampling, tools, declared)
+
+
+class Said(NamedTuple):
+    """What one answer came to: its message, its last token as it may be shown, how many tokens it took."""
+
+    message: Message
+    last: Token
+    tokens: int
+
+
+def with_calls(
+    say: Callable[[list[Message], Sampling], Generator[Token | None, None, Said]],
+    messages: Sequence[Message],
+    sampling: Sampling,
+    tools: Mapping[str, Tool],
+    declared: Collection[str],
+) -> Generator[Event | None, None, None]:
+    """`polled_reply`, whoever writes. say: begins an answer, and yields all that is shown of it but the last token;
+    raises LiuliError where it cannot begin one.
+    """
+    history, written, reused = list(messages), 0, 0
     last: Token | None = None
-    written = 0
     for calls_made in range(MAX_CALLS + 1):
         try:
-            next_sampling = following(sampling, calls_made, written)
-            prompt = fit(history, engine, next_sampling)
+            saying = say(history, following(sampling, calls_made, written))
         except LiuliError:
             if last is None:
                 raise
-            yield replace(last, text="", stopped_by="length")  # after the tool's result there is no room for more
-            return "length", written
-        tokens: list[Token] = []
-        stream = engine.poll(prompt, next_sampling, conversation=True, **more)
-        for token, hidden in _with_hidden(stream, engine.tokenizer):
-            if token is None:
-                yield None
-                continue
-            tokens.append(token)
-            if token.stopped_by is not None:
-                last = replace(token, text="") if hidden else token
-            elif not hidden:
-                yield token
-        written += len(tokens)
-        message = parse_answer([token.id for token in tokens], engine.tokenizer)
-        if last is not None and not (calls_made < MAX_CALLS and _calls(message, last)):
-            yield last
-            return last.stopped_by or "end", written
+            last = replace(last, text="", stopped_by="length")  # after the tool's result there is no room for more
+            break
+        message, last, count = yield from saying
+        written += count
+        reused = reused if calls_made else last.reused
+        if calls_made == MAX_CALLS or not _calls(message, last):
+            break
         if any(call.name in declared for call in message.tool_calls):
             yield message
-            return "call", written
+            yield Ended("call", written, reused)
+            return
         produced = [message, *answer_calls(message, tools)]
         yield from produced
         history += produced
-    return "end", written
+    assert last is not None
+    yield last
+    yield Ended(last.stopped_by or "end", written, reused)
+
+
+def _said(stream: Iterator[Token | None], tokenizer: Tokenizer) -> Generator[Token | None, None, Said]:
+    tokens: list[Token] = []
+    for token in stream:
+        if token is not None:
+            tokens.append(token)
+        if token is None or not (token.hidden or token.stopped_by):
+            yield token
+    last = replace(tokens[-1], text="") if tokens[-1].hidden else tokens[-1]
+    return Said(parse_answer([token.id for token in tokens], tokenizer), last, len(tokens))
 
 
 def reply_many(
@@ -139,8 +165,7 @@ def turns(
         answer = request.answer()
         message = parse_answer(answer.ids, engine.tokenizer)
         if answer.stopped_by == "stop":  # the tokens hold the stop string, what is shown does not
-            shown = (token.text for token, hidden in _with_hidden(answer.tokens, engine.tokenizer) if not hidden)
-            message = replace(message, content="".join(shown))
+            message = replace(message, content="".join(token.text for token in answer.tokens if not token.hidden))
         calls_made = len(turn.answers)
         turn.answers.append(answer)
         turn.messages.append(message)
@@ -204,14 +229,6 @@ def trimmed(
     if len(turns) == 1 or fits(*whole):
         return whole
     return without(bisect_left(range(len(turns) - 1), True, 1, key=lambda count: fits(*without(count))))
-
-
-def _with_hidden(tokens: Iterable[T], tokenizer: Tokenizer) -> Iterator[tuple[T, bool]]:
-    """Each token, and whether its text belongs to a call or a thought; that of a control token is from before it."""
-    hidden = False
-    for token in tokens:
-        yield token, hidden
-        hidden = hidden if token is None else hides(token.id, hidden, tokenizer)
 
 
 def _calls(message: Message, last: Token) -> bool:

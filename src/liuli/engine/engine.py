@@ -69,6 +69,11 @@ class Request:
         self.ids = list(self.prompt)
 
     @property
+    def slots(self) -> int:
+        """How many tokens it may come to in the cache; the last one is never fed."""
+        return len(self.prompt) + self.sampling.max_tokens - 1
+
+    @property
     def stopped_by(self) -> StoppedBy | None:
         return self.tokens[-1].stopped_by if self.tokens else None
 
@@ -105,11 +110,8 @@ class Engine:
     ) -> None:
         config = model.config
         if tokenizer.vocab_size > config.vocab_size:
-            raise LiuliError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, the model knows {config.vocab_size}",
-                "engine",
-                "use the tokenizer that the model was trained with",
-            )
+            what = f"the tokenizer has {tokenizer.vocab_size} tokens, the model knows {config.vocab_size}"
+            raise LiuliError(what, "engine", "use the tokenizer that the model was trained with")
         if weights is not None:
             check_kind(weights)
         self.model, self.tokenizer, self.rows, self.drafter = model, tokenizer, rows, drafter
@@ -136,11 +138,6 @@ class Engine:
     @property
     def device(self) -> torch.device:
         return self.model.embedding.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of what is computed and cached."""
-        return self.model.dtype
 
     @property
     def context(self) -> int:
@@ -221,7 +218,7 @@ class Engine:
         waiting = deque(sorted(requests, key=lambda request: -len(request.prompt)))  # similar lengths side by side
         while waiting:
             # what `then` gives is longer than what it was called with: leave room, but not the whole of a long context
-            longest = max(len(request.prompt) + request.sampling.max_tokens - 1 for request in waiting)
+            longest = max(request.slots for request in waiting)
             slots = min(self.context, longest * (1 if then is None else 2))
             waiting = self._work(waiting, slots, then)
 
@@ -240,7 +237,7 @@ class Engine:
                     raise request.failed
                 if then is None or (more := then(request)) is None:
                     continue
-                if len(more.prompt) + more.sampling.max_tokens - 1 <= slots:
+                if more.slots <= slots:
                     scheduler.submit(more)
                 else:
                     too_long.append(more)
@@ -252,11 +249,8 @@ class Engine:
         if not prompt:
             raise LiuliError("the prompt is empty", where, "begin it with the tokenizer's bos token")
         if len(prompt) > self.context:
-            raise LiuliError(
-                f"the prompt has {len(prompt)} tokens, the model's context is {self.context}",
-                where,
-                "shorten it or start a new conversation",
-            )
+            what = f"the prompt has {len(prompt)} tokens, the model's context is {self.context}"
+            raise LiuliError(what, where, "shorten it or start a new conversation")
         if min(prompt) < 0 or max(prompt) >= self.model.config.vocab_size:
             raise LiuliError("the prompt holds an id that is not in the vocabulary", where, "use the model's tokenizer")
         # the last token needs no slot of its own: nothing is computed after it
@@ -287,6 +281,7 @@ class Engine:
         elif len(request.tokens) + 1 >= request.sampling.max_tokens or time.monotonic() > request.deadline:
             stopped_by = "length"
         shown = self.bytes_of[id] if stopped_by in (None, "length") else b""
+        hidden = request.hidden
         # a control token is a border: nothing held back before it can still be completed
         text = request.text.feed(shown, last=stopped_by is not None or not shown)
         if request.text.stopped:
@@ -294,7 +289,7 @@ class Engine:
         if not shown:
             request.hidden = request.conversation and hides(id, request.hidden, self.tokenizer)
             request.text = TextStream(() if request.hidden else request.sampling.stop)
-        token = Token(id, text, logprob, alternatives, stopped_by=stopped_by)
+        token = Token(id, text, logprob, alternatives, False, stopped_by, hidden, request.reused)
         request.tokens.append(token)
         request.ids.append(id)
         return token

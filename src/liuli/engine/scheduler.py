@@ -79,7 +79,7 @@ class Scheduler:
         chunk: int = CHUNK,
     ) -> None:
         config, self.engine, self.model = engine.model.config, engine, engine.model
-        dtype, device = engine.dtype, engine.device
+        dtype, device = engine.model.dtype, engine.device
         self.slots, self.patient, self.chunk = slots, patient, chunk
         per_row = 2 * config.layers * slots * config.kv_heads * config.head_size * dtype.itemsize
         self.rows = max(1, min(rows, CACHE_BYTES // per_row))
@@ -110,9 +110,9 @@ class Scheduler:
 
     def submit(self, request: Request) -> None:
         """Take a request. Raises LiuliError when it could never fit."""
-        if _slots(request) > self.slots:
+        if request.slots > self.slots:
             raise LiuliError(
-                f"prompt and answer may have {self.slots} tokens together, {_slots(request)} are asked for",
+                f"prompt and answer may have {self.slots} tokens together, {request.slots} are asked for",
                 f"prompt {request.number}",
                 "shorten the prompt or ask for fewer tokens",
             )
@@ -346,8 +346,8 @@ class Scheduler:
         """Put what is known of a prompt into a row."""
         if chain and self.prefixes is not None:
             self.prefixes.take(chain, self.cache, row)
-            request.reused = len(chain) * BLOCK
-            self.stats.reused += request.reused
+            request.reused = min(len(chain) * BLOCK, len(request.prompt))  # of the answer, too, where it goes on
+            self.stats.reused += len(chain) * BLOCK
 
     def _read_on(self, budget: int, ready: list[Request], parts: list[Tensor]) -> int:
         """Read on in the prompt that is read by itself; at its end it is ready. Returns how many tokens were read."""
@@ -465,11 +465,6 @@ class Scheduler:
             again = not self.patient or self.engine.tokenizer.call in request.ids[len(request.prompt) :]
             if again and self.prefixes is not None:
                 self.prefixes.keep(request.ids[:length], self.cache, row, request.salt)
-
-
-def _slots(request: Request) -> int:
-    """Slots that a request may fill; the last token is never fed."""
-    return len(request.prompt) + request.sampling.max_tokens - 1
 
 
 @contextmanager

@@ -18,8 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from liuli.assistant import Chats, Store
-from liuli.assistant.voices import Ended, Event
-from liuli.engine import TOOLS, Token
+from liuli.engine import TOOLS, Ended, Event, Token
 from liuli.errors import LiuliError, UsageError
 from liuli.server.chat_completions import LOWEST_LOGPROB
 from liuli.server.desk import Desk, Started

@@ -19,8 +19,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from liuli.assistant.voices import Ended, Event
-from liuli.engine import Token
+from liuli.engine import Ended, Event, Token
 from liuli.engine.constraints import Constraint
 from liuli.server.desk import Desk, Started
 from liuli.server.errors import ApiError
@@ -155,6 +154,7 @@ class Said:
     over: bool = False
     prompt_tokens: int = 0
     tokens: int = 0
+    reused: int = 0
     seed: int = 0
     fingerprint: str = ""
     bytes_of: Callable[[int], bytes] = lambda _: b""
@@ -169,7 +169,7 @@ class Said:
             self.prompt_tokens, self.bytes_of, self.seed = event.prompt_tokens, event.bytes_of, event.seed
             self.fingerprint = fingerprint(event)
         elif isinstance(event, Ended):
-            self.tokens, self.finish, self.over = event.tokens, finish_reason(event), True
+            self.tokens, self.reused, self.finish, self.over = event.tokens, event.reused, finish_reason(event), True
         elif any(call.name in declared for call in event.tool_calls):
             self.calls += [call_out(call) for call in event.tool_calls[:most_calls]]
         else:

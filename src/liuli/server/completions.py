@@ -18,8 +18,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from liuli.assistant.voices import Ended, Event
-from liuli.engine import Token
+from liuli.engine import Ended, Event, Token
 from liuli.server.chat_completions import LOWEST_LOGPROB, fingerprint, usage
 from liuli.server.desk import Desk, Started
 from liuli.server.errors import ApiError

@@ -18,8 +18,8 @@ from typing import Any, Generic, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
-from liuli.assistant.voices import Ended, EngineVoice, Event, ModelVoice, Voice
-from liuli.engine import TOOLS, Sampling, TextStream, Token
+from liuli.assistant.voices import EngineVoice, ModelVoice, Voice
+from liuli.engine import TOOLS, Ended, Event, Sampling, TextStream, Token
 from liuli.engine.chat import spare, trimmed
 from liuli.engine.constraints import Constraint, check
 from liuli.errors import LiuliError, UsageError

@@ -22,8 +22,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from liuli.assistant.voices import Ended
-from liuli.engine import Token
+from liuli.engine import Ended, Token
 from liuli.server.desk import Looked, Started
 from liuli.server.errors import ApiError, error_response
 from liuli.server.guard import HEADERS

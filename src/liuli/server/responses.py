@@ -17,8 +17,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from liuli.assistant.voices import Event
-from liuli.engine import Token
+from liuli.engine import Event, Token
 from liuli.server.chat_completions import Said, form_of
 from liuli.server.desk import Desk, Started
 from liuli.server.errors import ApiError
@@ -455,7 +454,7 @@ def usage_out(said: Said) -> dict[str, Any]:
     """Tokens read and written."""
     return {
         "input_tokens": said.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "input_tokens_details": {"cached_tokens": said.reused, "cache_write_tokens": 0},
         "output_tokens": said.tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": said.prompt_tokens + said.tokens,
