@@ -218,7 +218,7 @@ def test_what_was_said_and_computed_is_read_again_as_it_was(live: LiveServer, op
     expect(page.locator(".tool strong")).to_have_text(["2", "18"])
     page.unroute("**/api/chat")
     ask_to_the_end(page, "history")
-    read = "user:two sums|assistant:Let me compute.|tool:2|assistant:|tool:18|assistant:2 and 18.|user:history"
+    read = "user:two sums|assistant:Let me compute.|tool:2|tool:18|assistant:2 and 18.|user:history"
     expect(page.locator(".words").last).to_have_text(read)
 
 
@@ -290,6 +290,7 @@ def test_a_question_that_failed_is_not_in_the_way_of_the_next(live: LiveServer, 
     ask_to_the_end(other, "hello")
     assert [m.content[0] for m in live.voice.asked[-1][0] if m.role == "user"] == ["1", "2", "h"]
 
+    assert [call.id for call in live.voice.asked[-1][0][1].tool_calls] == ["a", "b"]  # one message, as it was written
 
 def test_an_old_question_can_be_asked_differently(live: LiveServer, open_page: Open) -> None:
     page = open_page(live.url)

@@ -196,11 +196,12 @@ export function grow(answer: Answer, event: ChatEvent): Answer {
       if (last?.kind !== "text") return { ...answer, parts: [...answer.parts, { kind: "text", tokens: [token] }] };
       return { ...answer, parts: [...answer.parts.slice(0, -1), { kind: "text", tokens: [...last.tokens, token] }] };
     }
-    case "call":
-      return {
-        ...answer,
-        parts: [...answer.parts, { kind: "tool", id: event.id, name: event.name, arguments: event.arguments, result: null }],
-      };
+    case "call": {
+      const { type: _, ...call } = event;
+      const last = answer.parts.at(-1);
+      const beside = last?.kind === "tool" && last.result === null;
+      return { ...answer, parts: [...answer.parts, { kind: "tool", ...call, result: null, ...(beside && { beside }) }] };
+    }
     case "result": {
       const open = answer.parts.filter((part): part is ToolPart => part.kind === "tool" && part.result === null);
       const meant = open.find((part) => part.id === event.id) ?? open[0];

@@ -22,6 +22,8 @@ export interface ToolPart {
   name: string;
   arguments: string;
   result: string | null;
+  /** Whether it was called in one message with the one before. */
+  beside?: boolean;
 }
 
 export type Part = TextPart | ToolPart;

@@ -37,17 +37,23 @@ function wireTurn(turn: Turn): WireMessage[] {
   return nothing ? [] : [{ role: "user", content: turn.question }, ...said];
 }
 
-/** What was said before a tool was called is in the message that calls it, as the model wrote it. */
+/** What was said before tools were called is in the message that calls them, as the model wrote it. */
 export function wireAnswer(answer: Answer): WireMessage[] {
   const messages: WireMessage[] = [];
+  let calls: WireMessage["tool_calls"];
   let content = "";
   for (const part of answer.parts) {
     content += textOf(part);
-    if (part.kind !== "tool" || part.result === null) continue;
-    const call = { id: part.id, type: "function" as const, function: { name: part.name, arguments: part.arguments } };
-    messages.push({ role: "assistant", content, tool_calls: [call] });
+    if (part.kind !== "tool") continue;
+    if (!part.beside) calls = undefined;
+    if (part.result === null) continue;
+    if (!calls) {
+      calls = [];
+      messages.push({ role: "assistant", content, tool_calls: calls });
+      content = "";
+    }
+    calls.push({ id: part.id, type: "function", function: { name: part.name, arguments: part.arguments } });
     messages.push({ role: "tool", content: part.result, tool_call_id: part.id });
-    content = "";
   }
   return [...messages, { role: "assistant", content }];
 }
