@@ -1,9 +1,10 @@
 // The page: a header, the chat, beside it (on a phone: behind a tab) the run being watched.
 import { signal } from "@preact/signals";
 import { Chat, focusBox } from "./chat";
-import { turns } from "./conversations";
+import { lastOther, turns } from "./conversations";
 import { Icon, Logo } from "./icons";
 import { Inspector } from "./inspector";
+import { KeptDialog, keptOpen } from "./kept";
 import { Label, LabelButton } from "./label";
 import { setOpen as setLabelOpen } from "./labelling";
 import { Learn } from "./learn";
@@ -31,6 +32,7 @@ export function App() {
       <Microscope />
       <Label />
       <Inspector />
+      <KeptDialog go={showChat} />
       <SettingsDialog />
     </div>
   );
@@ -58,7 +60,8 @@ function Header({ watching }: { watching: boolean }) {
         </div>
       )}
       <nav>
-        {turns.value.length > 0 && <Tool icon="plus" label={t("new_chat")} act={newChat} />}
+        {turns.value.length > 0 && <Tool icon="plus" label={t("new_chat")} act={() => showChat()} />}
+        {(turns.value.length > 0 || lastOther()) && <Tool icon="history" label={t("conversations")} act={() => (keptOpen.value = true)} />}
         <LabelButton />
         <MicroscopeButton />
         {watching && <Tool icon="curve" label={t("watch")} act={toggleSide} pressed={side.value} only="wide" />}
@@ -88,12 +91,12 @@ function Tool({ icon, label, act, pressed, only = "" }: ToolProps) {
   );
 }
 
-/** Also from the page where answers are judged, or from the microscope. */
-function newChat(): void {
+/** A new conversation or another one, also from the page where answers are judged, or from the microscope. */
+function showChat(name?: string): void {
   setLabelOpen(false);
   setMicroscopeOpen(false);
   front.value = "chat";
-  goTo();
+  goTo(name);
   setTimeout(focusBox); // when the chat is drawn again
 }
 

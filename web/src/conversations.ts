@@ -1,10 +1,11 @@
 // The conversation of this tab, and the others that this browser keeps, each under a name of its own.
 import { signal } from "@preact/signals";
 import { forget, keyOf, load, read, save } from "./store";
-import type { Answer, Part, Turn } from "./types";
+import type { Answer, Part, Token, Turn } from "./types";
 
-const MOST = 20; // conversations that are kept
-const KEEP_ALTERNATIVES = 12; // of this many last turns; older ones are stored as text only
+export const MOST = 20; // conversations that are kept
+const KEEP_ALTERNATIVES = 12; // of this many last turns
+const KEEP_TOKENS = 100; // of this many; older ones are stored as text only
 
 /** What a new tab opens, and then the others, newest first. Before there were several the only one was "turns". */
 const names = () => load<string[]>("conversations", ["turns"]);
@@ -39,6 +40,27 @@ export function lastOther(): string | undefined {
   return names().find((name) => name !== conversation.value && read(name) !== null);
 }
 
+/** A conversation in a list: its first question, and when the last one was asked. */
+export interface Kept {
+  name: string;
+  title: string;
+  time: number | undefined;
+}
+
+/** All that are kept, the newest first. */
+export function kept(): Kept[] {
+  store();
+  return names().flatMap((name) => {
+    const all = load<Turn[]>(name, []);
+    return all.length ? [{ name, title: all[0]!.question, time: all.at(-1)!.time }] : [];
+  });
+}
+
+export function remove(gone: string[]): void {
+  gone.forEach(forget);
+  save("conversations", names().filter((name) => !gone.includes(name)));
+}
+
 export function shownAnswer(turn: Turn): Answer | undefined {
   return turn.answers[turn.shown];
 }
@@ -50,7 +72,7 @@ export function store(): void {
     conversation.value = newName(); // another tab wrote something else there meanwhile: that stays, too
     save("conversation", conversation.value, "tab");
   }
-  keep(conversation.value, turns.value.slice(-100));
+  keep(conversation.value, turns.value);
   stored = turns.value;
   text = read(conversation.value);
 }
@@ -59,10 +81,13 @@ export function store(): void {
 function keep(name: string, all: Turn[]): void {
   const kept = [name, ...names().filter((each) => each !== name)];
   kept.splice(MOST).forEach(forget);
-  const light = all.map((turn, i) => (i >= all.length - KEEP_ALTERNATIVES ? turn : withoutAlternatives(turn)));
+  const light = all.map((turn, i) => {
+    const age = all.length - i;
+    return age <= KEEP_ALTERNATIVES ? turn : lighter(turn, age <= KEEP_TOKENS ? withoutAlternatives : asText);
+  });
   while (!save(name, light)) {
     if (kept.length > 2) forget(kept.pop()!);
-    else if (save(name, all.slice(-10).map(withoutAlternatives))) break;
+    else if (save(name, light.slice(-10).map((turn) => lighter(turn, withoutAlternatives)))) break;
     else return;
   }
   save("conversations", kept);
@@ -80,12 +105,14 @@ function each(answer: Answer, change: (answer: Answer) => Answer): Answer {
   return answer.other ? { ...change(answer), other: change(answer.other) } : change(answer);
 }
 
-function withoutAlternatives(turn: Turn): Turn {
-  const lighten = (part: Part): Part =>
-    part.kind === "text" ? { ...part, tokens: part.tokens.map((token) => ({ ...token, alternatives: [] })) } : part;
-  const lightened = (answer: Answer): Answer => ({ ...answer, parts: answer.parts.map(lighten) });
-  return { ...turn, answers: turn.answers.map((answer) => each(answer, lightened)) };
+function lighter(turn: Turn, lighten: (tokens: Token[]) => Token[]): Turn {
+  const lightened = (part: Part): Part => (part.kind === "text" ? { ...part, tokens: lighten(part.tokens) } : part);
+  const change = (answer: Answer): Answer => ({ ...answer, parts: answer.parts.map(lightened) });
+  return { ...turn, answers: turn.answers.map((answer) => each(answer, change)) };
 }
+
+const withoutAlternatives = (tokens: Token[]) => tokens.map((token) => ({ ...token, alternatives: [] }));
+const asText = (tokens: Token[]) => [{ id: 0, text: tokens.map((token) => token.text).join(""), logprob: 0, alternatives: [] }];
 
 /** Another tab's words in this conversation, where it went on; a different one does not take its place. */
 function follow(): void {

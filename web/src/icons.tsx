@@ -19,6 +19,8 @@ const PATHS = {
   up: "M7 11v9H4v-9zM7 11l4-8a2.5 2.5 0 0 1 2.5 2.5V9h5a2 2 0 0 1 2 2.3l-1.2 7a2 2 0 0 1-2 1.7H7",
   down: "M7 13V4H4v9zM7 13l4 8a2.5 2.5 0 0 0 2.5-2.5V15h5a2 2 0 0 0 2-2.3l-1.2-7a2 2 0 0 0-2-1.7H7",
   scales: "M12 4v16M8 20h8M5 7h14M5 7l-3 7a3 3 0 0 0 6 0zM19 7l-3 7a3 3 0 0 0 6 0z",
+  history: "M4 5v4.5h4.5M4.5 9.5a8 8 0 1 1-.5 3M12 8v4.5l3 1.8",
+  trash: "M5 7h14M10 7V4.5h4V7M7 7l1 12.5h8L17 7M10.5 11v5M13.5 11v5",
   pair: "M4 5h6.5v14H4zM13.5 5H20v14h-6.5z",
   open: "M14 4h6v6M20 4l-9 9M18 14v6H4V6h6",
 } as const;

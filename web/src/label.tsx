@@ -7,7 +7,6 @@ import { AnswerCard, Question } from "./label_cards";
 import "./label.css";
 import { choose, counts, drop, mode, open, order, place, problem, setMode, setOpen, setWho, skip, submitOrder, task, unsaved, who } from "./labelling";
 import { run } from "./run";
-import { settingsOpen } from "./settings";
 import { t, type Word } from "./words";
 
 const LETTERS = "ABCD";
@@ -73,7 +72,7 @@ export function Label() {
 /** 1, 2: the better one. A to D: the next place, Enter: keep the order. 0: neither. Not while somebody writes. */
 function key(event: KeyboardEvent): void {
   const target = event.target as Element;
-  const writing = target.closest("input, textarea") || settingsOpen.value;
+  const writing = target.closest("input, textarea") || document.querySelector("dialog[open]");
   if (writing || event.ctrlKey || event.metaKey || event.altKey || event.isComposing || event.repeat) return;
   const letter = LETTERS.indexOf(event.key.toUpperCase());
   if (event.key === "0") skip();

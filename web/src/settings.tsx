@@ -1,7 +1,6 @@
-// The settings, in a dialog of the browser's own (focus stays inside, Escape closes).
+// The settings: how answers are drawn, and how they are shown.
 import { signal } from "@preact/signals";
-import { useLayoutEffect, useRef } from "preact/hooks";
-import { Icon } from "./icons";
+import { Dialog } from "./dialog";
 import { run } from "./run";
 import { DEFAULTS, setSettings, settings } from "./talk";
 import { t } from "./words";
@@ -9,23 +8,11 @@ import { t } from "./words";
 export const settingsOpen = signal(false);
 
 export function SettingsDialog() {
-  const dialog = useRef<HTMLDialogElement>(null);
-  useLayoutEffect(() => {
-    if (settingsOpen.value) dialog.current?.showModal();
-    else dialog.current?.close();
-  }, [settingsOpen.value]);
-  const close = () => (settingsOpen.value = false);
   const { temperature, maxTokens, system, tint } = settings.value;
   const longest = Math.min(1024, run.value?.model?.context ?? 1024);
   return (
-    <dialog class="glass settings" ref={dialog} aria-label={t("settings")} onClose={close} onClick={(event) => event.target === dialog.current && close()}>
-      <form method="dialog">
-        <header>
-          <h2>{t("settings")}</h2>
-          <button class="icon" aria-label={t("close")} title={t("close")}>
-            <Icon name="close" />
-          </button>
-        </header>
+    <Dialog open={settingsOpen} title="settings">
+      <form class="settings" method="dialog">
         <label>
           <span>
             {t("temperature")} <b>{temperature.toFixed(1)}</b>
@@ -53,6 +40,6 @@ export function SettingsDialog() {
           {t("reset")}
         </button>
       </form>
-    </dialog>
+    </Dialog>
   );
 }

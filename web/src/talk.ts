@@ -1,7 +1,7 @@
 // Asking and answering: what is asked, how an answer grows while it is written, and what a person says of it.
 import { signal } from "@preact/signals";
 import { type Ask, chat, post, ServerError } from "./api";
-import { conversation, newName, open, store, turns, writing } from "./conversations";
+import { conversation, newName, open, remove, store, turns, writing } from "./conversations";
 import { causeOf, explain } from "./failures";
 import { comparing, newestTwo } from "./run";
 import { load, save } from "./store";
@@ -37,7 +37,7 @@ export function setSettings(change: Partial<Settings>): void {
 export function ask(question: string, place = turns.value.length): void {
   if (writing.value || !question.trim()) return;
   const asked = question.replace(/^\s*\n/, "").trimEnd(); // the indent of the first line of code stays
-  turns.value = [...turns.value.slice(0, place), { question: asked, answers: [], shown: -1 }];
+  turns.value = [...turns.value.slice(0, place), { question: asked, time: Date.now(), answers: [], shown: -1 }];
   void write();
 }
 
@@ -57,6 +57,15 @@ export function goTo(name = newName()): void {
   abort = null;
   writing.value = false;
   open(name);
+}
+
+/** Forget conversations; where this tab's is among them, a new one begins. */
+export function discard(gone: string[]): void {
+  if (gone.includes(conversation.value)) {
+    turns.value = [];
+    goTo();
+  }
+  remove(gone);
 }
 
 export function stop(): void {

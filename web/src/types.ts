@@ -62,6 +62,8 @@ export interface By {
 /** A question and all the answers it was given; `shown` is the one on the page. */
 export interface Turn {
   question: string;
+  /** When it was asked, in milliseconds. */
+  time?: number;
   answers: Answer[];
   shown: number;
 }

@@ -32,6 +32,13 @@ export function explained(name: string): string {
   return key in table ? t(key as Word) : "";
 }
 
+/** A moment as people say it: of today the hour, else the day. */
+export function moment(time: number): string {
+  const then = new Date(time);
+  const today = then.toDateString() === new Date().toDateString();
+  return then.toLocaleString(document.documentElement.lang, today ? { timeStyle: "short" } : { dateStyle: "medium" });
+}
+
 /** Seconds as people say them. */
 export function duration(seconds: number): string {
   const s = Math.max(0, Math.round(seconds));
