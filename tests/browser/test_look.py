@@ -181,6 +181,17 @@ def test_a_phone_has_everything_behind_two_tabs(tmp_path: Path, open_page: Open)
         assert box["x"] >= 0 and box["x"] + box["width"] <= 360 and box["y"] + box["height"] <= 700
 
 
+def test_a_failed_build_is_told_in_the_readers_language_and_its_own_words_stand_apart(
+    tmp_path: Path, open_page: Open
+) -> None:
+    run = make_run(tmp_path / "laptop")
+    set_status(run, state="failed", message="no room on the disk\n  to do: make room")
+    with LiveServer(run) as live:
+        head = open_page(live.url, locale="zh-CN").locator(".learn .card").first
+        expect(head.locator(".problem")).to_have_text(re.compile("^遇到错误停下了。.*再运行同一条命令即可继续"))
+        expect(head.locator("[lang=en]")).to_have_text("no room on the disk\n  to do: make room", use_inner_text=True)
+
+
 def test_a_server_that_is_gone_is_told(tmp_path: Path, open_page: Open) -> None:
     with LiveServer(make_model(tmp_path / "tiny")) as live:
         page = open_page(live.url)

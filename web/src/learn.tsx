@@ -49,7 +49,13 @@ function Head({ now }: { now: Run }) {
         <span>{times(status, state)}</span>
       </p>
       {silent > SILENT_SECONDS && <p class="problem small">{t("state_silent", { time: duration(silent) })}</p>}
-      {status?.message && <p class="quiet small">{status.message === STOPPED ? t("stopped_by_hand") : status.message}</p>}
+      {state === "failed" && <p class="problem small">{t("failed_more")}</p>}
+      {status?.message === STOPPED && <p class="quiet small">{t("stopped_by_hand")}</p>}
+      {status?.message && status.message !== STOPPED && (
+        <p class="quiet small own-words" lang="en" dir="ltr">
+          {status.message}
+        </p>
+      )}
       {state === "running" && status && <Figures status={status} />}
     </section>
   );
