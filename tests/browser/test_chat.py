@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from tests.server.scripted import MARKDOWN, LiveServer, make_model, pieces, until
 
@@ -150,6 +150,7 @@ def test_the_open_word_and_its_pane_stay_in_the_window(live: LiveServer, open_pa
         "(1+2)*3*(4) = 36",
         "2**3**2 = 512",
         "x*y*z",
+        "2**n + 3**n, f(x)**2 + y**2",
         "温度3~5天，湿度7~9天。",
     ],
 )
@@ -176,6 +177,75 @@ def test_markup_that_is_meant_is_drawn_also_before_chinese(live: LiveServer, ope
     page.evaluate("document.querySelector('.words a').addEventListener('click', e => e.preventDefault())")
     words.locator("a .word").first.click()
     expect(page.locator(".inspector")).to_have_count(0)  # a link opens its page, not its words
+
+
+BOLD = {
+    "word**bold**, un**believ**able, Python**编程**很好": ["bold", "believ", "编程"],
+    "这是**重点**，请看。是**“重点”**的，**《书》**。": ["重点", "“重点”", "《书》"],
+    "第**3**章和**（一）**节；涨了**+5%**左右，价**￥100**元": ["3", "（一）", "+5%", "￥100"],
+    "PDF**《说明》**里**[链接](https://example.org)**的`码`**😀**吗": ["《说明》", "链接", "😀"],
+    "これは**「重要」**です。**カタカナ、**と": ["「重要」", "カタカナ、"],
+    "이것은 **“중요”**는 **단어(word)**를": ["“중요”", "단어(word)"],
+    "**注意：**English，**粗*斜。*体。**后": ["注意：", "粗斜。体。"],
+}
+
+
+def test_bold_is_bold_behind_a_letter_and_beside_chinese_japanese_and_korean(live: LiveServer, open_page: Open) -> None:
+    page = open_page(live.url)
+    scripted(page, *map(token, pieces("\n\n".join(BOLD))))
+    ask_to_the_end(page, "hello")
+    lines = page.locator(".words p")
+    assert [line.locator("strong").all_text_contents() for line in lines.all()] == list(BOLD.values())
+    assert "*" not in page.locator(".words").inner_text()
+
+
+def test_text_from_right_to_left_is_laid_out_and_walked_from_there(live: LiveServer, open_page: Open) -> None:
+    page = open_page(live.url)
+    said = "שלום עולם\n\n1. ראשון\n2. שני\n\n- one\n\n> ציטוט\n\n* א\n\n  ב\n\n* ג"
+    scripted(page, *map(token, pieces(said)))
+    ask_to_the_end(page, "מה שלומך?")
+    words, question = page.locator(".words"), page.locator(".bubble")
+
+    def sides(locator: Locator) -> tuple[float, float]:
+        """The space at the left and at the right of the text in its column."""
+        column = words.evaluate("e => e.getBoundingClientRect().toJSON()")
+        at = locator.evaluate(
+            "e => { const r = new Range(); r.selectNodeContents(e); return r.getBoundingClientRect().toJSON(); }"
+        )
+        return at["left"] - column["left"], column["right"] - at["right"]
+
+    assert question.evaluate("e => getComputedStyle(e).direction") == "rtl"
+    for text, right_to_left in (("p", True), ("ul li", False), ("ol li", True), ("blockquote p", True), ("li p", True)):
+        left, right = sides(words.locator(text).first)
+        assert (left > right) == right_to_left, text
+        assert min(left, right) > 10 or text == "p", text  # where the number, the dot or the line stands
+    page.locator(".word").first.click()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator(".inspector footer")).to_contain_text("2 of")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".inspector footer")).to_contain_text("1 of")
+
+
+def test_in_a_low_window_the_pane_covers_its_word_nowhere(live: LiveServer, open_page: Open) -> None:
+    page = open_page(live.url)
+    ask_to_the_end(page, "long")
+    word, pane = page.locator(".word.selected"), page.locator(".inspector")
+    for width, height in ((700, 360), (900, 300), (640, 340), (600, 340), (1280, 500)):
+        page.set_viewport_size({"width": width, "height": height})
+        for n in (120, 121, 122, 123, 124, 125, 126, 127):  # from the left to the right of a line
+            page.locator(".word").nth(n).click()
+            page.wait_for_timeout(200)  # it rises
+            at, box = word.bounding_box(), pane.bounding_box()
+            apart = [at["y"] >= box["y"] + box["height"], at["y"] + at["height"] <= box["y"]]
+            apart += [at["x"] >= box["x"] + box["width"], at["x"] + at["width"] <= box["x"]]
+            assert any(apart), (width, height, n, at, box)
+            assert (
+                box["y"] >= 0
+                and box["y"] + box["height"] <= height
+                and box["x"] >= 0
+                and box["x"] + box["width"] <= width
+            )
+            page.keyboard.press("Escape")
 
 
 def test_markdown_is_drawn_its_words_open_and_nothing_in_it_runs(live: LiveServer, open_page: Open) -> None:
@@ -220,6 +290,7 @@ def test_what_was_said_and_computed_is_read_again_as_it_was(live: LiveServer, op
     ask_to_the_end(page, "history")
     read = "user:two sums|assistant:Let me compute.|tool:2|tool:18|assistant:2 and 18.|user:history"
     expect(page.locator(".words").last).to_have_text(read)
+    assert [call.id for call in live.voice.asked[-1][0][1].tool_calls] == ["a", "b"]  # one message, as it was written
 
 
 def test_settings_reach_the_model(live: LiveServer, open_page: Open) -> None:
@@ -290,7 +361,6 @@ def test_a_question_that_failed_is_not_in_the_way_of_the_next(live: LiveServer, 
     ask_to_the_end(other, "hello")
     assert [m.content[0] for m in live.voice.asked[-1][0] if m.role == "user"] == ["1", "2", "h"]
 
-    assert [call.id for call in live.voice.asked[-1][0][1].tool_calls] == ["a", "b"]  # one message, as it was written
 
 def test_an_old_question_can_be_asked_differently(live: LiveServer, open_page: Open) -> None:
     page = open_page(live.url)

@@ -33,6 +33,12 @@ export function move(by: number): void {
   opened.value = { ...now, token };
 }
 
+/** Which way the open word is read: the arrows go where the eye does. */
+function isLeftToRight(): boolean {
+  const word = document.querySelector(".word.selected");
+  return !word || getComputedStyle(word).direction === "ltr";
+}
+
 /** In percent, finer towards both ends: only what is certain is 100%, and nothing that may happen is 0%. */
 export function percent(probability: number): string {
   const share = probability * 100;
@@ -109,22 +115,49 @@ function reveal(word: Element, pane: DOMRect): void {
   placedAt = scroller.scrollTop;
 }
 
-/** Below or above the word, inside the window; on a phone the pane is a sheet at the bottom and needs no place. */
+interface Place {
+  left: number;
+  top: number;
+  maxHeight: number;
+}
+
+const EDGE = 8; // pixels to the window's
+const GAP = 10; // to the word
+
+/** Below the word or above it, in a low window beside it, in a low and narrow one where there is more room: never over it. */
+function placeAt(word: DOMRect, width: number, height: number): Place {
+  const left = Math.min(innerWidth - width - 12, Math.max(12, word.left - 24));
+  const below = innerHeight - EDGE - GAP - word.bottom;
+  const above = word.top - GAP - EDGE;
+  const beside = [word.right + GAP, word.left - GAP - width].find((x) => x >= EDGE && x + width <= innerWidth - EDGE);
+  if (height > Math.max(below, above) && beside !== undefined) {
+    const top = Math.max(EDGE, Math.min(word.top, innerHeight - EDGE - height));
+    return { left: beside, top, maxHeight: innerHeight - 2 * EDGE };
+  }
+  if (height <= below || below > above) return { left, top: word.bottom + GAP, maxHeight: below };
+  return { left, top: Math.max(EDGE, word.top - GAP - height), maxHeight: above };
+}
+
+/** On a phone the pane is a sheet at the bottom and needs no place. */
 function usePlace(now: Opened | null, pane: { current: HTMLElement | null }) {
-  const [place, setPlace] = useState<{ left: string; top: string } | undefined>();
+  const [place, setPlace] = useState<Place>();
+  const [size, setSize] = useState(""); // of the window: a phone is turned
+  useEffect(() => {
+    const measure = () => setSize(`${innerWidth} ${innerHeight}`);
+    addEventListener("resize", measure);
+    return () => removeEventListener("resize", measure);
+  }, []);
   useLayoutEffect(() => {
     const word = now && document.querySelector(`[data-turn="${now.turn}"][data-side="${now.side}"] [data-word="${now.token}"]`);
     const box = pane.current?.getBoundingClientRect();
     if (word && box) reveal(word, box);
-    if (!word || !box || isSheet()) return setPlace(undefined);
-    const at = word.getBoundingClientRect();
-    const below = at.bottom + 10;
-    const wanted = below + box.height < innerHeight - 8 ? below : at.top - box.height - 10;
-    const top = Math.max(8, Math.min(innerHeight - box.height - 8, wanted));
-    const left = Math.min(innerWidth - box.width - 12, Math.max(12, at.left - 24));
-    setPlace({ left: `${left}px`, top: `${top}px` });
-  }, [now?.turn, now?.side, now?.token]);
-  return place;
+    if (!word || !box || isSheet()) return;
+    const bars = pane.current!.querySelector(".bars");
+    const hidden = bars ? bars.scrollHeight - bars.clientHeight : 0;
+    setPlace(placeAt(word.getBoundingClientRect(), box.width, box.height + hidden));
+  }, [now?.turn, now?.side, now?.token, size]);
+  if (!place || isSheet()) return undefined;
+  return { left: `${place.left}px`, top: `${place.top}px`, maxHeight: `${place.maxHeight}px` };
 }
 
 export function Inspector() {
@@ -139,8 +172,7 @@ export function Inspector() {
     const key = (event: KeyboardEvent) => {
       if (event.key === "Escape") opened.value = null;
       else if (event.target instanceof HTMLElement && event.target.closest("textarea, input")) return;
-      else if (event.key === "ArrowRight") move(1);
-      else if (event.key === "ArrowLeft") move(-1);
+      else if (event.key === "ArrowRight" || event.key === "ArrowLeft") move((event.key === "ArrowRight") === isLeftToRight() ? 1 : -1);
       else return;
       event.preventDefault();
     };

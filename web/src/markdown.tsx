@@ -3,7 +3,7 @@
 // marked only reads the text into a tree; the tree is drawn as elements here, never as HTML, so nothing a model writes
 // can become markup. Each leaf of the tree is found again in the source (leaves come in the source's order), which tells
 // the tokens it is made of. A leaf that is not found is drawn as plain text.
-import { Marked, type Token as Mark, type Tokens } from "marked";
+import { Marked, type Token as Mark, Tokenizer, type Tokens } from "marked";
 import type { ComponentChildren, JSX } from "preact";
 import { memo } from "./memo";
 import type { Token } from "./types";
@@ -83,28 +83,41 @@ function firstAfter(spans: Span[], start: number): number {
   return low;
 }
 
-/** Markdown as models mean it: 2*3*4 is a sum, 3~5天，7~9天 are ranges, and **粗体。** is bold before Chinese, too. */
+/** Markdown as models mean it: 2*3*4 is a sum, 3~5天，7~9天 are ranges, and 是**“重点”**的 is bold, too. */
 const reader = new Marked({
   gfm: true,
   breaks: true,
   tokenizer: {
     // undefined: no markup; false: as marked does it
     del: (source) => (source.startsWith("~~") ? false : undefined),
-    emStrong: (source, whole) => (/^\*/.test(source) && AFTER_A_FACTOR.test(whole.slice(0, -source.length)) ? undefined : false),
-  },
-  extensions: [
-    {
-      name: "strong",
-      level: "inline",
-      tokenizer(source) {
-        const found = /^\*\*(?![\s*])([^*\n`]+\p{P})\*\*(?=\p{Script=Han})/u.exec(source);
-        if (found) return { type: "strong", raw: found[0], text: found[1], tokens: this.lexer.inlineTokens(found[1]!) };
-        return undefined;
-      },
+    emStrong(source, whole, before = "") {
+      if (!source.startsWith("*")) return false;
+      if (isProduct(source, whole.slice(0, -source.length))) return undefined;
+      const opens = BESIDE_CJK.test(before + source);
+      return Tokenizer.prototype.emStrong.call(this, source, closingAtCjk(whole), opens ? "" : before);
     },
-  ],
+  },
 });
+
+/** Stars between factors, like 2*3*4 or x**2 + y**2; but word**bold** and un**believ**able are words. */
+function isProduct(source: string, before: string): boolean {
+  if (!AFTER_A_FACTOR.test(before)) return false;
+  if (!source.startsWith("**")) return true;
+  const [, inner = "", behind = ""] = /^\*\*((?:[^*]|\*(?!\*))+)\*\*(.)/su.exec(source) ?? [];
+  return FACTOR.test(behind) && !(/\p{L}{2}$/u.test(before) && /^\p{L}+$/u.test(inner + behind));
+}
+const FACTOR = /[\p{N}\p{Script=Latin}\p{Script=Greek}([]/u;
 const AFTER_A_FACTOR = /[\p{N}\p{Script=Latin}\p{Script=Greek})\]]\**$/u;
+
+// CommonMark's stars want a space where a mark stands on their inner side, which Chinese, Japanese and Korean do not put
+// there. So, as in https://github.com/tats-u/markdown-cjk-friendly, their marks count as letters, and beside their
+// letters every mark does.
+const CJK = "[\\p{sc=Han}\\p{sc=Hira}\\p{sc=Kana}\\p{sc=Hang}\\p{sc=Bopo}\\u3001-\\u303f\\uff01-\\uffef]";
+const BESIDE_CJK = new RegExp(`^(${CJK}|.?\\*+${CJK})`, "u");
+const MARK_LIKE_A_LETTER = new RegExp(`(?!\\*)[\\p{P}\\p{S}](?=\\*+${CJK})|(?=${CJK})[\\p{P}\\p{S}]`, "gu");
+
+/** Of the text in which the closing stars are looked for; nothing else is read of it. */
+const closingAtCjk = (text: string) => text.replace(MARK_LIKE_A_LETTER, (mark) => "a".repeat(mark.length));
 
 /** A line that is alone, like "5." or "- 5": the number that was asked for, and no list, heading or quote. */
 const ALONE = ["list", "heading", "blockquote", "hr", "def"];
@@ -175,11 +188,11 @@ function block(mark: Mark, place: Place): ComponentChildren {
         </pre>
       );
     case "blockquote":
-      return <blockquote>{blocks((mark as Tokens.Blockquote).tokens, place)}</blockquote>;
+      return <blockquote dir={side((mark as Tokens.Blockquote).text)}>{blocks((mark as Tokens.Blockquote).tokens, place)}</blockquote>;
     case "list": {
       const { ordered, start, items } = mark as Tokens.List;
       if (items.every((item) => !item.text.trim())) return asWritten(mark, place); // numbers, of which nothing would be left
-      const drawn = items.map((item) => <li dir="auto">{blocks(item.tokens, place)}</li>);
+      const drawn = items.map((item) => <li dir={side(item.text)}>{blocks(item.tokens, place)}</li>);
       return ordered ? <ol start={Number(start)}>{drawn}</ol> : <ul>{drawn}</ul>;
     }
     case "table":
@@ -193,6 +206,12 @@ function block(mark: Mark, place: Place): ComponentChildren {
     default:
       return asWritten(mark, place);
   }
+}
+
+/** Which way text is read, by its first letter: of a block whose paragraphs tell for themselves no browser finds it out. */
+function side(text: string): "rtl" | "ltr" {
+  const [letter = ""] = /\p{L}/u.exec(text) ?? [];
+  return /[\p{sc=Hebr}\p{sc=Arab}\p{sc=Syrc}\p{sc=Thaa}\p{sc=Nkoo}]/u.test(letter) ? "rtl" : "ltr";
 }
 
 function asWritten(mark: Mark, place: Place): JSX.Element {
