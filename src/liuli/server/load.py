@@ -22,23 +22,8 @@ from urllib.parse import urlsplit
 
 from liuli.errors import LiuliError, UsageError
 
-WORDS = (
-    "sun",
-    "and",
-    "moon",
-    "over",
-    "hills",
-    "we",
-    "walk",
-    "by",
-    "old",
-    "rivers",
-    "to",
-    "find",
-    "stone",
-    "home",
-    "fire",
-)
+WORDS = ("sun", "and", "moon", "over", "hills", "we", "walk", "by", "old", "rivers", "to", "find", "stone", "home",
+         "fire")  # fmt: skip
 
 
 @dataclass(frozen=True)
