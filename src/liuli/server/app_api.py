@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import time
 from collections.abc import AsyncIterator, Callable
@@ -24,11 +23,10 @@ from liuli.server.chat_completions import LOWEST_LOGPROB
 from liuli.server.desk import Desk, Started
 from liuli.server.errors import ApiError
 from liuli.server.runs import RunReader
-from liuli.server.streaming import AnswerStream
+from liuli.server.streaming import AnswerStream, guarded
 from liuli.server.wire import Items, Knobs, MessageIn, Strict, read_body, salt_of
 from liuli.text import Message
 
-LOG = logging.getLogger("liuli.server")
 ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 NO_NAME = re.compile("[\0\ud800-\udfff]")
 T = TypeVar("T")
@@ -105,7 +103,8 @@ def app_routes(desk: Desk, store: Store | None = None) -> APIRouter:
         salt = salt_of(request, asked)
         answer = desk.answer(asked.conversation(), sampling, list(TOOLS), stage=asked.model, trim=True, salt=salt)
         first = await anext(answer)  # errors up to here still have an HTTP status of their own
-        return AnswerStream(lines(first, answer), [answer], "application/x-ndjson")
+        chunks = guarded(lines(first, answer), lambda error: line(error_out(error)))
+        return AnswerStream(chunks, [answer], "application/x-ndjson")
 
     return routes
 
@@ -148,19 +147,13 @@ def chat_routes(store: Store | None) -> APIRouter:
 
 
 async def lines(first: Started | Event, answer: AsyncIterator[Started | Event]) -> AsyncIterator[bytes]:
-    """The events as lines of JSON; a failure in the middle is the last line."""
+    """The events as lines of JSON."""
     began = time.monotonic()
-    try:
-        for value in told(first, began):
+    for value in told(first, began):
+        yield line(value)
+    async for event in answer:
+        for value in told(event, began):
             yield line(value)
-        async for event in answer:
-            for value in told(event, began):
-                yield line(value)
-    except ApiError as error:
-        yield line(error_out(error))
-    except Exception:
-        LOG.exception("an answer failed")
-        yield line(error_out(ApiError(500, "The server failed while it wrote this answer.")))
 
 
 def error_out(error: ApiError) -> dict[str, Any]:
