@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from fastapi import FastAPI, Request
@@ -23,7 +24,7 @@ from liuli.server.guard import Guard, is_local
 from liuli.server.keys import Door, Keys, Logins, login_routes
 from liuli.server.label_api import label_routes
 from liuli.server.limits import Limits
-from liuli.server.metrics import Front, Measured, Metrics, metrics_routes
+from liuli.server.metrics import Front, Metrics, measured, metrics_routes
 from liuli.server.openai_api import openai_routes
 from liuli.server.runs import store_of
 from liuli.server.trace_api import trace_routes
@@ -67,8 +68,9 @@ def create_app(
     place = store_of(path, store)
     kept = Store(place) if place else None
     keys, logins, limits, metrics = Keys(kept), Logins(), Limits(), Metrics(keeper.reused)
-    worker = Measured(Worker(died=keeper.forget), metrics, limits)
-    desk = Desk(keeper, cast(Worker, worker), before=share_cores(keeper), seconds=seconds)
+    worker = Worker(died=keeper.forget)
+    watched = partial(measured, metrics=metrics, limits=limits)
+    desk = Desk(keeper, worker, before=share_cores(keeper), seconds=seconds, watched=watched)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -57,13 +57,31 @@ class Looked(Generic[T]):
 
 class Desk:
     """One keeper of models, one worker. before: called in the worker's thread when an answer begins. seconds: that an
-    answer may take from the question on, then it is cut with "length"; 0: any time.
+    answer may take from the question on, then it is cut with "length"; 0: any time. watched: what passes on all that
+    the worker tells.
     """
 
     def __init__(
-        self, keeper: Keeper, worker: Worker, before: Callable[[], object] = lambda: None, seconds: float = 0
+        self,
+        keeper: Keeper,
+        worker: Worker,
+        before: Callable[[], object] = lambda: None,
+        seconds: float = 0,
+        watched: Callable[[AsyncIterator[Any]], AsyncIterator[Any]] = lambda stream: stream,
     ) -> None:
-        self.keeper, self.worker, self.before, self.seconds = keeper, worker, before, seconds or math.inf
+        self.keeper, self.worker, self.before, self.watched = keeper, worker, before, watched
+        self.seconds = seconds or math.inf
+
+    def stage_of(self, name: str) -> str:
+        """What the desk knows a model's id by, "" for the newest model (as no name does); 404 for any other name."""
+        if name in ("", self.keeper.name):
+            return ""
+        models = self.keeper.ids()
+        if name not in models:
+            ids = ", ".join(repr(id) for id in models or [self.keeper.name])
+            message = f"The model {name[:200]!r} does not exist; this server serves {ids}."
+            raise ApiError(404, message, param="model", code="model_not_found")
+        return name
 
     async def work(
         self,
@@ -88,7 +106,7 @@ class Desk:
                     yield ASIDE
                 yield from make(*found)
 
-        stream = self.worker.run(begin)
+        stream = self.watched(self.worker.run(begin))
         try:
             async for event in stream:
                 if isinstance(event, Token | Ended) and event.stopped_by == "error":  # its figures are no numbers

@@ -11,7 +11,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
 from fastapi import APIRouter
@@ -27,7 +27,6 @@ from liuli.server.desk import Looked, Started
 from liuli.server.errors import ApiError, error_response
 from liuli.server.guard import HEADERS
 from liuli.server.limits import ASKER, Limits
-from liuli.server.worker import Worker
 
 LOG = logging.getLogger("liuli.server")
 BODY_SECONDS = 30.0  # from a request's headers to the end of its body
@@ -142,35 +141,20 @@ def body_in_time(receive: Receive) -> Receive:
     return receive_in_time
 
 
-class Measured:
-    """A worker whose answers are measured, and charged to the key that asked."""
-
-    def __init__(self, worker: Worker, metrics: Metrics, limits: Limits) -> None:
-        self.worker, self.metrics, self.limits = worker, metrics, limits
-
-    def __len__(self) -> int:
-        """How many answers are being generated or waited for."""
-        return len(self.worker)
-
-    def close(self) -> None:
-        """Cancel everything and end the thread."""
-        self.worker.close()
-
-    async def run(self, make: Callable[[], Generator[T, None, None]]) -> AsyncIterator[T]:
-        """As Worker's."""
-        watch = Watch(self.metrics)
-        stream = self.worker.run(make)
-        try:
-            async for event in stream:
-                watch.see(event)
-                yield event
-        except Exception:
-            watch.ended = "error"
-            raise
-        finally:
-            watch.close()
-            self.limits.charge(ASKER.get(), watch.prompt_tokens + watch.tokens)
-            await stream.aclose()  # type: ignore[attr-defined]
+async def measured(stream: AsyncIterator[T], metrics: Metrics, limits: Limits) -> AsyncIterator[T]:
+    """What a worker tells of one answer, measured, and charged to the key that asked."""
+    watch = Watch(metrics)
+    try:
+        async for event in stream:
+            watch.see(event)
+            yield event
+    except Exception:
+        watch.ended = "error"
+        raise
+    finally:
+        watch.close()
+        limits.charge(ASKER.get(), watch.prompt_tokens + watch.tokens)
+        await stream.aclose()  # type: ignore[attr-defined]
 
 
 class Watch:
