@@ -23,7 +23,6 @@ from liuli.engine import Ended, Event, Token
 from liuli.engine.constraints import Constraint
 from liuli.server.desk import Desk, Started
 from liuli.server.errors import ApiError
-from liuli.server.names import stage_of
 from liuli.server.openapi import describes
 from liuli.server.replies import (
     AnswerMessage,
@@ -121,7 +120,7 @@ def chat_routes(desk: Desk) -> APIRouter:
     async def chat_completions(request: Request) -> Response:
         asked = await read_body(request, ChatRequest)
         asked.check()
-        stage = stage_of(desk, asked.model)
+        stage = desk.stage_of(asked.model)
         form, tools = form_of(asked.response_format, asked.chosen_tools())
         sampling = asked.sampling(asked.top_logprobs or 0, asked.max_completion_tokens, form)
         answers = [

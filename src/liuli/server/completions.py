@@ -22,7 +22,6 @@ from liuli.engine import Ended, Event, Token
 from liuli.server.chat_completions import LOWEST_LOGPROB, fingerprint, usage
 from liuli.server.desk import Desk, Started
 from liuli.server.errors import ApiError
-from liuli.server.names import stage_of
 from liuli.server.openapi import describes
 from liuli.server.replies import TextChoice, TextCompletion, TextLogprobs, Usage
 from liuli.server.streaming import DONE, batches, respond, sse
@@ -134,7 +133,7 @@ def completion_routes(desk: Desk) -> APIRouter:
 
 def begin(desk: Desk, asked: CompletionRequest, salt: str) -> list[AsyncIterator[Started | Event]]:
     """The completions of every prompt, as many as the best are chosen from; seeds count up."""
-    stage, sampling = stage_of(desk, asked.model), asked.sampling(asked.logprobs or 0)
+    stage, sampling = desk.stage_of(asked.model), asked.sampling(asked.logprobs or 0)
     seeds = [None if sampling.seed is None else sampling.seed + k for k in range(asked.each)]
     echo = (asked.logprobs if asked.logprobs is not None else -1) if asked.echo else None
     return [

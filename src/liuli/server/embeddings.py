@@ -23,7 +23,6 @@ from starlette.responses import Response
 from liuli.assistant.voices import ModelVoice
 from liuli.server.desk import Desk, prompt_ids
 from liuli.server.errors import ApiError
-from liuli.server.names import stage_of
 from liuli.server.openapi import describes
 from liuli.server.replies import EmbeddingList
 from liuli.server.streaming import unless_disconnected
@@ -67,7 +66,7 @@ def embedding_routes(desk: Desk) -> APIRouter:
 
 async def embed(desk: Desk, asked: EmbeddingRequest) -> EmbeddingList:
     """The whole response; every text is a question of its own, so that answers go on between them."""
-    stage, read = stage_of(desk, asked.model), 0
+    stage, read = desk.stage_of(asked.model), 0
     vectors = []
     for text in asked.inputs():
         tokens, vector = await desk.ask(stage, partial(vector_of, text=text), read=itemgetter(0))

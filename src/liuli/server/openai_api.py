@@ -10,10 +10,10 @@ from liuli.server.chat_completions import chat_routes
 from liuli.server.completions import completion_routes
 from liuli.server.desk import Desk
 from liuli.server.embeddings import embedding_routes
-from liuli.server.names import model_out, served, stage_of
 from liuli.server.openapi import describes, openapi_routes
 from liuli.server.replies import ModelList, ModelOut
 from liuli.server.responses import response_routes
+from liuli.server.runs import ModelFile
 from liuli.server.token_api import token_routes
 
 
@@ -26,11 +26,16 @@ def openai_routes(desk: Desk) -> APIRouter:
 
     @routes.get("/v1/models", **describes(None, ModelList))
     def models() -> ModelList:
-        return {"object": "list", "data": [model_out(id, model) for id, model in served(desk).items()]}
+        return {"object": "list", "data": [model_out(id, model) for id, model in desk.keeper.ids().items()]}
 
     @routes.get("/v1/models/{name:path}", **describes(None, ModelOut))
     def model(name: str) -> Any:
-        stage_of(desk, name)
-        return model_out(name, served(desk).get(name))
+        desk.stage_of(name)
+        return model_out(name, desk.keeper.ids().get(name))
 
     return routes
+
+
+def model_out(id: str, model: ModelFile | None) -> ModelOut:
+    """A model in OpenAI's shape; None: its first one is still to come."""
+    return {"id": id, "object": "model", "created": int(model.made) if model else 0, "owned_by": "liuli"}

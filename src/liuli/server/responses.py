@@ -21,7 +21,6 @@ from liuli.engine import Event, Token
 from liuli.server.chat_completions import Said, form_of
 from liuli.server.desk import Desk, Started
 from liuli.server.errors import ApiError
-from liuli.server.names import stage_of
 from liuli.server.openapi import describes
 from liuli.server.replies import CallOut, Deleted, InputTokens, ResponseOut
 from liuli.server.streaming import batches, respond, sse
@@ -249,7 +248,7 @@ def response_routes(desk: Desk) -> APIRouter:
                 tools.told(messages),
                 sampling,
                 tools.here,
-                stage=stage_of(desk, asked.model),
+                stage=desk.stage_of(asked.model),
                 declared=tools.names,
                 salt=salt_of(request, asked),
             )
@@ -265,8 +264,8 @@ def response_routes(desk: Desk) -> APIRouter:
     @routes.post("/input_tokens", **describes(InputRequest, InputTokens))
     async def input_tokens(request: Request) -> InputTokens:
         asked = await read_body(request, InputRequest)
-        messages = asked.chosen_tools().told(asked.said(before(asked, user_of(request))))
-        count = await desk.ask(stage_of(desk, asked.model), lambda voice: voice.prompt_tokens(messages))
+        messages = asked.chosen_tools().told(asked.said(before(asked, request.state.user)))
+        count = await desk.ask(desk.stage_of(asked.model), lambda voice: voice.prompt_tokens(messages))
         return {"object": "response.input_tokens", "input_tokens": count}
 
     @routes.get("/{id}", **describes(None, ResponseOut))

@@ -11,7 +11,6 @@ from pydantic import Field
 from liuli.assistant.voices import ModelVoice
 from liuli.server.desk import Desk, check_ids
 from liuli.server.errors import ApiError
-from liuli.server.names import stage_of
 from liuli.server.openapi import describes
 from liuli.server.replies import Detokenised, Templated, Tokenised, TokenizerInfo
 from liuli.server.wire import FunctionSpec, Items, MessageIn, Strict, TokenId, ToolIn, read_body, tools_of
@@ -58,7 +57,7 @@ def token_routes(desk: Desk) -> APIRouter:
         given = [value for value in (asked.prompt, asked.content, asked.messages) if value is not None]
         if len(given) != 1:
             raise ApiError(400, "Give one of `prompt`, `content` and `messages`.", param="prompt")
-        return await desk.ask(stage_of(desk, asked.model), lambda voice: tokenised(voice, given[0], asked))
+        return await desk.ask(desk.stage_of(asked.model), lambda voice: tokenised(voice, given[0], asked))
 
     @routes.post("/detokenize", **describes(DetokenizeRequest, Detokenised))
     async def detokenize(request: Request) -> Detokenised:
@@ -68,7 +67,7 @@ def token_routes(desk: Desk) -> APIRouter:
             check_ids(asked.tokens, voice.tokenizer.vocab_size, "tokens")
             return voice.tokenizer.decode(asked.tokens)
 
-        said = await desk.ask(stage_of(desk, asked.model), text)
+        said = await desk.ask(desk.stage_of(asked.model), text)
         return {"prompt": said, "content": said}
 
     @routes.post("/apply-template", **describes(TemplateRequest, Templated))
@@ -79,7 +78,7 @@ def token_routes(desk: Desk) -> APIRouter:
             tokens = render(asked.told(), voice.tokenizer, answer=True).tokens
             return {"prompt": voice.tokenizer.decode(tokens), "tokens": tokens}
 
-        return await desk.ask(stage_of(desk, asked.model), templated)
+        return await desk.ask(desk.stage_of(asked.model), templated)
 
     @routes.get("/tokenizer_info", **describes(None, TokenizerInfo))
     async def tokenizer_info() -> TokenizerInfo:
