@@ -19,6 +19,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from liuli.assistant.remote import as_dict
 from liuli.engine import Ended, Event, Token
 from liuli.engine.constraints import Constraint
 from liuli.server.desk import Desk, Started
@@ -48,11 +49,12 @@ from liuli.server.wire import (
     StreamOptions,
     ToolIn,
     Tools,
+    check_options,
     read_body,
     salt_of,
     tools_of,
 )
-from liuli.text import SPECIALS, Message, ToolCall
+from liuli.text import SPECIALS, ToolCall
 
 CONTROLS = frozenset(name.encode() for name in SPECIALS)
 LOWEST_LOGPROB = -9999.0  # OpenAI's way to write minus infinity, which JSON has no word for
@@ -97,8 +99,7 @@ class ChatRequest(Knobs):
         """What single fields cannot say; ApiError."""
         if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "`top_logprobs` needs `logprobs: true`.", param="top_logprobs")
-        if self.stream_options and not self.stream:
-            raise ApiError(400, "`stream_options` needs `stream: true`.", param="stream_options")
+        check_options(self.stream_options, self.stream)
 
 
 def form_of(asked: Form | None, tools: Tools) -> tuple[Constraint | None, Tools]:
@@ -109,7 +110,7 @@ def form_of(asked: Form | None, tools: Tools) -> tuple[Constraint | None, Tools]
         message = "`response_format` and `tools` exclude each other here, unless `tool_choice` is 'none'."
         raise ApiError(400, message, param="response_format")
     form = Constraint("json_schema", json.dumps(asked.wanted)) if asked.wanted else Constraint("json_object")
-    return replace(form, asked_by="response_format"), Tools(here=[], declared=[], shape=None)
+    return replace(form, asked_by="response_format"), Tools()
 
 
 def chat_routes(desk: Desk) -> APIRouter:
@@ -172,7 +173,7 @@ class Said:
         elif any(call.name in declared for call in event.tool_calls):
             self.calls += [call_out(call) for call in event.tool_calls[:most_calls]]
         else:
-            self.steps.append(message_out(event))
+            self.steps.append(as_dict(event))
 
 
 class Reply:
@@ -291,17 +292,6 @@ def call_out(call: ToolCall) -> CallOut:
     """A call with an id of its own; the model's count per answer."""
     function: Any = {"name": call.name, "arguments": call.arguments}
     return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
-
-
-def message_out(message: Message) -> dict[str, Any]:
-    """A tool step in OpenAI's message format."""
-    if message.role == "tool":
-        return {"role": "tool", "tool_call_id": message.tool_call_id, "content": message.content}
-    calls = [
-        {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
-        for c in message.tool_calls
-    ]
-    return {"role": "assistant", "content": message.content, "tool_calls": calls}
 
 
 def logprob_out(bytes_of: Callable[[int], bytes], token: Token) -> TokenLogprob:

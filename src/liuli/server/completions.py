@@ -25,7 +25,17 @@ from liuli.server.errors import ApiError
 from liuli.server.openapi import describes
 from liuli.server.replies import TextChoice, TextCompletion, TextLogprobs, Usage
 from liuli.server.streaming import DONE, batches, respond, sse
-from liuli.server.wire import IGNORED, MOST_CHOICES, Drawn, Items, StreamOptions, TokenId, read_body, salt_of
+from liuli.server.wire import (
+    IGNORED,
+    MOST_CHOICES,
+    Drawn,
+    Items,
+    StreamOptions,
+    TokenId,
+    check_options,
+    read_body,
+    salt_of,
+)
 from liuli.server.worker import WAITING_AT_MOST
 
 Prompt = str | list[TokenId]
@@ -68,8 +78,7 @@ class CompletionRequest(Drawn):
         n = self.n or 1
         if self.best_of is not None and (self.best_of < n or (self.stream and self.best_of > n)):
             raise ApiError(400, "`best_of` must be at least `n`, and equal to it in a stream.", param="best_of")
-        if self.stream_options and not self.stream:
-            raise ApiError(400, "`stream_options` needs `stream: true`.", param="stream_options")
+        check_options(self.stream_options, self.stream)
         if self.max_tokens == 0 and not self.echo:
             raise ApiError(400, "`max_tokens` 0 leaves nothing to answer without `echo`.", param="max_tokens")
 

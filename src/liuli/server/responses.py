@@ -36,6 +36,7 @@ from liuli.server.wire import (
     Strict,
     ToolName,
     Tools,
+    check_options,
     plain,
     read_body,
     salt_of,
@@ -237,10 +238,9 @@ def response_routes(desk: Desk) -> APIRouter:
 
     @routes.post("", **describes(ResponseRequest, ResponseOut, stream=True))
     async def create(request: Request) -> Response:
-        asked, user = await read_body(request, ResponseRequest), user_of(request)
+        asked, user = await read_body(request, ResponseRequest), request.state.user
         messages = asked.said(before(asked, user))
-        if asked.stream_options and not asked.stream:
-            raise ApiError(400, "`stream_options` needs `stream: true`.", param="stream_options")
+        check_options(asked.stream_options, asked.stream)
         try:
             form, tools = form_of(asked.text.format if asked.text else None, asked.chosen_tools())
             sampling = asked.sampling(asked.top_logprobs or 0, asked.max_output_tokens, form)
@@ -272,20 +272,15 @@ def response_routes(desk: Desk) -> APIRouter:
     async def retrieve(request: Request, id: str) -> dict[str, Any]:
         if "stream" in request.query_params:
             raise ApiError(400, "A response that is over is not streamed again.", param="stream")
-        return shelf.get(id, user_of(request)).response
+        return shelf.get(id, request.state.user).response
 
     @routes.delete("/{id}", **describes(None, Deleted))
     async def delete(request: Request, id: str) -> Deleted:
-        shelf.get(id, user_of(request))
+        shelf.get(id, request.state.user)
         shelf.drop(id)
         return {"id": id, "object": "response", "deleted": True}
 
     return routes
-
-
-def user_of(request: Request) -> str:
-    """Whose key came with the request; "" where no keys are asked for."""
-    return str(getattr(request.state, "user", ""))
 
 
 def told(events: Sequence[dict[str, Any]]) -> bytes:
@@ -382,7 +377,7 @@ class Reply:
         self.text += text
         self.logprobs += logprobs
         events = [] if self.message else self.open()
-        return [*events, self.event("output_text.delta", delta=text, logprobs=logprobs, **self.place(0))]
+        return [*events, self.event("output_text.delta", delta=text, logprobs=logprobs, **self.place())]
 
     def open(self) -> list[dict[str, Any]]:
         """The message begins."""
@@ -390,12 +385,12 @@ class Reply:
                         "status": "in_progress", "content": []}  # fmt: skip
         return [
             self.event("output_item.added", output_index=0, item=dict(self.message)),
-            self.event("content_part.added", part=self.part("", []), **self.place(0)),
+            self.event("content_part.added", part=self.part("", []), **self.place()),
         ]
 
-    def place(self, content: int) -> dict[str, Any]:
+    def place(self) -> dict[str, Any]:
         assert self.message is not None
-        return {"item_id": self.message["id"], "output_index": 0, "content_index": content}
+        return {"item_id": self.message["id"], "output_index": 0, "content_index": 0}
 
     def part(self, text: str, logprobs: list[Any]) -> dict[str, Any]:
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
@@ -410,8 +405,8 @@ class Reply:
             self.message |= {"steps": self.said.steps} if self.said.steps else {}
             self.response["output"].append(self.message)
             events += [
-                self.event("output_text.done", text=self.text, logprobs=self.logprobs, **self.place(0)),
-                self.event("content_part.done", part=part, **self.place(0)),
+                self.event("output_text.done", text=self.text, logprobs=self.logprobs, **self.place()),
+                self.event("content_part.done", part=part, **self.place()),
                 self.event("output_item.done", output_index=0, item=self.message),
             ]
         for call in self.said.calls:

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -203,16 +203,17 @@ class SchemaText(SchemaIn):
 Form = PlainFormat | SchemaFormat | SchemaText
 
 
-class Tools(Strict):
+@dataclass(frozen=True)
+class Tools:
     """What of a request's tools the model is told and who runs them.
 
     here: those the server runs. declared: those the client runs. shape: how a call must look; None where the model
     calls as it learned to.
     """
 
-    here: list[str]
-    declared: list[FunctionSpec]
-    shape: Constraint | None
+    here: Sequence[str] = ()
+    declared: Sequence[FunctionSpec] = ()
+    shape: Constraint | None = None
 
     @property
     def names(self) -> list[str]:
@@ -237,11 +238,11 @@ def tools_of(specs: Sequence[FunctionSpec] | None, choice: Choice | str | None, 
     that must be called. parallel: whether one answer may hold several calls.
     """
     if choice == "none":
-        return Tools(here=[], declared=[], shape=None)
+        return Tools()
     named = choice.removeprefix("=") if choice and choice.startswith("=") else None
     if specs is None:
         if choice in (None, "auto"):
-            return Tools(here=list(TOOLS), declared=[], shape=None)
+            return Tools(list(TOOLS))
         raise ApiError(400, "`tool_choice` needs `tools`.", param="tool_choice")
     names = [spec.name for spec in specs]
     if len(set(names)) < len(names) or len(names) > 128:
@@ -258,7 +259,7 @@ def tools_of(specs: Sequence[FunctionSpec] | None, choice: Choice | str | None, 
     }
     must = choice == "required" or named is not None
     shape = Constraint("tools", json.dumps(allowed), must, parallel, "tools") if allowed else None
-    return Tools(here=here, declared=declared, shape=shape)
+    return Tools(here, declared, shape)
 
 
 # --- drawing ---------------------------------------------------------------------------------------------------------
@@ -358,9 +359,15 @@ class StreamOptions(Strict):
     continuous_usage_stats: Literal[False] | None = None
 
 
+def check_options(options: Strict | None, stream: bool | None) -> None:
+    """ApiError for options of a stream that is none."""
+    if options and not stream:
+        raise ApiError(400, "`stream_options` needs `stream: true`.", param="stream_options")
+
+
 def salt_of(request: Request, asked: Drawn) -> str:
     """Who shares what was read before: each user alone, and each of a user's salts alone."""
-    return f"{getattr(request.state, 'user', '')}\n{asked.cache_salt or ''}"
+    return f"{request.state.user}\n{asked.cache_salt or ''}"
 
 
 # --- bytes to values -------------------------------------------------------------------------------------------------
