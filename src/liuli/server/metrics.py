@@ -12,6 +12,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import TypeVar
 
 from fastapi import APIRouter
@@ -44,27 +45,20 @@ class Metrics:
     def __init__(self, reused: Callable[[], float]) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self.requests = Counter(
-            "liuli_requests", "Requests answered.", ["method", "route", "status"], registry=registry
-        )
-        self.first = Histogram(
-            "liuli_time_to_first_token_seconds", "From the question to its answer's first token.", buckets=_SOON,
-            registry=registry,
-        )  # fmt: skip
-        self.next = Histogram(
-            "liuli_time_per_output_token_seconds", "Of one answer, after its first token.", buckets=_TOKEN,
-            registry=registry,
-        )  # fmt: skip
-        self.whole = Histogram(
-            "liuli_answer_seconds", "From the question to the end of its answer.", buckets=_WHOLE, registry=registry
-        )
-        self.prompt_tokens = Counter("liuli_prompt_tokens", "Tokens of the questions.", registry=registry)
-        self.answer_tokens = Counter("liuli_answer_tokens", "Tokens of the answers.", registry=registry)
-        self.ended = Counter("liuli_answers", "Answers, by how they ended.", ["ended"], registry=registry)
-        self.waiting = Gauge("liuli_answers_waiting", "Answers that have not begun.", registry=registry)
-        self.running = Gauge("liuli_answers_running", "Answers that are being written.", registry=registry)
-        cached = Gauge("liuli_prefix_cache_tokens", "Prompt tokens that were not computed anew.", registry=registry)
-        cached.set_function(reused)
+        count, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        spread = partial(Histogram, registry=registry)
+        self.requests = count("liuli_requests", "Requests answered.", ["method", "route", "status"])
+        soon = "From the question to its answer's first token."
+        self.first = spread("liuli_time_to_first_token_seconds", soon, buckets=_SOON)
+        after = "Of one answer, after its first token."
+        self.next = spread("liuli_time_per_output_token_seconds", after, buckets=_TOKEN)
+        self.whole = spread("liuli_answer_seconds", "From the question to the end of its answer.", buckets=_WHOLE)
+        self.prompt_tokens = count("liuli_prompt_tokens", "Tokens of the questions.")
+        self.answer_tokens = count("liuli_answer_tokens", "Tokens of the answers.")
+        self.ended = count("liuli_answers", "Answers, by how they ended.", ["ended"])
+        self.waiting = gauge("liuli_answers_waiting", "Answers that have not begun.")
+        self.running = gauge("liuli_answers_running", "Answers that are being written.")
+        gauge("liuli_prefix_cache_tokens", "Prompt tokens that were not computed anew.").set_function(reused)
 
 
 def metrics_routes(metrics: Metrics) -> APIRouter:

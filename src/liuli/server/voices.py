@@ -128,8 +128,7 @@ class Keeper:
 
     def reused(self) -> int:
         """How many tokens of prompts the models in memory did not have to compute anew."""
-        engines = [getattr(voice, "engine", None) for voice in self._loaded.values()]
-        return sum(getattr(getattr(engine, "stats", None), "reused", 0) for engine in engines)
+        return sum(voice.engine.stats.reused for voice in self._loaded.values() if isinstance(voice, ModelVoice))
 
     def loaded(self, name: str) -> ModelFile | None:
         """The model in memory whose folder has this name."""
