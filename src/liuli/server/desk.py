@@ -148,11 +148,8 @@ class Desk:
         if not isinstance(voice, ModelVoice):
             return  # who writes the answer checks what it is asked
         tokenizer = voice.tokenizer
-        for field, ids in (
-            ("logit_bias", [id for id, _ in sampling.logit_bias]),
-            ("stop_token_ids", sampling.stop_tokens),
-        ):
-            check_ids(ids, tokenizer.vocab_size, field)
+        check_ids([id for id, _ in sampling.logit_bias], tokenizer.vocab_size, "logit_bias")
+        check_ids(sampling.stop_tokens, tokenizer.vocab_size, "stop_token_ids")
         if constraint:
             try:
                 for form in (constraint, replace(constraint, required=False)):  # the latter after a call

@@ -106,10 +106,9 @@ def models_in(run: Path) -> list[ModelFile]:
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where there is none yet."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return _object(path.read_bytes())
+    except OSError:
         return None
-    return value if isinstance(value, dict) else None
 
 
 def folders_in(path: Path) -> list[Path]:
@@ -158,9 +157,9 @@ class LineReader:
         return [value for line in whole.splitlines() if (value := _object(line)) is not None], anew
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
+def _object(text: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(line)
+        value = json.loads(text)
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
