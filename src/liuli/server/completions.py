@@ -29,23 +29,22 @@ from liuli.server.wire import (
     IGNORED,
     MOST_CHOICES,
     Drawn,
-    Items,
+    Prompt,
+    Prompts,
     StreamOptions,
-    TokenId,
     check_options,
+    listed,
     read_body,
     salt_of,
 )
 from liuli.server.worker import WAITING_AT_MOST
-
-Prompt = str | list[TokenId]
 
 
 class CompletionRequest(Drawn):
     """POST /v1/completions."""
 
     model: str = ""
-    prompt: str | Items[TokenId] | Items[str] | Items[Items[TokenId]]
+    prompt: Prompts
     max_tokens: int | None = Field(default=None, ge=0, le=1_000_000)
     n: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
     best_of: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
@@ -60,9 +59,7 @@ class CompletionRequest(Drawn):
 
     def prompts(self) -> list[Prompt]:
         """Each prompt; ApiError for none or too many."""
-        listed = isinstance(self.prompt, list) and not (self.prompt and isinstance(self.prompt[0], int))
-        prompts: list[Any] = self.prompt if listed else [self.prompt]  # type: ignore[assignment]
-        most = WAITING_AT_MOST // self.each
+        prompts, most = listed(self.prompt), WAITING_AT_MOST // self.each
         if not 0 < len(prompts) <= most:
             message = f"`prompt` takes 1 to {most} prompts: {WAITING_AT_MOST} completions, {self.each} of each."
             raise ApiError(400, message, param="prompt")

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import APIRouter, Request
 from pydantic import Field
@@ -26,7 +26,7 @@ from liuli.server.errors import ApiError
 from liuli.server.openapi import describes
 from liuli.server.replies import EmbeddingList
 from liuli.server.streaming import unless_disconnected
-from liuli.server.wire import Items, Strict, TokenId, read_body
+from liuli.server.wire import Prompt, Prompts, Strict, listed, read_body
 
 MOST_INPUTS = 2048
 
@@ -35,16 +35,15 @@ class EmbeddingRequest(Strict):
     """POST /v1/embeddings."""
 
     model: str = ""
-    input: str | Items[TokenId] | Items[str] | Items[Items[TokenId]]
+    input: Prompts
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(default=None, ge=1, le=100_000)
 
     ignored = ("user",)
 
-    def inputs(self) -> list[str | list[int]]:
+    def inputs(self) -> list[Prompt]:
         """Each text or list of tokens; ApiError for none, or too many."""
-        listed = isinstance(self.input, list) and not (self.input and isinstance(self.input[0], int))
-        inputs: list[Any] = self.input if listed else [self.input]  # type: ignore[assignment]
+        inputs = listed(self.input)
         if not 0 < len(inputs) <= MOST_INPUTS or not all(inputs):
             raise ApiError(
                 400, f"`input` takes 1 to {MOST_INPUTS} texts or lists of tokens, none empty.", param="input"

@@ -267,6 +267,8 @@ def tools_of(specs: Sequence[FunctionSpec] | None, choice: Choice | str | None, 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Prompt = str | list[TokenId]
+Prompts = str | Items[TokenId] | Items[str] | Items[Items[TokenId]]
 Text = Annotated[str, Field(min_length=1, max_length=100_000)]
 
 
@@ -337,6 +339,12 @@ class Drawn(Strict):
         if len(given) + (other is not None) > 1:
             raise ApiError(400, "An answer has one form; the request asks for more.", param=given[0][0])
         return replace(given[0][1], asked_by=given[0][0]) if given else other
+
+
+def listed(prompts: Prompts) -> list[Prompt]:
+    """One prompt or several, as several."""
+    several = isinstance(prompts, list) and not (prompts and isinstance(prompts[0], int))
+    return prompts if several else [prompts]  # type: ignore[return-value,list-item]
 
 
 class Knobs(Drawn):
