@@ -28,6 +28,11 @@ FLAGS = [
 ]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones first, or one process waits at the end for the other's."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def chromium() -> str | None:
     """The system's Chromium, or the one LIULI_CHROMIUM names."""
     named = [os.environ.get("LIULI_CHROMIUM"), "/usr/bin/chromium", "chromium-browser", "google-chrome"]

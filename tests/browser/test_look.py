@@ -107,6 +107,15 @@ def test_the_run_shows_stage_progress_curve_and_samples(tmp_path: Path, open_pag
             expect(page.locator(".learn")).to_contain_text(said)
 
 
+def test_the_page_takes_nothing_from_a_model_that_learns(tmp_path: Path, open_page: Open) -> None:
+    """What moves is painted sixty times a second, by the processor where there is no graphics card."""
+    with LiveServer(make_run(tmp_path / "laptop")) as live:
+        page = open_page(live.url)
+        expect(page.locator(".stages [aria-current=step]")).to_contain_text("Read")
+        expect(page.locator(".chip.running")).to_be_visible()
+        until(lambda: page.evaluate("document.getAnimations().length") == 0, 3)
+
+
 def test_a_curve_has_numbers_on_its_axis_and_a_dot_for_a_single_point(tmp_path: Path, open_page: Open) -> None:
     run = make_run(tmp_path / "laptop")
     points = [("pretrain", 4.1), ("pretrain", 3.6), ("pretrain", 3.2), ("chat", 3.4)]
