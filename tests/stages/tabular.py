@@ -140,6 +140,21 @@ def every_word() -> Rollouts:
     return Rollouts(tokens, mask, torch.zeros(tokens.shape), lengths, finished, torch.arange(len(rows)) // len(WORDS))
 
 
+HEADS = list(itertools.product(range(1, LETTERS + 1), repeat=LONGEST - 1))
+ROW = {head[:n]: number for number, head in enumerate(HEADS) for n in range(LONGEST)}  # of one that begins so
+ROWS_WT = torch.tensor([[ROW[word[: min(t, len(word) - 1)]] for t in range(LONGEST)] for word in WORDS])
+LETTERS_WT = torch.tensor([[*word, *[-1] * (LONGEST - len(word))] for word in WORDS])
+
+
+def word_log_probs(model: Transformer) -> Tensor:
+    """Of every text, (ASKED, len(WORDS)). Only what is a letter short of the longest is read: it foretells, letter by
+    letter, all that begins as it does."""
+    tokens = torch.tensor([[LETTERS + 1 + p, *head] for p in range(ASKED) for head in HEADS])
+    log_probs_AHTV = torch.log_softmax(model(tokens).float() + BAN_V, -1).view(ASKED, len(HEADS), LONGEST, -1)
+    found_AWT = log_probs_AHTV[:, ROWS_WT, torch.arange(LONGEST), LETTERS_WT.clamp(min=0)]
+    return torch.where(LETTERS_WT >= 0, found_AWT, 0.0).sum(-1)
+
+
 def small_transformer(seed: int) -> Transformer:
     """Two layers of 32 with weights large enough to have opinions."""
     torch.manual_seed(seed)

@@ -28,6 +28,7 @@ from tests.stages.tabular import (
     every_word,
     nodes,
     small_transformer,
+    word_log_probs,
 )
 
 # the values of a table need no clip
@@ -189,15 +190,16 @@ def test_ppo_with_a_transformer_wins_nearly_all_that_can_be_won(seed: int) -> No
     options = replace(PPO, beta=beta, value_weight=0.5)
     generator, updates = torch.Generator().manual_seed(seed), 200
     for number in range(updates):
-        now = score_all(actor, every, 100_000)
-        drawn = torch.multinomial(log_probs(now).exp(), 128, replacement=True, generator=generator)
+        with torch.no_grad():
+            chances = word_log_probs(policy).exp()
+        drawn = torch.multinomial(chances, 128, replacement=True, generator=generator)
         index = (torch.arange(ASKED)[:, None] * len(WORDS) + drawn).flatten()
         rollouts = every.part(index)
-        T = rollouts.tokens_BT.shape[1]
-        old, before_BT = Scores(*(values[index, :T] for values in now)), leash.log_probs_BT[index, :T]
+        old, before_BT = score_all(actor, rollouts), leash.log_probs_BT[index, : rollouts.tokens_BT.shape[1]]
         e = ppo_experience(rollouts, old, before_BT, rewards.float().flatten()[index], beta, options)
         update(actor, optimizer, e, ppo_step(options, 100_000), scale=1 - number / updates, seed=number)
     found = log_probs(score_all(actor, every, 100_000))
+    torch.testing.assert_close(word_log_probs(policy).double(), found, atol=1e-4, rtol=0)  # what was drawn was its own
     assert (objective(found) - objective(q)) / (objective(best) - objective(q)) >= 0.99
     assert float((found.exp() * (found - best)).sum(1).mean()) <= 0.04
 
