@@ -29,8 +29,9 @@ FLAGS = [
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long ones first, or one process waits at the end for the other's."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Of several processes the long ones first, or one waits at the end for the other's."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def chromium() -> str | None:
