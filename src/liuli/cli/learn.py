@@ -12,6 +12,9 @@ from liuli.cli.options import Json, Quiet, SkipBad
 Minutes = Annotated[float | None, typer.Option(help="Budget: minutes of training.")]
 Steps = Annotated[int | None, typer.Option(help="Budget: optimizer steps.")]
 Tokens = Annotated[float | None, typer.Option(help="Budget: training tokens.")]
+Trained = Annotated[Path, typer.Argument(help="The model folder to write; its parent is the run folder.")]
+# behind any number of files
+TrainedOption = Annotated[Path, typer.Option("--out", help="The model folder to write; its parent is the run folder.")]
 Options = Annotated[list[str] | None, typer.Option(help="key=value training option; may be given often.")]
 
 
@@ -36,7 +39,7 @@ def plan(
 
 def pretrain(
     rows: Annotated[Path, typer.Argument(help="Folder of rows (liuli data rows).")],
-    out: Annotated[Path, typer.Argument(help="The model folder to write; its parent is the run folder.")],
+    out: Trained,
     tokenizer: Annotated[Path, typer.Option(help="Folder of the tokenizer that made the rows.")],
     minutes: Minutes = None,
     steps: Steps = None,
@@ -61,7 +64,7 @@ def pretrain(
 def sft(
     model: Annotated[Path, typer.Argument(help="The model folder to start from.")],
     data: Annotated[Path, typer.Argument(help="Conversations (formats: docs/build.md), or a folder of chat rows.")],
-    out: Annotated[Path, typer.Argument(help="The model folder to write; its parent is the run folder.")],
+    out: Trained,
     minutes: Minutes = None,
     steps: Steps = None,
     tokens: Tokens = None,
@@ -83,7 +86,6 @@ def sft(
 
 
 Preferences = Annotated[list[Path], typer.Argument(help="Comparisons, in any known format (docs/preferences.md).")]
-Trained = Annotated[Path, typer.Argument(help="The model folder to write; its parent is the run folder.")]
 Rounds = Annotated[int | None, typer.Option(help="Budget: rounds of answers.")]
 ChatModel = Annotated[Path, typer.Argument(help="The chat model to start from.")]
 
@@ -91,7 +93,7 @@ ChatModel = Annotated[Path, typer.Argument(help="The chat model to start from.")
 def reward(
     model: ChatModel,
     preferences: Preferences,
-    out: Annotated[Path, typer.Option(help="The model folder to write; its parent is the run folder.")],
+    out: TrainedOption,
     minutes: Minutes = None,
     skip_bad: SkipBad = False,
     option: Options = None,
@@ -185,7 +187,7 @@ def best(
 def dpo(
     model: ChatModel,
     preferences: Preferences,
-    out: Annotated[Path, typer.Option(help="The model folder to write; its parent is the run folder.")],
+    out: TrainedOption,
     minutes: Minutes = None,
     skip_bad: SkipBad = False,
     option: Options = None,

@@ -334,14 +334,13 @@ class Sampler:
         given_BV: the logits without bias and bars.
         """
         masking = {row: matcher for row, matcher in enumerate(matchers) if matcher is not None and matcher.masks}
-        barred = dict(zip(masking, ~masks(list(masking.values()), self.vocab_size), strict=True)) if masking else {}
-        if barred:
-            at = list(barred)
+        if masking:
+            at, barred_NV = list(masking), ~masks(list(masking.values()), self.vocab_size)
             logits_BV = logits_BV.clone()
-            logits_BV[at] = logits_BV[at].masked_fill(torch.stack(list(barred.values())), -math.inf)
+            logits_BV[at] = logits_BV[at].masked_fill(barred_NV, -math.inf)
         for row in torch.isneginf(logits_BV).all(-1).nonzero()[:, 0].tolist():
-            if row in barred:
-                logits_BV[row] = given_BV[row].masked_fill(barred[row], -math.inf)
+            if row in masking:
+                logits_BV[row] = given_BV[row].masked_fill(barred_NV[at.index(row)], -math.inf)
             if torch.isneginf(logits_BV[row]).all():
                 logits_BV[row, self.ends] = given_BV[row, self.ends]
         return logits_BV
