@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import threading
@@ -9,8 +10,13 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+# A machine may be busy with other things.
+expect.set_options(timeout=30_000)
+inspect.signature(httpx.get).parameters["timeout"].default.read = 60.0  # one object, the default of all its functions
 
 PAGE = Path(__file__).parents[1] / "src" / "liuli" / "server" / "page"
 
@@ -72,7 +78,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
         # page may miss one, or hold it for ever. Where interception is on from the start, a route is there at once.
         context.route("**/intercepted-from-the-start", lambda route: route.abort())
         page = context.new_page()
-        page.set_default_timeout(8000)
+        page.set_default_timeout(30_000)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda said: said.type == "error" and problems.append(said.text))
         page.goto(url)

@@ -371,7 +371,7 @@ def test_a_server_that_hangs_holds_up_its_own_answer_alone_and_no_client_that_le
     app = create_app(tmp_path, load=lambda path: voice, elsewhere="big-model", seconds=0.5)
     with LiveServer(tmp_path, app=app) as live, ThreadPoolExecutor(2) as pool:
 
-        def ask(text: str, timeout: float = 30) -> Any:
+        def ask(text: str, timeout: float | httpx.Timeout = 30) -> Any:
             body = {"messages": [{"role": "user", "content": text}]}
             return httpx.post(f"{live.url}/v1/chat/completions", json=body, timeout=timeout).json()["choices"][0]
 
@@ -380,7 +380,7 @@ def test_a_server_that_hangs_holds_up_its_own_answer_alone_and_no_client_that_le
         for _ in range(3):
             assert ask("hello")["message"]["content"] == "from afar"
         with pytest.raises(httpx.ReadTimeout):
-            ask("hang", timeout=0.3)
+            ask("hang", timeout=httpx.Timeout(30, read=0.3))
         until(lambda: httpx.get(f"{live.url}/health").json()["answers"] == 1)
         assert not held.done()
         time.sleep(0.5)

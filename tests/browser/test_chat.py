@@ -35,6 +35,11 @@ def scripted(page: Page, *events: dict) -> None:
     page.route("**/api/chat", lambda route: route.fulfill(body=body))
 
 
+def rest(page: Page) -> None:
+    """Until what rises has risen."""
+    page.evaluate("Promise.all(document.getAnimations().map(motion => motion.finished))")
+
+
 def token(text: str) -> dict:
     return {"type": "token", "id": 1, "text": text, "logprob": 0, "alternatives": []}
 
@@ -55,7 +60,7 @@ def test_text_appears_while_it_is_written_and_stop_stops_it(tmp_path: Path, open
         page.get_by_role("button", name="Stop", exact=True).click()
         expect(page.get_by_role("textbox", name="Message")).to_be_focused()
         expect(page.locator(".foot")).to_contain_text("stopped")
-        until(lambda: live.voice.closed == closed + 1, 3)  # the work stops on the server too
+        until(lambda: live.voice.closed == closed + 1)  # the work stops on the server too
         page.reload()
         expect(page.locator(".words")).to_contain_text("word3")  # and the conversation is still there
         page.get_by_role("button", name="New chat").click()
@@ -131,7 +136,7 @@ def test_the_open_word_and_its_pane_stay_in_the_window(live: LiveServer, open_pa
     expect(pane).to_have_count(0)  # who scrolls away reads on
     page.set_viewport_size({"width": 360, "height": 740})
     page.locator(".word").nth(-2).click()
-    page.wait_for_timeout(300)
+    rest(page)
     at, sheet = word.bounding_box(), pane.bounding_box()
     assert at["y"] + at["height"] <= sheet["y"]
 
@@ -234,7 +239,7 @@ def test_in_a_low_window_the_pane_covers_its_word_nowhere(live: LiveServer, open
         page.set_viewport_size({"width": width, "height": height})
         for n in (120, 121, 122, 123, 124, 125, 126, 127):  # from the left to the right of a line
             page.locator(".word").nth(n).click()
-            page.wait_for_timeout(200)  # it rises
+            rest(page)
             at, box = word.bounding_box(), pane.bounding_box()
             apart = [at["y"] >= box["y"] + box["height"], at["y"] + at["height"] <= box["y"]]
             apart += [at["x"] >= box["x"] + box["width"], at["x"] + at["width"] <= box["x"]]

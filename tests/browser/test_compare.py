@@ -89,7 +89,7 @@ def test_stop_stops_both_and_a_second_try_asks_both_again(run: Path, open_page: 
             expect(each).to_contain_text("word3")
         page.get_by_role("button", name="Stop", exact=True).click()
         expect(page.locator(".foot", has_text="stopped")).to_have_count(2)
-        until(lambda: [voice.closed for voice in live.voices] == [1, 1], 3)
+        until(lambda: [voice.closed for voice in live.voices] == [1, 1])
         page.get_by_role("button", name="Answer again").click()
         expect(words.nth(1)).to_contain_text("word3")
         page.get_by_role("button", name="Stop", exact=True).click()

@@ -15,6 +15,17 @@ from tests.server.scripted import LiveServer, ScriptedVoice, make_model
 
 pytestmark = pytest.mark.browser
 Open = Callable[..., Page]
+# The second half of a double click, or of a key that is struck twice, the moment the next answers are there.
+AND_AGAIN = """(act => new Promise(done => {
+    act();
+    const gone = () => document.querySelector(".label-card") === null;
+    let waiting = gone();
+    const watch = new MutationObserver(() => {
+        if (waiting && !gone()) { watch.disconnect(); act(); done(); }
+        waiting = gone();
+    });
+    watch.observe(document.body, {childList: true, subtree: true});
+}))"""
 EVIL = '<img src=x onerror="window.hacked=1"> {}'
 
 
@@ -158,12 +169,12 @@ def test_only_answers_that_were_read_are_judged_and_no_edit_is_lost(live: LiveSe
         page.get_by_role("button", name="Judge answers").click()
         shown(page)
         better = page.get_by_role("button", name="This one is better").first
-        better.click(click_count=2, delay=150)
+        page.evaluate(f"{AND_AGAIN}(() => document.querySelector('.choice').click())")
         expect(count(page, "choice")).to_have_text("1")
         shown(page)
-        for _ in range(2):
-            page.keyboard.press("1")
-            page.wait_for_timeout(300)
+        page.evaluate(
+            f"{AND_AGAIN}(() => document.body.dispatchEvent(new KeyboardEvent('keydown', {{key: '1', bubbles: true}})))"
+        )
         expect(count(page, "choice")).to_have_text("2")
 
         # the keyboard goes on where the new question is

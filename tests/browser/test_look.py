@@ -72,7 +72,7 @@ def expect_dark(page: Page, dark: bool) -> None:
         colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
         return sum(int(part) for part in re.findall(r"\d+", colour)[:3])
 
-    until(lambda: lightness() < 150 if dark else lightness() > 600, 3)
+    until(lambda: lightness() < 150 if dark else lightness() > 600)
 
 
 def test_dark_mode_follows_the_system_until_one_chooses(tmp_path: Path, open_page: Open) -> None:
@@ -113,7 +113,7 @@ def test_the_page_takes_nothing_from_a_model_that_learns(tmp_path: Path, open_pa
         page = open_page(live.url)
         expect(page.locator(".stages [aria-current=step]")).to_contain_text("Read")
         expect(page.locator(".chip.running")).to_be_visible()
-        until(lambda: page.evaluate("document.getAnimations().length") == 0, 3)
+        until(lambda: page.evaluate("document.getAnimations().length") == 0)
 
 
 def test_a_curve_has_numbers_on_its_axis_and_a_dot_for_a_single_point(tmp_path: Path, open_page: Open) -> None:

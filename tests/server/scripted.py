@@ -210,7 +210,7 @@ class LiveServer:
         return self.voices[-1]
 
 
-def until(true: object, seconds: float = 10.0) -> None:
+def until(true: object, seconds: float = 60.0) -> None:
     """Wait for a condition; fails when it does not come."""
     end = time.monotonic() + seconds
     while not true():  # type: ignore[operator]

@@ -242,10 +242,10 @@ def test_a_body_of_unknown_fields_is_refused_at_once_and_a_few_of_them_are_named
     raw = json.dumps(body, separators=(",", ":"))
     known = json.dumps({"messages": HI, "metadata": unknown, "n": 0}, separators=(",", ":"))
     times: dict[str, list[float]] = {raw: [], known: []}
-    for sent in [*times] * 5:  # in turn: machines have moods
-        began = time.perf_counter()
+    for sent in [*times] * 5:  # in turn, and of this process alone: machines have moods
+        began = time.process_time()
         said = httpx.post(f"{live.url}/v1/chat/completions", content=sent, headers={"content-type": "application/json"})
-        times[sent].append(time.perf_counter() - began)
+        times[sent].append(time.process_time() - began)
         assert said.status_code == 400 and len(said.content) < 400
         if sent == raw:
             named = "60000 fields" if nested else "Unknown fields 'f0', 'f1', 'f2', 'f3', 'f4' and 59995 more."

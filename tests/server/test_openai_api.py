@@ -242,8 +242,8 @@ def test_a_client_that_leaves_stops_the_work(tmp_path: Path, stream: bool) -> No
             head = "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
             with socket.create_connection((place.hostname, place.port)) as line:
                 line.sendall(f"{head}content-length: {len(sent)}\r\n\r\n".encode() + sent)
-                until(lambda: bool(live.voices) and len(live.voice.asked) == 2, 10)  # then it hangs up
-        until(lambda: httpx.get(f"{live.url}/health").json()["answers"] == 0, 5)
+                until(lambda: bool(live.voices) and len(live.voice.asked) == 2)  # then it hangs up
+        until(lambda: httpx.get(f"{live.url}/health").json()["answers"] == 0)
         assert live.voice.closed == len(live.voice.asked) > 0  # all that had begun were stopped
 
 
