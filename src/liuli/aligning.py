@@ -23,7 +23,7 @@ from liuli.errors import LiuliError, UsageError
 from liuli.evals.proportion import wilson
 from liuli.files import folder_hash, write_file
 from liuli.folder import read_model_folder
-from liuli.material import tell_left_out, tell_skipped
+from liuli.material import tell_skipped
 from liuli.recipe import options_of
 from liuli.running import context_of, end, own_run, tell_forgotten
 from liuli.stages.best import Best, best_of, most_kl
@@ -57,7 +57,7 @@ from liuli.text import (
     read_preferences,
     read_tasks,
 )
-from liuli.train import RunLog, measure_machine
+from liuli.train import RunLog, measure_machine, tell_left_out
 from liuli.train.preference import Combine
 
 LEAST_GAP = 0.3
@@ -119,7 +119,7 @@ def reward_here(
             f"(95%: {low:.1%} to {high:.1%}); {figures['steps']:,.0f} steps in {figures['seconds']:.0f} s saw "
             f"{figures['seen']:,.0f} comparisons, of {len(train):,} to learn from",
         )
-        tell_left_out(train.skipped + held_out.skipped, "comparisons", log)
+        tell_left_out(train.skipped + held_out.skipped, "comparisons", log.warn)
         check_better_than_chance(figures, out)
 
 
@@ -141,11 +141,11 @@ def dpo_here(
             judged = list(read_judged(list(data), skip_bad, report))
             tell_skipped(report, log)
             data_here = thumbs(judged, tokenizer, context)
-            tell_left_out(data_here.skipped, "answers", log)
+            tell_left_out(data_here.skipped, "answers", log.warn)
             figures = dpo(model, data_here, out, options=options, log=log)
         else:
             train, held_out = read_pairs(data, tokenizer, context, skip_bad, log)
-            tell_left_out(train.skipped + held_out.skipped, "comparisons", log)
+            tell_left_out(train.skipped + held_out.skipped, "comparisons", log.warn)
             figures = dpo(model, train, out, options=options, log=log, held_out=held_out)
         tell_forgotten(model, out, log)
         done(log, out, figures, ("loss", "accuracy", "held_out_accuracy"))

@@ -24,7 +24,7 @@ from liuli.curriculum.preferences import PRACTISED
 from liuli.errors import LiuliError, UsageError
 from liuli.evals.words import STAGES
 from liuli.files import lock, new_folder, read_json, read_lines, write_file, write_json
-from liuli.material import Material, place_of, tell_left_out
+from liuli.material import Material, place_of
 from liuli.recipe import Recipe, read_recipe, recipe_toml
 from liuli.stages.ppo import PPOOptions, ppo
 from liuli.stages.pretrain import Shape, pretrain
@@ -33,7 +33,7 @@ from liuli.stages.rollout import Rollouts
 from liuli.stages.sft import sft
 from liuli.stages.training import TrainOptions, with_budget
 from liuli.text import Message, Preference, Rows, Tokenizer, encode_documents, pack_conversations, pack_documents
-from liuli.train import RunLog, StageState
+from liuli.train import RunLog, StageState, tell_left_out
 from liuli.train.preference import bayes_accuracy
 
 REWARD_SHARE = 0.35  # of the time for preferences; the rest is PPO's
@@ -256,7 +256,7 @@ class Build:
             for own in sides
         )
         odds = torch.tensor([pairs[sides[1][place]]["odds"] for place in held_out.kept])
-        tell_left_out(train.skipped + held_out.skipped, "comparisons", self.log)
+        tell_left_out(train.skipped + held_out.skipped, "comparisons", self.log.warn)
         minutes = self.stage_minutes("reward", REWARD_SHARE)
         options = RewardOptions(**{"seed": self.recipe.seed, "minutes": minutes} | self.recipe.reward)
         figures = reward(

@@ -168,12 +168,6 @@ def tell_too_long(left_out: int, shortened: int, T: int, log: RunLog) -> None:
         log.warn(f"{shortened:,} conversations are longer than {T} tokens and lose their first turns")
 
 
-def tell_left_out(count: int, what: str, log: RunLog) -> None:
-    """How many answers or comparisons do not fit."""
-    if count:
-        log.warn(f"{count:,} {what} are too long for the context and left out")
-
-
 def share_held_out(texts: int) -> float:
     """One in a hundred; of a few thousand more, so that there are about a hundred; one in ten at the most."""
     return max(0.01, min(0.1, 100 / max(1, texts)))

@@ -96,7 +96,7 @@ def test_prompts_too_long_for_an_answer_are_counted_and_the_others_keep_their_nu
     prompts = [ask("a" * 500), ask("go"), ask("b" * 500), ask("go")]
     engine = scripted({"go": [20, byte_tokenizer().end]}, context=64)
     found = list(best_of(engine, prompts, by_chance, 2, max_tokens=5, warn=told.append))
-    assert [best.number for best in found] == [1, 3] and told == ["2 prompts are too long for the context and left out"]
+    assert [best.number for best in found] == [1, 3] and told == ["2 prompts too long for the context, left out"]
 
 
 def test_no_answer_that_was_cut_off_is_kept_and_a_best_of_none_is_refused() -> None:

@@ -130,7 +130,7 @@ def test_dpo_tells_what_held_out_comparisons_say_and_what_was_too_long(model: Pa
     done = CliRunner().invoke(app, command)
     said = " ".join(done.output.split())
     assert done.exit_code == 0, said
-    assert "3 comparisons are too long" in said and "1 stand twice, 2 are contradicted" in said
+    assert "3 comparisons too long" in said and "1 stand twice, 2 are contradicted" in said
     assert "held_out_accuracy" in said
     (found,) = re.findall(r"([\d.]+) bits per byte before, ([\d.]+) after", said)
     before, after = map(float, found)

@@ -157,7 +157,7 @@ def test_scores_are_normal_over_prompts_of_all_kinds_however_they_are_sorted_and
     asked += [ask("a" * CONTEXT)] * 200  # that leave no room for an answer
     drawn: list[Any] = []
     rendered: list[int] = []
-    real = rollout.render_many
+    data, real = comparisons(), rollout.render_many
 
     def counted(prompts: Any, *rest: Any, **more: Any) -> Any:
         rendered.append(len(prompts))
@@ -167,13 +167,12 @@ def test_scores_are_normal_over_prompts_of_all_kinds_however_they_are_sorted_and
 
     def rolled(engine: Engine, prompts: Any, **rest: Any) -> Rollouts:
         drawn.extend(prompts)
-        found: Rollouts = comparisons().answers
-        return found
+        return data.answers
 
     monkeypatch.setattr("liuli.stages.reward.roll_out", rolled)
-    reward(model, comparisons(), tmp_path / "r", options=RewardOptions(), log=quiet(tmp_path), prompts=asked)
+    reward(model, data, tmp_path / "r", options=RewardOptions(), log=quiet(tmp_path), prompts=asked)
     assert rendered == [OWN_ANSWERS]
-    assert f"{OWN_ANSWERS - len(drawn)} prompts are too long" in (tmp_path / "log.jsonl").read_text()
+    assert f"{OWN_ANSWERS - len(drawn)} prompts too long" in (tmp_path / "log.jsonl").read_text()
     kinds = [prompt[0].content[0] for prompt in drawn]
     assert len(set(drawn)) == len(drawn) > OWN_ANSWERS // 2
     assert all(kinds.count(kind) > OWN_ANSWERS // 8 for kind in "abcd")

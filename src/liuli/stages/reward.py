@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -86,41 +85,27 @@ def compare(
 
     Raises LiuliError if nothing is left.
     """
-    rows: dict[tuple[Any, Any], int] = {}
-    answers: list[Answering] = []
-    groups: dict[str, int] = {}
-    asked: list[Messages] = []
-    pairs: list[tuple[int, int, int]] = []
-    margins: list[float] = []
-    kept: list[int] = []
-
-    def row_of(p: Preference, said: Messages) -> int:
-        if (p.prompt, said) not in rows:
-            answers.append(given(p.prompt, said, tokenizer, context, p.source))
-            rows[p.prompt, said] = len(answers) - 1
-        return rows[p.prompt, said]
-
-    for number, p in enumerate(preferences):
-        try:
-            chosen, rejected = row_of(p, p.chosen), row_of(p, p.rejected)
-        except LiuliError:
-            continue
-        group = groups.setdefault(p.group or str(p.prompt), len(groups))
-        if group == len(asked):
-            asked.append(p.prompt)
-        pairs.append((chosen, rejected, group))
-        kept.append(number)
-        margins.append(p.margin if p.margin is not None else math.nan)
-    if not pairs:
+    each = dict.fromkeys((p.prompt, said) for p in preferences for said in (p.chosen, p.rejected))
+    read = zip(each, given(each, tokenizer, context), strict=True)
+    answers = {key: one for key, one in read if isinstance(one, Answering)}
+    rows = {key: row for row, key in enumerate(answers)}
+    kept = [n for n, p in enumerate(preferences) if {(p.prompt, p.chosen), (p.prompt, p.rejected)} <= rows.keys()]
+    if not kept:
         raise LiuliError("no comparison is left to learn from", "preferences", "give shorter answers, or others")
-    table = torch.tensor(pairs)
+    pairs = [preferences[n] for n in kept]
+    names = [p.group or str(p.prompt) for p in pairs]
+    asked: dict[str, Messages] = {}
+    for name, p in zip(names, pairs, strict=True):
+        asked.setdefault(name, p.prompt)
+    groups = {name: group for group, name in enumerate(asked)}
+    margins = torch.tensor([math.nan if p.margin is None else p.margin for p in pairs])
     return Comparisons(
-        padded(answers, tokenizer.pad),
-        table[:, 0],
-        table[:, 1],
-        table[:, 2],
-        None if all(map(math.isnan, margins)) else torch.tensor(margins).nan_to_num(0.0),
-        tuple(asked),
+        padded([*answers.values()], tokenizer.pad),
+        torch.tensor([rows[p.prompt, p.chosen] for p in pairs]),
+        torch.tensor([rows[p.prompt, p.rejected] for p in pairs]),
+        torch.tensor([groups[name] for name in names]),
+        None if margins.isnan().all() else margins.nan_to_num(0.0),
+        tuple(asked.values()),
         len(preferences) - len(kept),
         tuple(kinds[number] for number in kept) if kinds else (),
         tuple(kept),

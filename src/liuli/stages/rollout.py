@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -27,6 +27,7 @@ from liuli.model.scalar import ScalarModel
 from liuli.text import Message, Tokenizer, parse_answer, render, render_many
 from liuli.text.chat import Messages, as_messages
 from liuli.text.pack import plan_whole
+from liuli.train import tell_left_out
 from liuli.train.parallel import divided, from_each
 
 ATTENTION = 480
@@ -127,8 +128,7 @@ def fitting(prompts: Sequence[Messages], tokenizer: Tokenizer, context: int, war
     found = [number for number, prompt in enumerate(rendered) if len(prompt.tokens) < context]
     if not found:
         raise LiuliError(f"no prompt fits the context of {context}", "prompts", "shorten them")
-    if len(found) < len(rendered):
-        warn(f"{len(rendered) - len(found)} prompts are too long for the context and left out")
+    tell_left_out(len(rendered) - len(found), "prompts", warn)
     return found
 
 
@@ -179,17 +179,19 @@ def answer(
 
 def padded(each: Sequence[Answering], pad: int) -> Rollouts:
     """Answers side by side, padded right to the longest."""
-    T = max(len(own.tokens) for own in each)
+    lengths_B = torch.tensor([len(own.tokens) for own in each])
+    inside_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
 
     def rows(name: str, fill: int | float, dtype: torch.dtype) -> Tensor:
-        padded = [[*getattr(own, name), *([fill] * (T - len(own.tokens)))] for own in each]
-        return torch.tensor(padded, dtype=dtype)
+        padded_BT = torch.full(inside_BT.shape, fill, dtype=dtype)
+        padded_BT[inside_BT] = torch.tensor([x for own in each for x in getattr(own, name)], dtype=dtype)
+        return padded_BT
 
     return Rollouts(
         rows("tokens", pad, torch.int64),
         rows("drawn", False, torch.bool),
         rows("log_probs", 0.0, torch.float32),
-        torch.tensor([len(own.tokens) for own in each]),
+        lengths_B,
         torch.tensor([own.finished for own in each]),
         torch.arange(len(each)),
         tuple(tuple(own.produced) for own in each),
@@ -208,20 +210,27 @@ def as_rollouts(
     places: file and row of each. Raises LiuliError for an answer that does not fit the context or holds nothing to
     learn from.
     """
-    named = [place or f"answer {n}" for n, place in enumerate(places or [""] * len(prompts))]
-    each = zip(prompts, answers, named, strict=True)
-    return padded([given(prompt, said, tokenizer, context, place) for prompt, said, place in each], tokenizer.pad)
+    each = []
+    for n, one in enumerate(given(zip(prompts, answers, strict=True), tokenizer, context)):
+        if isinstance(one, str):
+            raise LiuliError(one, places[n] if places else f"answer {n}", "give a whole answer, or a shorter one")
+        each.append(one)
+    return padded(each, tokenizer.pad)
 
 
-def given(prompt: Messages, answer: Messages, tokenizer: Tokenizer, context: int, where: str) -> Answering:
-    """One given answer, not yet padded; see `as_rollouts`."""
-    history, said = as_messages(prompt), as_messages(answer)
-    whole = render([*(replace(message, train=False) for message in history), *said], tokenizer)
-    if len(whole.tokens) > context:
-        raise LiuliError(f"{len(whole.tokens)} tokens, the model's context is {context}", where, "shorten it")
-    if not any(whole.weights):
-        raise LiuliError("there is no token of the assistant's", where, "give a whole answer")
-    return Answering(whole.tokens, [w > 0 for w in whole.weights], [0.0] * len(whole.tokens), list(said), 0, True)
+def given(pairs: Iterable[tuple[Messages, Messages]], tokenizer: Tokenizer, context: int) -> Iterator[Answering | str]:
+    """Given answers, read together but not yet padded (see `as_rollouts`), or what is wrong with one."""
+    parts = [(as_messages(prompt), as_messages(said)) for prompt, said in pairs]
+    wholes = render_many([(*history, *said) for history, said in parts], tokenizer)
+    for (history, said), whole in zip(parts, wholes, strict=True):
+        begins = [*whole.starts, len(whole.tokens)][len(history)]
+        drawn = [at >= begins and weight > 0 for at, weight in enumerate(whole.weights)]
+        if len(drawn) > context:
+            yield f"{len(drawn)} tokens, the model's context is {context}"
+        elif not any(drawn):
+            yield "there is no token of the assistant's"
+        else:
+            yield Answering(whole.tokens, drawn, [0.0] * len(drawn), list(said), 0, True)
 
 
 # --- scoring ---------------------------------------------------------------------------------------------------------

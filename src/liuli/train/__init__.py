@@ -4,7 +4,7 @@ Comes in: a model, a loader of rows, an objective. Goes out: the model with bett
 not know what the rows mean or which stage it serves.
 """
 
-from liuli.train.log import RunLog, StageState
+from liuli.train.log import RunLog, StageState, tell_left_out
 from liuli.train.loop import FitResult, LoopOptions, fit
 from liuli.train.loss import Objective, TensorBatch, next_target, next_token
 from liuli.train.machine import Machine, measure_machine
@@ -28,4 +28,5 @@ __all__ = [
     "next_token",
     "one_rate",
     "schedule",
+    "tell_left_out",
 ]

@@ -7,7 +7,7 @@ folder").
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,3 +207,9 @@ def _clock(seconds: float | None) -> str:
     if seconds is None:
         return "–"
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def tell_left_out(count: int, what: str, warn: Callable[[str], None]) -> None:
+    """How many of what (in the plural) do not fit, if any."""
+    if count:
+        warn(f"{count:,} {what if count > 1 else what[:-1]} too long for the context, left out")
