@@ -112,6 +112,7 @@ def test_the_list_of_conversations_is_walked_by_keyboard(live: LiveServer, open_
     expect(page.locator(".bubble")).to_have_text(["第一个"])
     page.get_by_role("button", name="对话记录").focus()
     page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog").locator(":focus")).to_be_visible()  # it is open
     for key in ("Tab", "Enter"):
         page.keyboard.press(key)
     expect(page.get_by_role("button", name="确认删除？")).to_be_focused()
