@@ -37,7 +37,7 @@ def scripted(page: Page, *events: dict) -> None:
 
 def rest(page: Page) -> None:
     """Until what rises has risen."""
-    page.evaluate("Promise.all(document.getAnimations().map(motion => motion.finished))")
+    until(lambda: page.evaluate("document.getAnimations().length") == 0)
 
 
 def token(text: str) -> dict:

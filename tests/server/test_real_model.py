@@ -167,7 +167,7 @@ def test_an_answer_that_takes_too_long_is_cut_as_too_long(real: LiveServer) -> N
         for path, body in (("chat/completions", {"messages": HI}), ("completions", {"prompt": "hello"})):
             began = time.monotonic()
             said = httpx.post(f"{live.url}/v1/{path}", json={**asked, **body}).json()
-            assert said["choices"][0]["finish_reason"] == "length" and time.monotonic() - began > 0.2
+            assert said["choices"][0]["finish_reason"] == "length" and 0.2 < time.monotonic() - began < 8
             assert 0 < said["usage"]["completion_tokens"] < 40
 
 

@@ -46,7 +46,7 @@ from liuli.stages.reward import (
 )
 from liuli.stages.rollout import ModelActor, Rollouts, Scores, roll_out
 from liuli.stages.training import TrainOptions, write_model
-from liuli.text import Judged, Preference, Rows, pack_documents
+from liuli.text import Judged, Message, Preference, Rows, pack_documents
 from liuli.text.tokenizer import SMALLEST
 from liuli.train import Optimizer, OptimizerOptions, measure_machine
 from liuli.train.checkpoint import save_checkpoint
@@ -113,6 +113,16 @@ def test_answers_too_long_for_the_context_are_counted_and_left_out(model: Path) 
     assert data.skipped == 1 and len(data) == len(PAIRS)
     with pytest.raises(LiuliError, match="no comparison is left"):
         compare([long], byte_tokenizer(), CONTEXT)
+
+
+def test_comparisons_that_the_template_refuses_are_counted_and_all_others_read_as_ever() -> None:
+    strict = byte_tokenizer()
+    no_system = "{% for m in messages if m.role == 'system' %}{{ raise_exception('no system') }}{% endfor %}"
+    strict.chat_template = no_system + strict.chat_template
+    odd = Preference((Message("system", "Be kind."), *ask("q")), say("a"), say("b"))
+    data = compare([odd, *PAIRS[:3], odd, *PAIRS[3:]], strict, CONTEXT)
+    assert data.skipped == 2 and len(data) == len(PAIRS)
+    assert torch.equal(data.answers.tokens_BT, comparisons(PAIRS).answers.tokens_BT)
 
 
 def test_normalising_scales_and_shifts_alone_until_what_is_paid_has_mean_zero_and_deviation_one(model: Path) -> None:

@@ -81,11 +81,11 @@ class Comparisons:
 def compare(
     preferences: Sequence[Preference], tokenizer: Tokenizer, context: int, kinds: Sequence[str] = ()
 ) -> Comparisons:
-    """Comparisons to train on. Pairs too long for the context are counted and left out.
+    """Comparisons to train on. Pairs too long for the context, or that the template refuses, are counted and left out.
 
     Raises LiuliError if nothing is left.
     """
-    each = dict.fromkeys((p.prompt, said) for p in preferences for said in (p.chosen, p.rejected))
+    each = [*dict.fromkeys((p.prompt, said) for p in preferences for said in (p.chosen, p.rejected))]
     read = zip(each, given(each, tokenizer, context), strict=True)
     answers = {key: one for key, one in read if isinstance(one, Answering)}
     rows = {key: row for row, key in enumerate(answers)}
@@ -94,10 +94,8 @@ def compare(
         raise LiuliError("no comparison is left to learn from", "preferences", "give shorter answers, or others")
     pairs = [preferences[n] for n in kept]
     names = [p.group or str(p.prompt) for p in pairs]
-    asked: dict[str, Messages] = {}
-    for name, p in zip(names, pairs, strict=True):
-        asked.setdefault(name, p.prompt)
-    groups = {name: group for group, name in enumerate(asked)}
+    groups = {name: group for group, name in enumerate(dict.fromkeys(names))}
+    firsts = dict(zip(names[::-1], pairs[::-1], strict=True))  # of each group
     margins = torch.tensor([math.nan if p.margin is None else p.margin for p in pairs])
     return Comparisons(
         padded([*answers.values()], tokenizer.pad),
@@ -105,7 +103,7 @@ def compare(
         torch.tensor([rows[p.prompt, p.rejected] for p in pairs]),
         torch.tensor([groups[name] for name in names]),
         None if margins.isnan().all() else margins.nan_to_num(0.0),
-        tuple(asked.values()),
+        tuple(firsts[name].prompt for name in groups),
         len(preferences) - len(kept),
         tuple(kinds[number] for number in kept) if kinds else (),
         tuple(kept),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -24,7 +24,7 @@ from liuli.errors import LiuliError
 from liuli.model import Branches, Transformer
 from liuli.model.ops import token_log_probs
 from liuli.model.scalar import ScalarModel
-from liuli.text import Message, Tokenizer, parse_answer, render, render_many
+from liuli.text import Message, Rendered, Tokenizer, parse_answer, render, render_many
 from liuli.text.chat import Messages, as_messages
 from liuli.text.pack import plan_whole
 from liuli.train import tell_left_out
@@ -210,27 +210,32 @@ def as_rollouts(
     places: file and row of each. Raises LiuliError for an answer that does not fit the context or holds nothing to
     learn from.
     """
-    each = []
-    for n, one in enumerate(given(zip(prompts, answers, strict=True), tokenizer, context)):
+    each = given(list(zip(prompts, answers, strict=True)), tokenizer, context)
+    for n, one in enumerate(each):
         if isinstance(one, str):
             raise LiuliError(one, places[n] if places else f"answer {n}", "give a whole answer, or a shorter one")
-        each.append(one)
-    return padded(each, tokenizer.pad)
+    return padded([one for one in each if isinstance(one, Answering)], tokenizer.pad)
 
 
-def given(pairs: Iterable[tuple[Messages, Messages]], tokenizer: Tokenizer, context: int) -> Iterator[Answering | str]:
+def given(pairs: Sequence[tuple[Messages, Messages]], tokenizer: Tokenizer, context: int) -> list[Answering | str]:
     """Given answers, read together but not yet padded (see `as_rollouts`), or what is wrong with one."""
-    parts = [(as_messages(prompt), as_messages(said)) for prompt, said in pairs]
-    wholes = render_many([(*history, *said) for history, said in parts], tokenizer)
-    for (history, said), whole in zip(parts, wholes, strict=True):
-        begins = [*whole.starts, len(whole.tokens)][len(history)]
-        drawn = [at >= begins and weight > 0 for at, weight in enumerate(whole.weights)]
-        if len(drawn) > context:
-            yield f"{len(drawn)} tokens, the model's context is {context}"
-        elif not any(drawn):
-            yield "there is no token of the assistant's"
-        else:
-            yield Answering(whole.tokens, drawn, [0.0] * len(drawn), list(said), 0, True)
+    try:
+        wholes = render_many([(*as_messages(prompt), *as_messages(said)) for prompt, said in pairs], tokenizer)
+    except LiuliError as error:  # the template refuses one of them
+        half, rest = len(pairs) // 2, (tokenizer, context)
+        return given(pairs[:half], *rest) + given(pairs[half:], *rest) if half else [error.what]
+    return [taught(*pair, whole, context) for pair, whole in zip(pairs, wholes, strict=True)]
+
+
+def taught(prompt: Messages, answer: Messages, whole: Rendered, context: int) -> Answering | str:
+    """One given answer, of whose tokens those the assistant must write count as drawn."""
+    begins = [*whole.starts, len(whole.tokens)][len(as_messages(prompt))]
+    drawn = [at >= begins and weight > 0 for at, weight in enumerate(whole.weights)]
+    if len(drawn) > context:
+        return f"{len(drawn)} tokens, the model's context is {context}"
+    if not any(drawn):
+        return "there is no token of the assistant's"
+    return Answering(whole.tokens, drawn, [0.0] * len(drawn), list(as_messages(answer)), 0, True)
 
 
 # --- scoring ---------------------------------------------------------------------------------------------------------
