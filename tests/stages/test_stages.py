@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections import Counter
+from copy import copy
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def test_answers_too_long_for_the_context_are_counted_and_left_out(model: Path) 
 
 
 def test_comparisons_that_the_template_refuses_are_counted_and_all_others_read_as_ever() -> None:
-    strict = byte_tokenizer()
+    strict = copy(byte_tokenizer())
     no_system = "{% for m in messages if m.role == 'system' %}{{ raise_exception('no system') }}{% endfor %}"
     strict.chat_template = no_system + strict.chat_template
     odd = Preference((Message("system", "Be kind."), *ask("q")), say("a"), say("b"))
