@@ -110,6 +110,7 @@ def test_the_list_of_conversations_is_walked_by_keyboard(live: LiveServer, open_
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     expect(page.locator(".bubble")).to_have_text(["第一个"])
+    expect(page.get_by_role("textbox", name="消息")).to_be_focused()  # it takes the focus last of all
     page.get_by_role("button", name="对话记录").focus()
     page.keyboard.press("Enter")
     expect(page.get_by_role("dialog").locator(":focus")).to_be_visible()  # it is open
