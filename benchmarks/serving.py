@@ -43,6 +43,7 @@ PARTS = ("load", "connections", "turn", "memory")
 def main() -> None:
     options = read_options()
     flags = (["--weights", options.weights] if options.weights else []) + (["--compiled"] if options.compiled else [])
+    flags += ["--replicas", str(options.replicas)]
     with tempfile.TemporaryDirectory() as made:
         if str(options.model) in SIZES:
             options.model = random_model(Path(made) / "model", *SIZES[str(options.model)], context=1024)
@@ -75,6 +76,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--weights", choices=KINDS)
     parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--replicas", type=int, default=1, help="of the server; offline is one engine in any case")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     return parser.parse_args()
 

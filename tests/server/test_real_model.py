@@ -5,9 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import math
+import multiprocessing
+import os
+import signal
 import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 import liuli
 from liuli.assistant import Store
+from liuli.assistant.voices import ModelVoice
 from liuli.server.app import create_app
 from liuli.server.keys import Keys
 from tests.server.scripted import LiveServer
@@ -399,3 +404,27 @@ def test_tokens_come_back_as_text_and_no_text_becomes_a_control_token(real: Live
     assert shown["tokens"] == same["tokens"]
     assert ask("detokenize", tokens=[99999])["error"]["param"] == "tokens"
     assert ask("tokenize")["error"]["param"] == "prompt"
+
+
+def test_a_replica_that_dies_fails_what_it_wrote_and_the_next_answer_is_as_ever(real: LiveServer) -> None:
+    asked: dict[str, Any] = {"messages": HI, "seed": 7, "max_tokens": 20, "ignore_eos": True, "tool_choice": "none"}
+
+    def said(url: str, **more: Any) -> httpx.Response:
+        return httpx.post(f"{url}/v1/chat/completions", json=asked | more, timeout=60)
+
+    app = create_app(real.path, load=partial(ModelVoice, replicas=2))
+    before = set(multiprocessing.active_children())
+    with LiveServer(real.path, app=app) as live, ThreadPoolExecutor(1) as pool:
+        assert said(live.url).json()["choices"] == said(real.url).json()["choices"]
+        replicas = set(multiprocessing.active_children()) - before
+        for each in replicas:
+            os.kill(each.pid or 0, signal.SIGSTOP)  # or the answer would be there before they are dead
+        broken = pool.submit(said, live.url)
+        while not httpx.get(f"{live.url}/health").json()["answers"]:
+            time.sleep(0.01)
+        time.sleep(0.2)  # it has been handed on: what is told to the dead is lost too, but another way
+        for each in replicas:
+            os.kill(each.pid or 0, signal.SIGKILL)
+        assert broken.result().status_code == 500 and len(replicas) == 2
+        assert said(live.url).json()["choices"] == said(real.url).json()["choices"]
+        assert "liuli_answers_running 0" in httpx.get(f"{live.url}/metrics").text

@@ -111,6 +111,7 @@ def serve(
     compiled: Compiled = False,
     draft: Draft = "",
     prefix_int8: Annotated[bool, typer.Option("--prefix-int8", help="Remember more texts, inexactly.")] = False,
+    replicas: Annotated[int, typer.Option(min=0, help="Processes that write, for many at once: one a core.")] = 0,
     ends_with_input: Annotated[bool, typer.Option("--ends-with-input", hidden=True)] = False,
 ) -> None:
     """Open models as a web page and as an OpenAI-compatible API. MODEL:NAME is its adapter in MODEL/adapters/NAME.
@@ -125,7 +126,7 @@ def serve(
     def load(model: Path) -> Voice:
         from liuli.assistant.elsewhere import voice_of
 
-        how = sooner(weights, compiled, draft) | {"prefix_int8": prefix_int8}
+        how = sooner(weights, compiled, draft) | {"prefix_int8": prefix_int8, "replicas": replicas}
         return voice_of(engine, model, engine_url, name=engine_model, key=engine_key(), **how)
 
     if ends_with_input:

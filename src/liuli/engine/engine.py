@@ -25,6 +25,7 @@ from liuli.engine.cache import KeyValueCache
 from liuli.engine.constraints import check
 from liuli.engine.decode import Decoder
 from liuli.engine.quantise import Kind, check_kind
+from liuli.engine.replicas import Replicas
 from liuli.engine.sampling import Sampling, check_ids
 from liuli.engine.scheduler import PREFIX_BYTES, Scheduler, Stats
 from liuli.engine.speculate import MOST, Drafter
@@ -77,6 +78,10 @@ class Request:
     def stopped_by(self) -> StoppedBy | None:
         return self.tokens[-1].stopped_by if self.tokens else None
 
+    @property
+    def over(self) -> bool:
+        return self.failed is not None or self.stopped_by is not None
+
     def judge_drafts(self, drafted: int, accepted: int) -> None:
         """Remember how many of the drafted tokens came true."""
         if drafted:
@@ -93,7 +98,8 @@ class Engine:
     the machine multiplies it.
     compiled: fuse the step that writes, which takes some seconds the first time, a C++ compiler and a second copy of
     the matrices. drafter: what foretells tokens (speculate.py). prefix_bytes: memory for what streams have in common
-    with earlier ones; prefix_int8: keep it in bytes, two to four times as much of it, no longer exactly.
+    with earlier ones; prefix_int8: keep it in bytes, two to four times as much of it, no longer exactly. replicas: what
+    writes instead of this process.
     """
 
     def __init__(
@@ -107,6 +113,7 @@ class Engine:
         drafter: Drafter | None = None,
         prefix_bytes: int = PREFIX_BYTES,
         prefix_int8: bool = False,
+        replicas: Replicas | None = None,
     ) -> None:
         config = model.config
         if tokenizer.vocab_size > config.vocab_size:
@@ -118,8 +125,9 @@ class Engine:
         self.weights, self.compiled = weights, compiled
         self.prefix_bytes, self.prefix_int8 = prefix_bytes, prefix_int8
         self._decoder: Decoder | None = None
+        self.replicas = replicas
         self._streams: Scheduler | None = None
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()
         self.stops = frozenset(tokenizer.stops)
         self.bytes_of = [tokenizer.bytes_of(id) for id in range(tokenizer.vocab_size)]
         self.names = [tokenizer.decode([id]) for id in range(tokenizer.vocab_size)]  # as alternatives are shown
@@ -146,7 +154,7 @@ class Engine:
 
     @property
     def streams(self) -> Scheduler:
-        """What writes all streams together."""
+        """What writes all streams together, where no replicas do."""
         if self._streams is None:
             self._streams = Scheduler(
                 self, self.rows, self.context, prefix_bytes=self.prefix_bytes, prefix_int8=self.prefix_int8
@@ -156,7 +164,8 @@ class Engine:
     @property
     def stats(self) -> Stats:
         """What its streams have done so far."""
-        return Stats() if self._streams is None else self._streams.stats
+        writer = self._streams if self.replicas is None else self.replicas
+        return Stats() if writer is None else writer.stats
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -194,9 +203,10 @@ class Engine:
         nobody lags behind. What breaks there is raised for those alone whom it concerns.
         """
         request = self.request(prompt, sampling, **more)
+        writer = self.streams if self.replicas is None else self.replicas
         with self._turn:
-            self.streams.submit(request)
-            seen = self.stats.steps  # made when it last looked
+            writer.submit(request)
+            seen = writer.stats.steps  # made when it last looked
         try:
             for at in range(sampling.max_tokens):
                 while at == len(request.tokens):
@@ -204,17 +214,21 @@ class Engine:
                         raise request.failed
                     yield None
                     with self._turn:
-                        if at == len(request.tokens) and seen == self.stats.steps:
-                            self.streams.step()
-                        seen = self.stats.steps
+                        if at == len(request.tokens) and seen == writer.stats.steps:
+                            writer.step()
+                        seen = writer.stats.steps
                 yield request.tokens[at]
                 if request.tokens[at].stopped_by is not None:
                     return
         finally:
-            request.cancelled = True
+            with self._turn:
+                writer.cancel(request)
 
     def work(self, requests: Sequence[Request], then: Callable[[Request], Request | None] | None = None) -> None:
         """Write all answers. then: called with each finished request; may give a new one, which joins the batch."""
+        if self.replicas is not None:
+            self._hand_out(self.replicas, requests, then)
+            return
         waiting = deque(sorted(requests, key=lambda request: -len(request.prompt)))  # similar lengths side by side
         while waiting:
             # what `then` gives is longer than what it was called with: leave room, but not the whole of a long context
@@ -242,6 +256,31 @@ class Engine:
                 else:
                     too_long.append(more)
         return too_long
+
+    def _hand_out(
+        self, replicas: Replicas, requests: Sequence[Request], then: Callable[[Request], Request | None] | None
+    ) -> None:
+        """`work` by replicas, which may be writing streams as well."""
+        waiting = list(requests)
+        try:
+            with self._turn:
+                for request in requests:
+                    replicas.submit(request)
+            while waiting:
+                with self._turn:
+                    replicas.step()  # what it returns may be another thread's
+                over, waiting = [each for each in waiting if each.over], [each for each in waiting if not each.over]
+                for request in over:
+                    if request.failed is not None:
+                        raise request.failed
+                    if then is not None and (more := then(request)) is not None:
+                        waiting.append(more)
+                        with self._turn:
+                            replicas.submit(more)
+        finally:
+            with self._turn:
+                for request in waiting:
+                    replicas.cancel(request)
 
     def request(self, prompt: Sequence[int], sampling: Sampling, number: int = 0, **more: Any) -> Request:
         """Check a prompt and make it ready to run."""

@@ -13,6 +13,7 @@ from liuli.engine.answer import Answer
 from liuli.engine.chat import fit
 from liuli.engine.engine import Engine
 from liuli.engine.quantise import Kind
+from liuli.engine.replicas import Replicas
 from liuli.engine.sampling import Sampling
 from liuli.engine.speculate import Drafter, DraftModel, lookup
 from liuli.errors import UsageError
@@ -29,8 +30,9 @@ class Model:
     path: a model folder, or an adapter in one. device: default is the GPU where there is one, else the CPU. dtype:
     default is bfloat16 on a GPU, and with packed weights where the processor multiplies it; else float32, since on a
     CPU bfloat16 gains nothing where a single answer is written. draft: "lookup", or the folder of a smaller model with
-    the same tokenizer, foretells tokens. weights, how: of the Engine (compiled, prefix_int8). Raises LiuliError for a
-    folder that cannot be used so.
+    the same tokenizer, foretells tokens. replicas: so many processes write, each with its share of the cores; on a CPU
+    many answers of a small model are written sooner so, a single one later. weights, how: of the Engine (compiled,
+    prefix_int8). Raises LiuliError for a folder that cannot be used so.
     """
 
     def __init__(
@@ -41,10 +43,13 @@ class Model:
         *,
         weights: Kind | None = None,
         draft: str = "",
+        replicas: int = 0,
         **how: Any,
     ) -> None:
         self.path = Path(path)
         place = pick_device(device)
+        if replicas > 1 and place.type != "cpu":
+            raise UsageError(f"replicas share the cores of a CPU, not {place}", "replicas", "leave them out")
         narrow = place.type == "cuda" or (weights is not None and multiplies_bfloat16(place))
         kind = dtype or (torch.bfloat16 if narrow else torch.float32)
         base = base_of(self.path)
@@ -53,8 +58,12 @@ class Model:
             merge(self.transformer, self.path)
         self.tokenizer = Tokenizer.load(base)
         drafter = self._drafter(draft, place, kind) if draft else None
-        self.engine = Engine(self.transformer, self.tokenizer, weights=weights, drafter=drafter, **how)
-        if self.engine.compiled:
+        several = None
+        if replicas > 1:
+            several = Replicas(str(path), replicas, device="cpu", dtype=dtype, weights=weights, draft=draft, **how)
+        how |= {"weights": weights, "drafter": drafter, "replicas": several}
+        self.engine = Engine(self.transformer, self.tokenizer, **how)
+        if self.engine.compiled and several is None:
             self.engine.warm_up()
 
     def _drafter(self, draft: str, place: torch.device, kind: torch.dtype) -> Drafter:

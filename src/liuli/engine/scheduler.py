@@ -120,6 +120,10 @@ class Scheduler:
             request.arrival = next(self.arrivals)
         heapq.heappush(self.waiting, (-request.priority, request.arrival, request))
 
+    def cancel(self, request: Request) -> None:
+        """Nobody waits for this answer any more: it ends with the next step, if there is one."""
+        request.cancelled = True
+
     @torch.inference_mode()
     def step(self) -> list[Request]:
         """One token or more for every running request, and the first for new ones. Returns those that ended.

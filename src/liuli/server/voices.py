@@ -53,7 +53,7 @@ class Keeper:
         self._loaded: dict[ModelFile, Voice] = {}
         self._lent: list[ModelFile] = []  # one for each answer that is being written
         self._broken: set[tuple[Path, float]] = set()
-        self._found: tuple[tuple[float, ...], list[ModelFile]] = ((), [])  # in the run, and when it had changed last
+        self._found: tuple[tuple[float, ...], list[ModelFile]] = ((), [])  # here, and when it had changed last
 
     def newest(self) -> ModelFile | None:
         """The model to serve, or None before the first one exists; reads folder names only."""
@@ -137,15 +137,17 @@ class Keeper:
     def _all(self) -> list[ModelFile]:
         if self._elsewhere:
             return [self._elsewhere]
-        if self.run is None:
-            return [model_file(self.path)]
-        return [model for model in self._in_run(self.run) if (model.path, model.made) not in self._broken]
+        return [model for model in self._here() if (model.path, model.made) not in self._broken]
 
-    def _in_run(self, run: Path) -> list[ModelFile]:
-        """`models_in`, which reads dozens of files, only where something has changed: every answer asks."""
-        times = tuple(changed_at(path) for path in (run / "status.json", run, *folders_in(run)))
+    def _here(self) -> list[ModelFile]:
+        """The models of the folder or run; files are read only where something has changed, for every answer asks."""
+        if self.run:
+            places = [self.run / "status.json", self.run, *folders_in(self.run)]
+        else:
+            places = [self.path / "liuli.json", self.path / "config.json"]
+        times = tuple(map(changed_at, places))
         if times != self._found[0] or time.time() - max(times) < SETTLED_SECONDS:
-            self._found = times, models_in(run)
+            self._found = times, models_in(self.run) if self.run else [model_file(self.path)]
         return self._found[1]
 
     def _best(self, wanted: str) -> ModelFile | None:
