@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from liuli.engine import Constraint, Engine, Model, Sampling, reply_many
-from liuli.errors import UsageError
+from liuli.errors import LiuliError, UsageError
 from liuli.model import save
 from tests.engine.conftest import byte_tokenizer, make_model
 
@@ -55,9 +55,10 @@ def until(holds: Callable[[], bool], seconds: float = 60) -> bool:
     return found
 
 
-def processes() -> list[int]:
-    """The replicas of this process, by their numbers."""
-    return [each.pid or 0 for each in multiprocessing.active_children() if each.name == "liuli-replica"]
+def processes(engine: Engine) -> list[int]:
+    """The numbers of the processes that write."""
+    assert engine.replicas is not None
+    return [each.process.pid for each in engine.replicas.replicas]
 
 
 def lives(pid: int) -> bool:
@@ -112,7 +113,7 @@ def test_replicas_are_for_a_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_process_that_dies_fails_its_own_answers_alone(one: Engine, two: Engine) -> None:
-    victim = processes()[0]
+    victim = processes(two)[0]
     os.kill(victim, signal.SIGSTOP)  # so that it is still asked when it dies
     streams = [two.poll(prompt, SAMPLINGS[1]) for prompt in PROMPTS[:2]]
     said: list[list[int]] = [[], []]
@@ -130,15 +131,15 @@ def test_a_process_that_dies_fails_its_own_answers_alone(one: Engine, two: Engin
     assert said[1 - slow] == one.generate(PROMPTS[:2], SAMPLINGS[1])[1 - slow].ids
     expected = one.generate(PROMPTS, SAMPLINGS[0])
     assert [answer.ids for answer in two.generate(PROMPTS, SAMPLINGS[0])] == [answer.ids for answer in expected]
-    assert len(processes()) == 2
+    assert len(processes(two)) == 2
 
 
 def test_replicas_end_with_the_process_that_started_them(folder: Path) -> None:
     program = f"""
-import multiprocessing, os, signal
+import os, signal
 from liuli.engine import Model, Sampling
 model = Model({str(folder)!r}, "cpu", replicas=2)
-print(*(each.pid for each in multiprocessing.active_children()), flush=True)
+print(*(each.process.pid for each in model.engine.replicas.replicas), flush=True)
 model.engine.generate([[5], [6]], Sampling(max_tokens=3))
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -146,3 +147,21 @@ os.kill(os.getpid(), signal.SIGKILL)
     pids = [int(pid) for pid in done.stdout.split()]
     assert done.returncode == -signal.SIGKILL and len(pids) == 2, done.stderr
     assert until(lambda: not any(map(lives, pids)))
+
+
+def test_processes_that_cannot_begin_are_told_and_not_tried_for_ever(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    engine = Model(tmp_path / "model", "cpu", replicas=2).engine
+    (tmp_path / "model" / "model.safetensors").unlink()  # before they have read it
+    with pytest.raises((RuntimeError, LiuliError), match="died"):
+        engine.generate(PROMPTS, SAMPLINGS[0])
+    assert until(lambda: fails(engine))
+    with pytest.raises(LiuliError, match="no process could begin"):
+        engine.generate(PROMPTS, SAMPLINGS[0])
+
+
+def fails(engine: Engine) -> bool:
+    """Whether none is left, as the next step sees."""
+    assert engine.replicas is not None
+    engine.replicas.step()
+    return not engine.replicas.replicas

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import multiprocessing
 import os
 import signal
 import struct
@@ -413,18 +412,18 @@ def test_a_replica_that_dies_fails_what_it_wrote_and_the_next_answer_is_as_ever(
         return httpx.post(f"{url}/v1/chat/completions", json=asked | more, timeout=60)
 
     app = create_app(real.path, load=partial(ModelVoice, replicas=2))
-    before = set(multiprocessing.active_children())
     with LiveServer(real.path, app=app) as live, ThreadPoolExecutor(1) as pool:
         assert said(live.url).json()["choices"] == said(real.url).json()["choices"]
-        replicas = set(multiprocessing.active_children()) - before
-        for each in replicas:
-            os.kill(each.pid or 0, signal.SIGSTOP)  # or the answer would be there before they are dead
+        voice = app.state.desk.keeper.voice()[1]
+        processes = [each.process for each in voice.engine.replicas.replicas]
+        for each in processes:
+            os.kill(each.pid, signal.SIGSTOP)  # or the answer would be there before they are dead
         broken = pool.submit(said, live.url)
         while not httpx.get(f"{live.url}/health").json()["answers"]:
             time.sleep(0.01)
         time.sleep(0.2)  # it has been handed on: what is told to the dead is lost too, but another way
-        for each in replicas:
-            os.kill(each.pid or 0, signal.SIGKILL)
-        assert broken.result().status_code == 500 and len(replicas) == 2
+        for each in processes:
+            os.kill(each.pid, signal.SIGKILL)
+        assert broken.result().status_code == 500 and len(processes) == 2
         assert said(live.url).json()["choices"] == said(real.url).json()["choices"]
         assert "liuli_answers_running 0" in httpx.get(f"{live.url}/metrics").text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,8 @@ class Model:
     ) -> None:
         self.path = Path(path)
         place = pick_device(device)
-        if replicas > 1 and place.type != "cpu":
-            raise UsageError(f"replicas share the cores of a CPU, not {place}", "replicas", "leave them out")
+        if replicas > 1 and (place.type != "cpu" or os.name != "posix"):
+            raise UsageError("replicas share the cores of a CPU, under Linux or macOS", "replicas", "leave them out")
         narrow = place.type == "cuda" or (weights is not None and multiplies_bfloat16(place))
         kind = dtype or (torch.bfloat16 if narrow else torch.float32)
         base = base_of(self.path)

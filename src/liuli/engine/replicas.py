@@ -10,15 +10,17 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
-import multiprocessing
 import os
-import signal
+import subprocess
+import sys
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from operator import attrgetter
 from queue import SimpleQueue
@@ -29,15 +31,14 @@ import torch
 from liuli.engine.answer import Token
 from liuli.engine.cache import BLOCK
 from liuli.engine.scheduler import Stats
+from liuli.errors import LiuliError
 
 if TYPE_CHECKING:
     from liuli.engine.engine import Engine, Request
 
 LOG = logging.getLogger("liuli.engine")
 WAIT_SECONDS = 0.005  # for news, before who asked may look for something else to do
-PAUSE_SECONDS = (
-    0.001  # between two tellings of a replica, for each answer it writes; what begins or ends is told at once
-)
+PAUSE_SECONDS = 0.001  # between two tellings of a replica, for each answer that it writes
 ANSWER_TOKENS = 64  # an answer that is being written is as much work as reading so many tokens, roughly
 BLOCKS_REMEMBERED = 65_536
 _SENT = ("prompt", "sampling", "salt", "priority", "deadline", "conversation")  # of a request
@@ -48,9 +49,11 @@ _Inbox = SimpleQueue["tuple[int, Request | Exception | None]"]
 
 @dataclass(eq=False)
 class _Replica:
-    """A process, our end of the pipe to it, and what it was asked and has not ended."""
+    """A process, our end of the pipe to it, and what it was asked and has not ended. ready: it has its model."""
 
+    process: subprocess.Popen[bytes]
     pipe: Connection
+    ready: bool = False
     asked: dict[int, Request] = field(default_factory=dict)
     unsent: list[tuple[int, dict[str, Any] | None]] = field(default_factory=list)  # questions, and cancellations
 
@@ -59,7 +62,8 @@ class Replicas:
     """`count` processes that have each an engine of the model folder `path`. how: of `Model`.
 
     A request goes where least is to be done for it: where few are being answered, or its beginning was read before. One
-    of a process that dies fails, and another process begins.
+    of a process that dies fails, and another process begins. They read the folder; what changes in the weights of this
+    process they do not see.
     """
 
     def __init__(self, path: str, count: int, **how: Any) -> None:
@@ -68,13 +72,16 @@ class Replicas:
         self._read: OrderedDict[int, _Replica] = OrderedDict()  # who read the tokens up to the end of a block last
         self.stats = Stats()
         self.replicas = [self._begin() for _ in range(count)]
+        weakref.finalize(self, _end, self.replicas)
 
     def __len__(self) -> int:
         """How many requests are being answered or waited for."""
         return sum(len(replica.asked) for replica in self.replicas)
 
     def submit(self, request: Request) -> None:
-        """Take a request that has been checked."""
+        """Take a request that has been checked. Raises LiuliError where no process could begin."""
+        if not self.replicas:
+            raise LiuliError("no process could begin that writes", "replicas", "what it said stands above")
         blocks = list(_chain(request.prompt, request.salt))
         known = {}
         for count, block in enumerate(blocks, 1):
@@ -116,11 +123,15 @@ class Replicas:
             self._send()  # there may be no step for a long time
 
     def _begin(self) -> _Replica:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        context.Process(target=_live, args=(theirs, *self._given), name="liuli-replica", daemon=True).start()
+        """A new process. It is not multiprocessing's, which would run the user's own program once more in it."""
+        ours, theirs = Pipe()
+        command = [sys.executable, "-P", "-c", f"from {__name__} import live; live({theirs.fileno()})"]
+        found = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        # a session of its own: Ctrl-C is for who answers people
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=found, start_new_session=True)
         theirs.close()  # or its end would not be seen
-        return _Replica(ours)
+        ours.send(self._given)
+        return _Replica(process, ours)
 
     def _send(self) -> None:
         """Together: to wake a process once is as much work as to ask it a few questions."""
@@ -134,6 +145,7 @@ class Replicas:
         self, replica: _Replica, news: list[tuple[int, list[tuple[Any, ...]], str]], counted: Sequence[int]
     ) -> Iterator[Request]:
         """Hand on what a replica told; yields what has ended."""
+        replica.ready = True
         for name, more in zip(_COUNTED, counted, strict=True):
             setattr(self.stats, name, getattr(self.stats, name) + more)
         for number, tokens, failed in news:
@@ -148,15 +160,24 @@ class Replicas:
                 yield request
 
     def _replace(self, gone: _Replica) -> list[Request]:
-        """Another process in the place of one that died; what that one was writing fails."""
-        LOG.error("a process that wrote answers died; a new one begins")
+        """Another process in the place of one that died, unless it died before it could write; what it had to write
+        fails."""
+        LOG.error("a process that wrote answers died")
         failed = list(gone.asked.values())
         for request in failed:
             request.failed = RuntimeError("the process that wrote this answer died")
-        gone.pipe.close()
+        _end([gone])
         self._read.clear()
-        self.replicas[self.replicas.index(gone)] = self._begin()
+        at = self.replicas.index(gone)
+        self.replicas[at : at + 1] = [self._begin()] if gone.ready else []
         return failed
+
+
+def _end(replicas: list[_Replica]) -> None:
+    for replica in replicas:
+        replica.pipe.close()
+        replica.process.kill()  # it keeps nothing, and may still be busy with beginning
+        replica.process.wait()
 
 
 def _chain(tokens: Sequence[int], salt: str) -> Iterator[int]:
@@ -169,17 +190,19 @@ def _chain(tokens: Sequence[int], salt: str) -> Iterator[int]:
 # --- in a process of its own
 
 
-def _live(pipe: Connection, path: str, threads: int, how: dict[str, Any]) -> None:
+def live(pipe_number: int) -> None:
     """What a replica does, until the process that started it closes the pipe, or ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that answers people
     from liuli.engine.loaded import Model
 
+    pipe = Connection(pipe_number)
+    path, threads, how = pipe.recv()
     torch.set_num_threads(threads)
     engine = Model(path, **how).engine
     gc.freeze()  # as the server does with what stays
     inbox = _Inbox()
     threading.Thread(target=_receive, args=(pipe, engine, inbox), daemon=True).start()
     with suppress(OSError):  # nobody listens any more
+        pipe.send(([], [0] * len(_COUNTED)))
         _Writer(pipe, engine, inbox).work()
 
 
