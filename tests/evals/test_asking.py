@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import sys
 from collections import Counter
@@ -209,31 +208,6 @@ def test_eval_of_a_folder_measures_everything_and_writes_what_it_returns(folder:
     assert {"speed", "talk", "headline", "mistakes", "model", "machine", "versions"} <= figures.keys()
     with pytest.raises(UsageError):
         evaluate(folder, curriculum=tmp_path)
-
-
-def test_an_examination_by_two_processes_finds_what_one_finds(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lines = [item(s, n, language) for s in ("a", "b") for n in range(9) for language in ("en", "zh")]
-    (tmp_path / "eval.jsonl").write_text("".join(json.dumps(i) + "\n" for i in lines))
-    monkeypatch.setattr(sys.modules["liuli.evals.evaluate"], "speed", lambda engine, seconds: {})
-    found = []
-    for replicas in (1, 2):
-        monkeypatch.setattr(sys.modules["liuli.evals.evaluate"], "replicas_for", lambda *_, n=replicas: n)
-        found.append(evaluate(folder, curriculum=tmp_path, rival=folder, seconds=30))
-    one, two = found
-    assert one["asked"] == two["asked"] == {"asked": 36, "of": 36}
-    assert one["skills"] == two["skills"] and one["versus"]["asked"] == two["versus"]["asked"] > 100
-    for language in ("en", "zh"):  # an answer that is drawn may differ after a tie of the last bit
-        assert one["talk"][language]["length"] == pytest.approx(two["talk"][language]["length"], rel=0.1)
-
-
-@pytest.mark.parametrize(("seconds", "wanted"), [(5, 1), (60, 2), (math.inf, 1)])
-def test_processes_are_many_only_where_there_is_time_and_an_end_of_it(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, wanted: int
-) -> None:
-    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
-    assert sys.modules["liuli.evals.evaluate"].replicas_for(Model(folder, "cpu").engine, seconds) == wanted
 
 
 def test_the_command_prints_tables_or_one_json_object(folder: Path, tmp_path: Path) -> None:

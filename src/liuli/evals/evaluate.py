@@ -20,8 +20,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import torch
-
 from liuli.curriculum import seed_of
 from liuli.engine import Engine, Model
 from liuli.errors import UsageError
@@ -36,9 +34,6 @@ from liuli.model import parameter_count
 from liuli.text import Document, read_documents, render
 
 TEXT_BYTES = 1_000_000  # of each language, enough for the third digit of bits per byte
-SMALL = 30_000_000  # parameters: a product of such a model is too small to be divided between cores
-LONG_SECONDS = 30  # of an examination: a process begins in three
-MOST_REPLICAS = 4  # each takes half a gigabyte
 TALKS = 48  # prompts of each language for the talk figures
 SHOWN = 8  # conversations kept as examples, and as mistakes
 GREETINGS = {"en": ("Hello!", "Tell me a story.", "Who are you?"), "zh": ("你好！", "讲一个故事。", "你是谁？")}
@@ -77,8 +72,6 @@ def evaluate(
     figures: dict[str, Any] = {"model": describe(folder, engine)}
     progress("speed", 0, 1)
     figures["speed"] = speed(engine, seconds=min(3.0, 0.1 * budget))
-    replicas = replicas_for(engine, budget) if items else 1
-    asked = engine if replicas == 1 else Model(folder, device, replicas=replicas).engine
     if texts:
         progress("text", 0, 1)
         figures["bits"] = read_aloud(engine, texts, 0.15 * budget)
@@ -89,13 +82,12 @@ def evaluate(
     if rival is not None:
         progress("versus", 0, 1)
         classroom, count = seed_of(Path(curriculum)) if curriculum else 0, int(max(2, min(12, budget / 4)))
-        other = Model(rival, device, replicas=replicas).engine
-        figures["versus"] = compare(other, asked, count=count, classroom=classroom)
+        figures["versus"] = compare(Model(rival, device).engine, engine, count=count, classroom=classroom)
     progress("talk", 0, 1)
-    figures["talk"] = talk_by_language(asked, items, min(left(), 0.15 * budget) if items else left())
+    figures["talk"] = talk_by_language(engine, items, min(left(), 0.15 * budget) if items else left())
     if items:
         results = ask_all(
-            asked, items, limit=limit, seconds=left(), progress=lambda done, total: progress("skills", done, total)
+            engine, items, limit=limit, seconds=left(), progress=lambda done, total: progress("skills", done, total)
         )
         figures["skills"] = table(results)
         figures["headline"] = headline(figures["skills"])
@@ -105,16 +97,6 @@ def evaluate(
     if out is not None:
         write_json(Path(out) / "eval.json", figures)
     return figures
-
-
-def replicas_for(engine: Engine, seconds: float) -> int:
-    """How many processes get through most questions in so many seconds: one a core of a CPU, for small models.
-
-    One where time is no limit: what they write depends, in its last bit, on who is written beside whom.
-    """
-    small = parameter_count(engine.model.config)["total"] <= SMALL
-    pays = engine.device.type == "cpu" and os.name == "posix" and small and LONG_SECONDS <= seconds < math.inf
-    return min(MOST_REPLICAS, torch.get_num_threads()) if pays else 1
 
 
 def read_aloud(engine: Engine, texts: Sequence[str | Path | Document], seconds: float) -> dict[str, Any]:
