@@ -113,12 +113,12 @@ def test_limits_and_memory_are_options_of_the_command(tmp_path: Path, monkeypatc
     told: list[dict[str, object]] = []
     monkeypatch.setattr("liuli.server.serve", lambda path, **options: told.append(options))
     monkeypatch.setattr("liuli.assistant.elsewhere.voice_of", lambda *_, **how: told.append(how))
-    for arguments in ([], ["--seconds-per-answer", "9", "--prefix-int8"]):
+    for arguments in ([], ["--seconds-per-answer", "9", "--prefix-int8", "--replicas", "2"]):
         done = CliRunner().invoke(command, ["serve", str(make_model(tmp_path / str(len(arguments)))), *arguments])
         assert done.exit_code == 0, done.output
         told[-1]["load"](tmp_path)  # type: ignore[operator]
     assert [told[at]["seconds"] for at in (0, 2)] == [0, 9]
-    assert [told[at]["prefix_int8"] for at in (1, 3)] == [False, True]
+    assert [(told[at]["prefix_int8"], told[at]["replicas"]) for at in (1, 3)] == [(False, 0), (True, 2)]
 
 
 def test_every_answer_carries_the_policy_and_no_file_outside_is_served(live: LiveServer) -> None:

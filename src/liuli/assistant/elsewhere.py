@@ -76,7 +76,7 @@ def voice_of(
             raise UsageError(f"the engine {engine} is no server", "--engine-url", "leave it out, or name --engine vllm")
         raise UsageError(f"where is the {engine} server?", "--engine", "--engine-url http://127.0.0.1:8000")
     if engine != "liuli" and any(how.values()):
-        options = "--weights, --compiled, --draft, --prefix-int8"
+        options = "--weights, --compiled, --draft, --prefix-int8, --replicas"
         raise UsageError(f"the engine {engine} writes in its own way", options, "leave it out")
     match engine:
         case "vllm":

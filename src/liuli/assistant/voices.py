@@ -71,7 +71,8 @@ class EngineVoice:
 
 
 class ModelVoice(EngineVoice):
-    """A model folder behind our engine: its weights are here. how: weights, compiled, draft, prefix_int8 of Model."""
+    """A model folder behind our engine: its weights are here. how: weights, compiled, draft, prefix_int8, replicas of
+    Model."""
 
     engine: Engine
 
