@@ -7,8 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from liuli.engine import Constraint, Engine, Model, Sampling, reply_many
 from liuli.errors import LiuliError, UsageError
 from liuli.model import save
 from tests.engine.conftest import byte_tokenizer, make_model
+from tests.server.scripted import until
 
 PROMPTS = [[20 + at, 30, 40, 50 + at] for at in range(12)]
 SAMPLINGS = [
@@ -46,13 +45,6 @@ def one(folder: Path) -> Engine:
 @pytest.fixture(scope="module")
 def two(folder: Path) -> Engine:
     return Model(folder, "cpu", replicas=2).engine
-
-
-def until(holds: Callable[[], bool], seconds: float = 60) -> bool:
-    end = time.monotonic() + seconds
-    while not (found := holds()) and time.monotonic() < end:
-        time.sleep(0.02)
-    return found
 
 
 def processes(engine: Engine) -> list[int]:
@@ -98,7 +90,7 @@ def test_an_answer_goes_where_its_beginning_was_read(two: Engine) -> None:
 
 def test_an_answer_that_nobody_waits_for_ends(two: Engine) -> None:
     stream = two.poll(PROMPTS[0], Sampling(1.0, max_tokens=400, ignore_eos=True, seed=0))
-    assert until(lambda: next(stream) is not None)
+    until(lambda: next(stream) is not None)
     stream.close()
     assert two.replicas is not None and len(two.replicas) == 0
     written = two.stats.written
@@ -123,7 +115,7 @@ def test_a_process_that_dies_fails_its_own_answers_alone(one: Engine, two: Engin
             tokens += [token.id for token in [next(stream, None)] if token]
         return any(len(tokens) == 20 for tokens in said)
 
-    assert until(listen)
+    until(listen)
     os.kill(victim, signal.SIGKILL)
     slow = min(range(2), key=lambda at: len(said[at]))
     with pytest.raises(RuntimeError, match="died"):
@@ -146,7 +138,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     pids = [int(pid) for pid in done.stdout.split()]
     assert done.returncode == -signal.SIGKILL and len(pids) == 2, done.stderr
-    assert until(lambda: not any(map(lives, pids)))
+    until(lambda: not any(map(lives, pids)))
 
 
 def test_processes_that_cannot_begin_are_told_and_not_tried_for_ever(folder: Path, tmp_path: Path) -> None:
@@ -155,7 +147,7 @@ def test_processes_that_cannot_begin_are_told_and_not_tried_for_ever(folder: Pat
     (tmp_path / "model" / "model.safetensors").unlink()  # before they have read it
     with pytest.raises((RuntimeError, LiuliError), match="died"):
         engine.generate(PROMPTS, SAMPLINGS[0])
-    assert until(lambda: fails(engine))
+    until(lambda: fails(engine))
     with pytest.raises(LiuliError, match="no process could begin"):
         engine.generate(PROMPTS, SAMPLINGS[0])
 

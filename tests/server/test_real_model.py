@@ -26,7 +26,7 @@ from liuli.assistant import Store
 from liuli.assistant.voices import ModelVoice
 from liuli.server.app import create_app
 from liuli.server.keys import Keys
-from tests.server.scripted import LiveServer
+from tests.server.scripted import LiveServer, until
 from tests.server.test_openai_api import WEATHER
 
 HI = [{"role": "user", "content": "你好 hello 7"}]
@@ -419,9 +419,7 @@ def test_a_replica_that_dies_fails_what_it_wrote_and_the_next_answer_is_as_ever(
         for each in processes:
             os.kill(each.pid, signal.SIGSTOP)  # or the answer would be there before they are dead
         broken = pool.submit(said, live.url)
-        while not httpx.get(f"{live.url}/health").json()["answers"]:
-            time.sleep(0.01)
-        time.sleep(0.2)  # it has been handed on: what is told to the dead is lost too, but another way
+        until(lambda: httpx.get(f"{live.url}/health").json()["answers"])
         for each in processes:
             os.kill(each.pid, signal.SIGKILL)
         assert broken.result().status_code == 500 and len(processes) == 2

@@ -127,7 +127,7 @@ class Engine:
         self._decoder: Decoder | None = None
         self.replicas = replicas
         self._streams: Scheduler | None = None
-        self._turn = threading.RLock()
+        self._turn = threading.RLock()  # held in a step, where a stream that nobody holds any more may be closed
         self.stops = frozenset(tokenizer.stops)
         self.bytes_of = [tokenizer.bytes_of(id) for id in range(tokenizer.vocab_size)]
         self.names = [tokenizer.decode([id]) for id in range(tokenizer.vocab_size)]  # as alternatives are shown

@@ -31,9 +31,9 @@ class Model:
     path: a model folder, or an adapter in one. device: default is the GPU where there is one, else the CPU. dtype:
     default is bfloat16 on a GPU, and with packed weights where the processor multiplies it; else float32, since on a
     CPU bfloat16 gains nothing where a single answer is written. draft: "lookup", or the folder of a smaller model with
-    the same tokenizer, foretells tokens. replicas: so many processes write, each with its share of the cores; on a CPU
-    many answers of a small model are written sooner so, a single one later. weights, how: of the Engine (compiled,
-    prefix_int8). Raises LiuliError for a folder that cannot be used so.
+    the same tokenizer, foretells tokens. replicas: so many processes write, each with its share of a CPU's cores (fewer
+    than two: this one does); many answers of a small model are written sooner so. weights, how: of the Engine
+    (compiled, prefix_int8). Raises LiuliError for a folder that cannot be used so.
     """
 
     def __init__(
